@@ -1,0 +1,238 @@
+"""The configuration: frozen, keyword-only, validated, with unknown keys refused by name."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mess.errors import ConfigError, nearest
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where images and masks come from, and how training images are varied."""
+
+    kind: str = "shapes"
+    root: Path | None = None
+    size: tuple[Count, Count] = (96, 128)
+    """Height and width in pixels; every figure is at this size."""
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the train split held out to watch training; the calibration split never is."""
+    shapes: tuple[Count, Count, Count] = (480, 240, 240)
+    """Images that `shapes` draws for train, calibration and test."""
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Side of the random crop as a share of `size`."""
+    flip: Share = 0.5
+    jitter: Share = 0.0
+    """Strength of colour jitter (brightness, contrast, saturation; a tenth of it in hue)."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Data-loading processes."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DataConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is [smallest, largest], got {list(self.scale)}")
+        return self
+
+
+class BackboneConfig(_Section):
+    """The network to start from."""
+
+    name: str = "mobilenet_v2"
+    weights: str = "none"
+    """"none", "torchvision" (its download) or a safetensors file."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the backbone's factory, such as `width` of mobilenet_v2."""
+
+
+class ExitsConfig(_Section):
+    """The candidate exits (MESS paper, §4.1 and Eq. 1)."""
+
+    points: int | tuple[str, ...] = 6
+    """N, the final point included; or the names of the early blocks."""
+    crm: tuple[Count, ...] = (1, 2, 4, 8)
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3)
+    rdi: tuple[bool, ...] = (False, True)
+    heads: tuple[str, ...] = ("fcn", "dlb")
+    dlb_channels: Count = 256
+    max_exit_cost: Positive = 1.0
+    """Most that backbone up to the exit plus the exit may cost, in baselines."""
+
+    @model_validator(mode="after")
+    def _points(self) -> ExitsConfig:
+        if isinstance(self.points, int) and self.points < 1:
+            raise ValueError(f"points counts the final exit too and is at least 1, got {self.points}")
+        return self
+
+
+class StageConfig(_Section):
+    """One training stage: SGD with the poly schedule (MESS supplement, §2.3)."""
+
+    iterations: Count = 60_000
+    learning_rate: Positive = 0.02
+    head_learning_rate: Positive | None = None
+    """Rate of the segmentation heads in stage 1; the backbone's where it is not set."""
+
+
+class Stage1Config(StageConfig):
+    exit_dropout: Literal["round-robin", "modulo"] = "round-robin"
+    """Which early exits an iteration trains: one in turn, or Eq. 2 to the letter."""
+
+
+class Stage2Config(StageConfig):
+    alpha: Share = 0.5
+    """Weight of the cross-entropy in positive filtering distillation (Eq. 3)."""
+    pixel_stride: Count = 1
+    """Loss on every n-th row and column of the label map, from a random offset each iteration."""
+
+
+class TrainingConfig(_Section):
+    scheme: Literal["two-stage"] = "two-stage"
+    batch_size: Annotated[int, Field(ge=2)] = 8
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    poly_power: Positive = 0.9
+    checkpoint_minutes: Positive = 2.0
+    stage1: Stage1Config = Field(default_factory=Stage1Config)
+    stage2: Stage2Config = Field(default_factory=Stage2Config)
+
+
+class MemoiseConfig(_Section):
+    """What the prediction cache keeps beside the counts."""
+
+    pixel_thresholds: tuple[Share, ...] = (0.5, 0.7, 0.8, 0.9)
+    confidences: tuple[Literal["top1", "entropy"], ...] = ("top1",)
+    edges: tuple[bool, ...] = (False, True)
+    label_maps: bool = True
+    confidence_maps: tuple[str, ...] = ()
+    batch_size: Count = 8
+
+    @model_validator(mode="after")
+    def _some_signal(self) -> MemoiseConfig:
+        for name in ("pixel_thresholds", "confidences", "edges"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"{name} is empty; an exit needs at least one signal")
+            if _distinct(values) != values:
+                raise ValueError(f"{name} repeats a value: {list(values)}")
+        return self
+
+
+class Config(_Section):
+    """Everything a run depends on; written to RUN/config.toml as it was resolved."""
+
+    seed: int = 0
+    data: DataConfig = Field(default_factory=DataConfig)
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    exits: ExitsConfig = Field(default_factory=ExitsConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    memoise: MemoiseConfig = Field(default_factory=MemoiseConfig)
+
+    def to_toml(self) -> str:
+        """The configuration as TOML that `load_config` reads back unchanged."""
+        return "".join(_toml_lines(self.model_dump(mode="json", exclude_none=True), ()))
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    files = resources.files("mess.configs").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def load_config(source: str | Path = "quickstart", overrides: Sequence[str] = ()) -> Config:
+    """Read a shipped configuration by name, or a TOML file, and apply `KEY=VALUE` overrides.
+
+    Keys are dotted (`training.stage1.iterations=100`); values are TOML, and a bare word is a
+    string. Raises ConfigError that names the key, the value and the known keys.
+    """
+    values = _read(source)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set takes KEY=VALUE, got {override!r}.")
+        _assign(values, key.strip().split("."), _toml_value(text.strip()))
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Validate nested plain values; raises ConfigError with one line for each fault."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault) for fault in error.errors())) from None
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix == ".toml":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigError(f"configuration file {path} does not exist.") from None
+    else:
+        shipped = shipped_configs()
+        if str(source) not in shipped:
+            raise ConfigError(
+                f"no configuration is named {str(source)!r}; {nearest(str(source), shipped)} "
+                "A file of your own ends in .toml."
+            )
+        text = (resources.files("mess.configs") / f"{source}.toml").read_text(encoding="utf-8")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}.") from None
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {'.'.join(keys)}: {key} holds a value, not a section.")
+    values[keys[-1]] = value
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(fault: Any) -> str:
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in fault["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown configuration key {location!r}; {nearest(str(fault['loc'][-1]), section.model_fields)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{location} = {fault['input']!r}: {message}."
+
+
+def _toml_lines(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    plain = {k: v for k, v in values.items() if not isinstance(v, dict)}
+    lines = [f"\n[{'.'.join(path)}]\n"] if path and plain else []
+    lines += [f"{key} = {json.dumps(value)}\n" for key, value in plain.items()]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _toml_lines(value, (*path, key))
+    return lines

@@ -1,0 +1,70 @@
+"""Reading images and masks, and the one preprocessing that training, memoising and bundles share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mess.errors import DataError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet statistics of RGB in [0, 1], which every torchvision backbone expects."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An RGB image, shape (H, W, 3)."""
+    return np.asarray(_open(path, "image").convert("RGB"))
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """A mask of class ids, shape (H, W); palette images give their indices."""
+    mask = _open(path, "mask")
+    if mask.mode not in ("L", "P"):
+        raise DataError(
+            f"mask {path} has mode {mask.mode}; masks are 8-bit single-channel class ids. "
+            "Convert it to mode L or P."
+        )
+    return np.asarray(mask)
+
+
+def resize_image(image_HW3: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bilinear with antialiasing, to `size` = (height, width)."""
+    if image_HW3.shape[:2] == tuple(size):
+        return image_HW3
+    height, width = size
+    resized = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def resize_mask(mask_HW: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Nearest neighbour, to `size` = (height, width): class ids are never mixed."""
+    if mask_HW.shape == tuple(size):
+        return mask_HW
+    height, width = size
+    return np.asarray(Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST))
+
+
+def normalise(
+    image_HW3: NDArray[np.uint8],
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+) -> NDArray[np.float32]:
+    """uint8 RGB to the network's input, shape (3, H, W), float32, zero mean and unit deviation."""
+    scaled = image_HW3.astype(np.float32) / np.float32(255)
+    normalised = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def _open(path: Path, kind: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise DataError(f"{kind} {path} does not exist.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"{kind} {path} cannot be read: {error}. Replace or remove it.") from error

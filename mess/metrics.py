@@ -1,0 +1,30 @@
+"""Segmentation accuracy from sufficient statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def iou(intersection: ArrayLike, predicted: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
+    """Per-class IoU from dataset-level pixel counts, each shape (..., C), void left out.
+
+    A class with an empty union is NaN.
+    """
+    hits = np.asarray(intersection, dtype=np.float64)
+    union = np.asarray(predicted, dtype=np.float64) + np.asarray(label, dtype=np.float64) - hits
+    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+
+
+def mean_iou(
+    intersection: ArrayLike, predicted: ArrayLike, label: ArrayLike
+) -> NDArray[np.float64] | np.float64:
+    """Mean IoU over the classes with a non-zero union; NaN where no class has one.
+
+    Counts are summed over the images first: mIoU is a ratio of sums and is not additive.
+    """
+    per_class = iou(intersection, predicted, label)
+    present = ~np.isnan(per_class)
+    count = present.sum(axis=-1)
+    total = np.where(present, per_class, 0.0).sum(axis=-1)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)[()]
