@@ -76,6 +76,8 @@ class ExitsConfig(_Section):
     dlb_channels: Count = 256
     max_exit_cost: Positive = 1.0
     """Most that backbone up to the exit plus the exit may cost, in baselines."""
+    max_exit_share: Positive | None = None
+    """Most that the exit alone may cost, in baselines; no limit where it is not set."""
 
     @model_validator(mode="after")
     def _points(self) -> ExitsConfig:

@@ -1,0 +1,55 @@
+"""Backbones by name; adding one is a factory and a line in `BACKBONES`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from mess.backbones.base import Backbone
+from mess.backbones.mobilenet import segmentation_mobilenet_v2
+from mess.backbones.resnet import deeplabv3_resnet50, deeplabv3_resnet101, drn50
+from mess.config import BackboneConfig
+from mess.errors import ConfigError, nearest
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "mobilenet_v2": segmentation_mobilenet_v2,
+    "drn50": drn50,
+    "deeplabv3_resnet50": deeplabv3_resnet50,
+    "deeplabv3_resnet101": deeplabv3_resnet101,
+}
+
+
+def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
+    """The configured backbone for `num_classes` classes.
+
+    Raises ConfigError for an unknown name, factory or option, WeightsError for weights that do
+    not fit.
+    """
+    factory = _factory(config.name)
+    try:
+        backbone = factory(num_classes, weights=config.weights, **config.options)
+    except TypeError as error:
+        raise ConfigError(
+            f"backbone {config.name!r} does not take the options {config.options}: {error}."
+        ) from error
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"backbone {config.name!r} returned {type(backbone).__name__}; a factory returns "
+            "mess.backbones.base.Backbone."
+        )
+    return backbone
+
+
+def _factory(name: str) -> Callable[..., Backbone]:
+    if name in BACKBONES:
+        return BACKBONES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"no backbone is named {name!r}; {nearest(name, BACKBONES)} "
+            "One of your own is package.module:factory."
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"backbone {name!r} cannot be imported: {error}.") from error

@@ -1,0 +1,73 @@
+"""Data sets for training, calibration and test, each behind the same few methods."""
+
+from __future__ import annotations
+
+from mess.config import DataConfig
+from mess.data.base import VOID, ClassTable, SegmentationData, generator
+from mess.data.coco import Coco
+from mess.data.folder import Folder
+from mess.data.loader import evaluation_loader, training_loader
+from mess.data.sbd import Sbd
+from mess.data.sets import Draws, EvaluationSet, TrainingSet
+from mess.data.shapes import Shapes
+from mess.data.voc import Voc
+from mess.errors import ConfigError, DataError, nearest
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "VOID",
+    "ClassTable",
+    "Draws",
+    "EvaluationSet",
+    "SegmentationData",
+    "TrainingSet",
+    "evaluation_loader",
+    "open_split",
+    "training_loader",
+]
+
+DATASETS: dict[str, type[SegmentationData]] = {
+    "shapes": Shapes,
+    "folder": Folder,
+    "voc": Voc,
+    "sbd": Sbd,
+    "coco": Coco,
+}
+"""`data.kind` to its class; a new data set is one class and one line here."""
+
+SPLITS = ("train", "holdout", "calibration", "test")
+
+_HOLDOUT_KEY = 7
+
+
+def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
+    """One split of the configured data set.
+
+    "holdout" is the share `config.holdout` of the train images, drawn by `seed`; "train" is the
+    rest. "calibration" and "test" are the data set's own. Raises ConfigError for an unknown kind or
+    split, DataError for an empty split or a fault in the data set.
+    """
+    if config.kind not in DATASETS:
+        raise ConfigError(
+            f"data.kind = {config.kind!r} is unknown; {nearest(config.kind, DATASETS)}"
+        )
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r} is unknown; {nearest(split, SPLITS)}")
+    kind = DATASETS[config.kind]
+    if split not in ("train", "holdout"):
+        return kind.open(config, split, seed)
+    whole = kind.open(config, "train", seed)
+    count = round(config.holdout * len(whole))
+    if split == "holdout" and not count:
+        raise DataError(
+            f"the holdout of {config.holdout} of {len(whole)} train images is empty; "
+            "raise data.holdout."
+        )
+    if count == len(whole):
+        raise DataError(
+            f"data.holdout = {config.holdout} takes all {len(whole)} train images; lower it."
+        )
+    held = set(generator(seed, _HOLDOUT_KEY).permutation(len(whole))[:count].tolist())
+    chosen = [i for i in range(len(whole)) if (i in held) == (split == "holdout")]
+    return whole.select(chosen, f"{split} of {whole.where}")

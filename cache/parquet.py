@@ -1,0 +1,59 @@
+"""Reading and writing one Parquet file; the only import of pyarrow beside the schemas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mess.errors import CacheError
+from mess.files import atomic_path
+
+_FACTS = b"mess"
+
+
+def write_rows(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write rows atomically; `facts` (JSON) go into the file's own metadata."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    if facts is not None:
+        table = table.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(
+    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a file of `schema`, or some of its columns; raises CacheError that names the file."""
+    try:
+        table = pq.read_table(path, columns=list(columns) if columns else None)
+    except FileNotFoundError:
+        raise CacheError(f"{path} does not exist.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CacheError(f"{path} is damaged: {error}. Delete it and memoise again.") from error
+    wanted = [schema.field(name) for name in (columns or schema.names)]
+    if not table.schema.remove_metadata().equals(pa.schema(wanted)):
+        raise CacheError(
+            f"{path} has another schema than this version writes; run `mess memoise` again."
+        )
+    return table
+
+
+def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """All rows of a small file."""
+    return read_table(path, schema).to_pylist()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts that `write_rows` stored beside the rows."""
+    metadata = pq.read_schema(path).metadata or {}
+    return json.loads(metadata[_FACTS])

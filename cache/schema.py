@@ -1,0 +1,75 @@
+"""Schemas of every Parquet file a run holds; users open them with pandas, DuckDB or Polars."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    # Parquet renames a list's child to "element"; declaring it keeps the schema equal both ways.
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+EXITS = pa.schema(
+    [
+        pa.field("exit_id", pa.string(), nullable=False),
+        pa.field("point", pa.int32(), nullable=False),
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("crm", pa.int32()),
+        pa.field("blocks", pa.int32()),
+        pa.field("rdi", pa.bool_()),
+        pa.field("head", pa.string()),
+        pa.field("exit_macs", pa.int64(), nullable=False),
+        pa.field("backbone_macs", pa.int64(), nullable=False),
+        pa.field("params", pa.int64(), nullable=False),
+        pa.field("backbone_params", pa.int64(), nullable=False),
+        pa.field("output_stride", pa.int32(), nullable=False),
+        pa.field("channels", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+    ]
+)
+"""The architecture columns are null for the network's own head."""
+
+IMAGES = _schema(
+    image_id=pa.string(), height=pa.int32(), width=pa.int32(), label=_list(pa.int32())
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("exit_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("intersection", _list(pa.int32()), nullable=False),
+        pa.field("predicted", _list(pa.int32()), nullable=False),
+        pa.field("agreement", pa.int32(), nullable=False),
+        pa.field("signals", _list(pa.float32()), nullable=False),
+        pa.field("label_map", pa.binary()),
+        pa.field("confidence_map", pa.binary()),
+    ]
+)
+"""The maps are null where they were not asked for."""
+
+LATENCY = _schema(
+    kind=pa.string(),
+    name=pa.string(),
+    median_ms=pa.float64(),
+    p90_ms=pa.float64(),
+    min_ms=pa.float64(),
+    rounds=pa.int32(),
+)
+
+FRONT = pa.schema(
+    [
+        pa.field("miou", pa.float64(), nullable=False),
+        pa.field("macs", pa.float64(), nullable=False),
+        pa.field("latency_ms", pa.float64()),
+        pa.field("params", pa.float64(), nullable=False),
+        pa.field("configuration", pa.string(), nullable=False),
+        pa.field("proven", pa.bool_(), nullable=False),
+    ]
+)

@@ -1,0 +1,67 @@
+"""torch data loaders over the sets, with worker processes where configured."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from mess.config import DataConfig
+from mess.data.base import SegmentationData
+from mess.data.sets import Draws, EvaluationSet, Item, TrainingSet
+
+
+def training_loader(
+    data: SegmentationData,
+    config: DataConfig,
+    *,
+    seed: int,
+    iterations: int,
+    batch_size: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Item]:
+    """One pass over iterations `start`..`iterations`-1 of augmented batches.
+
+    A batch is image (B, 3, h, w) float32, label (B, h, w) int64 and index (B,), with (h, w) the
+    `crop_size` of TrainingSet. Batches depend on seed and iteration, not on the workers.
+    """
+    draws = Draws(
+        seed=seed,
+        iterations=iterations,
+        batch_size=batch_size,
+        images=len(data),
+        start=start,
+        rank=rank,
+        world=world,
+    )
+    return DataLoader(TrainingSet(data, config), batch_sampler=draws, **_options(config))
+
+
+def evaluation_loader(
+    data: SegmentationData, config: DataConfig, *, batch_size: int
+) -> DataLoader[Item]:
+    """Every image once, in order: image (B, 3, H, W), label (B, H, W), index (B,).
+
+    The last batch is smaller where `batch_size` does not divide the number of images.
+    """
+    return DataLoader(EvaluationSet(data), batch_size=batch_size, **_options(config))
+
+
+def _options(config: DataConfig) -> dict[str, Any]:
+    # torch runs each worker with one intra-op thread already. The loader's own generator keeps it
+    # from drawing a base seed from the global one, which would change dropout with the workers.
+    return {
+        "num_workers": min(config.workers, _cores()),
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),
+    }
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

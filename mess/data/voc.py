@@ -1,0 +1,61 @@
+"""PASCAL VOC 2012 segmentation, and the 21 classes that SBD and COCO share with it."""
+
+from __future__ import annotations
+
+from mess.config import DataConfig
+from mess.data.base import ClassTable, halves
+from mess.data.files import FilePairs, data_root, listed_files
+
+_CLASSES = {
+    "background": (0, 0, 0),
+    "aeroplane": (128, 0, 0),
+    "bicycle": (0, 128, 0),
+    "bird": (128, 128, 0),
+    "boat": (0, 0, 128),
+    "bottle": (128, 0, 128),
+    "bus": (0, 128, 128),
+    "car": (128, 128, 128),
+    "cat": (64, 0, 0),
+    "chair": (192, 0, 0),
+    "cow": (64, 128, 0),
+    "diningtable": (192, 128, 0),
+    "dog": (64, 0, 128),
+    "horse": (192, 0, 128),
+    "motorbike": (64, 128, 128),
+    "person": (192, 128, 128),
+    "pottedplant": (0, 64, 0),
+    "sheep": (128, 64, 0),
+    "sofa": (0, 192, 0),
+    "train": (128, 192, 0),
+    "tvmonitor": (0, 64, 128),
+}
+
+VOC_CLASSES = ClassTable(names=tuple(_CLASSES), colors=tuple(_CLASSES.values()))
+"""Background and the 20 classes of VOC in its order, with its palette."""
+
+
+class Voc(FilePairs):
+    """VOC 2012 as torchvision.datasets.VOCSegmentation unpacks it below `data.root`.
+
+    ROOT/VOCdevkit/VOC2012 holds JPEGImages, SegmentationClass and ImageSets/Segmentation. Train is
+    its train.txt. Its val.txt is halved at random, the same way in every run: one half calibrates,
+    the other tests, for the labels of the real test set are not public.
+    """
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, seed: int) -> Voc:
+        root = data_root(config, "VOCdevkit/VOC2012") / "VOCdevkit" / "VOC2012"
+        official = "train" if split == "train" else "val"
+        files = listed_files(
+            root / "ImageSets" / "Segmentation" / f"{official}.txt",
+            f"{official} of VOC 2012",
+            lambda image_id: (
+                root / "JPEGImages" / f"{image_id}.jpg",
+                root / "SegmentationClass" / f"{image_id}.png",
+            ),
+        )
+        if split != "train":
+            half = halves(len(files))[split == "test"]
+            files = [files[index] for index in half]
+        where = f"split {split!r} of VOC 2012 in {root}"
+        return cls(where=where, files=files, classes=VOC_CLASSES, size=config.size)

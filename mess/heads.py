@@ -1,0 +1,71 @@
+"""Segmentation heads and the exits built from them (MESS paper, §4.2, Fig. 2)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.models.segmentation.fcn import FCNHead
+
+from mess.exits import ExitArchitecture
+
+MIN_HEAD_CHANNELS = 4
+"""torchvision's FCN head has a quarter of its input's channels inside."""
+
+_ATROUS_RATES = (12, 24, 36)
+
+
+def fcn_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Module:
+    """torchvision's FCN head; `dlb_channels` has no part in it."""
+    del dlb_channels
+    return FCNHead(channels, num_classes)
+
+
+def deeplab_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Module:
+    """torchvision's DeepLabV3 head (ASPP), `dlb_channels` wide; 256 is torchvision's own width."""
+    return nn.Sequential(
+        ASPP(channels, _ATROUS_RATES, dlb_channels),
+        nn.Conv2d(dlb_channels, dlb_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(dlb_channels),
+        nn.ReLU(),
+        nn.Conv2d(dlb_channels, num_classes, 1),
+    )
+
+
+HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": fcn_head, "dlb": deeplab_head}
+
+
+def build_exit(
+    architecture: ExitArchitecture, channels: int, num_classes: int, dlb_channels: int
+) -> nn.Module:
+    """One exit: features (B, channels, h, w) to logits (B, num_classes, h, w).
+
+    Channel reduction, then the extra blocks at the reduced width, then the head. With rapid
+    dilation the blocks dilate by 2, 4, 8; the first block doubles too, or one block with and
+    without it would be the same network.
+    """
+    width = channels // architecture.crm
+    if width < MIN_HEAD_CHANNELS:
+        raise ValueError(
+            f"channel reduction by {architecture.crm} leaves {width} of {channels} channels, "
+            f"a head needs {MIN_HEAD_CHANNELS}"
+        )
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if architecture.crm > 1:
+        parts["crm"] = _convolution(channels, width, kernel=1)
+    for index in range(architecture.blocks):
+        dilation = 2 ** (index + 1) if architecture.rdi else 1
+        parts[f"block{index + 1}"] = _convolution(width, width, kernel=3, dilation=dilation)
+    parts["head"] = HEADS[architecture.head](width, num_classes, dlb_channels)
+    return nn.Sequential(parts)
+
+
+def _convolution(inputs: int, outputs: int, *, kernel: int, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )

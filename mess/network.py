@@ -1,0 +1,138 @@
+"""The overprovisioned network: a backbone with every kept candidate exit attached.
+
+Shapes: B images, C channels or classes, H×W pixels of the input, h×w of a feature map.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mess.backbones import Backbone, build_backbone
+from mess.candidates import KEPT, TRAINED, Candidate
+from mess.config import Config
+from mess.errors import WeightsError
+from mess.exits import FINAL, ExitArchitecture
+from mess.files import atomic_path
+from mess.heads import build_exit
+from mess.seeds import derive
+
+
+class OverprovisionedNetwork(nn.Module):
+    """Backbone, its own head and all candidate exits.
+
+    `points` are the block indices of the exit points, the last block included; `exits` maps exit
+    identifiers to modules, `final` excepted: that one is the backbone's head.
+    """
+
+    def __init__(
+        self, backbone: Backbone, points: Sequence[int], exits: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.points = tuple(points)
+        self.exits = nn.ModuleDict(exits)
+
+    def segment(self, start: int, end: int) -> nn.Sequential:
+        """The blocks after point `start` up to point `end` (1-based; 0 is the input)."""
+        first = 0 if start == 0 else self.points[start - 1] + 1
+        return nn.Sequential(*self.backbone.blocks[first : self.points[end - 1] + 1])
+
+    def exit_module(self, exit_id: str) -> nn.Module:
+        """The exit's module; the backbone's head for `final`."""
+        return self.backbone.head if exit_id == FINAL else self.exits[exit_id]
+
+    def features(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w) at every exit point, from one run of the backbone."""
+        maps = []
+        features = image_BCHW
+        wanted = set(self.points)
+        for index, block in enumerate(self.backbone.blocks):
+            features = block(features)
+            if index in wanted:
+                maps.append(features)
+        return maps
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Logits of the final exit at native resolution, (B, classes, h, w)."""
+        return self.backbone(image_BCHW)
+
+
+def build_network(
+    config: Config, rows: Iterable[Candidate], num_classes: int
+) -> OverprovisionedNetwork:
+    """The network of a configuration, newly initialised from its seed.
+
+    Each exit draws from a stream of its own, so the exits around it do not change its start.
+    """
+    rows = list(rows)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "backbone"))
+        backbone = build_backbone(config.backbone, num_classes)
+    blocks = {row.point: backbone.names.index(row.block) for row in rows}
+    exits = {
+        row.exit_id: seeded_exit(config, row.exit_id, row.architecture, row.channels, num_classes)
+        for row in rows
+        if row.architecture is not None and row.status in (KEPT, TRAINED)
+    }
+    points = [blocks[point] for point in sorted(blocks)]
+    network = OverprovisionedNetwork(backbone, points, exits)
+    # Convolutions of the CPU and of tensor cores are about twice as fast this way round.
+    return network.to(memory_format=torch.channels_last)
+
+
+def seeded_exit(
+    config: Config, name: str, architecture: ExitArchitecture, channels: int, num_classes: int
+) -> nn.Module:
+    """An exit whose initialisation depends on the seed and its name alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "exit", name))
+        return build_exit(architecture, channels, num_classes, config.exits.dlb_channels)
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Read what `save_weights` wrote; raises WeightsError when it is of another network."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path} does not exist; train it with `mess train-overprovisioned`."
+        ) from None
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not safetensors: {error}.") from error
+    expected = network.state_dict()
+    for name in [*expected, *state]:
+        if name not in state or name not in expected:
+            raise WeightsError(f"{path} is of another network: {name!r} stands on one side alone.")
+        if expected[name].shape != state[name].shape:
+            raise WeightsError(
+                f"{path} is of another network: {name!r} has shape {list(state[name].shape)}, "
+                f"the configuration needs {list(expected[name].shape)}."
+            )
+    network.load_state_dict(state)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Put `module` into eval mode without gradients: batch statistics stay as they are."""
+    module.eval()
+    module.requires_grad_(False)
+    return module
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """A contiguous copy in eval mode on the CPU, for export."""
+    duplicate = copy.deepcopy(module).to("cpu", memory_format=torch.contiguous_format)
+    return frozen(duplicate)

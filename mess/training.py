@@ -1,0 +1,156 @@
+"""The training loop: stages that step, a checkpoint that resumes, losses that must be finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mess.config import Config, StageConfig
+from mess.errors import TrainingError
+from mess.metrics_log import MetricsLog
+from mess.network import OverprovisionedNetwork
+from mess.progress import Reporter
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, 3, H, W) float32 and labels (B, H, W) int64."""
+
+Batches = Callable[[str, int, int], Iterable[Batch]]
+"""Batches of a stage: its name, its iterations in all, and the iteration to start from."""
+
+_LOG_EVERY = 10
+
+
+class Stage(Protocol):
+    """One stage of training over the shared network."""
+
+    name: str
+    settings: StageConfig
+
+    def begin(self) -> None:
+        """Put the network into the stage's mode."""
+
+    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+        """Do iteration `iteration` (0-based); the losses by the name of the exit."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the network's weights."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+def poly_rate(settings: StageConfig, iteration: int, power: float) -> float:
+    """Share of the initial learning rate: (1 - iteration / iterations) ** power."""
+    return (1.0 - iteration / settings.iterations) ** power
+
+
+def train(
+    network: OverprovisionedNetwork,
+    stages: list[Stage],
+    config: Config,
+    batches: Batches,
+    *,
+    checkpoint: Path,
+    log: MetricsLog,
+    reporter: Reporter,
+    device: torch.device,
+    after_stage: Callable[[str], None],
+) -> None:
+    """Run the stages in order, going on from `checkpoint` where there is one.
+
+    `after_stage` is called with the name of each stage this call finished. Raises TrainingError when
+    a loss is not finite; the last checkpoint stays, and so does everything before it.
+    """
+    first, iteration = _resume(network, stages, config, checkpoint, reporter)
+    for index in range(first, len(stages)):
+        stage = stages[index]
+        stage.begin()
+        log.rewind(stage.name, iteration)
+        done = iteration
+        with reporter.task(stage.name, stage.settings.iterations, done) as task:
+            saved = time.monotonic()
+            for images, labels in batches(stage.name, stage.settings.iterations, iteration):
+                images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+                losses = stage.step(images, labels.to(device, non_blocking=True), done)
+                done += 1
+                figures = _finite(losses, stage.name, done)
+                task.advance(1, loss=figures["mean"])
+                if done % _LOG_EVERY == 0 or done == stage.settings.iterations:
+                    log.append(stage.name, done, **figures)
+                if time.monotonic() - saved > 60 * config.training.checkpoint_minutes:
+                    _save(checkpoint, network, stage, done, config)
+                    saved = time.monotonic()
+        _save(checkpoint, network, stage, done, config)
+        after_stage(stage.name)
+        iteration = 0
+
+
+def _resume(
+    network: OverprovisionedNetwork,
+    stages: list[Stage],
+    config: Config,
+    path: Path,
+    reporter: Reporter,
+) -> tuple[int, int]:
+    checkpoint = load_checkpoint(path)
+    if checkpoint is None:
+        return 0, 0
+    if checkpoint.configuration != training_configuration(config):
+        raise TrainingError(
+            f"checkpoint {path} was reached under another configuration. Give the run another "
+            "folder with --run, or the configuration it was begun with."
+        )
+    names = [stage.name for stage in stages]
+    index = names.index(checkpoint.stage)
+    state = dict(_split(checkpoint.tensors, "network."))
+    network.load_state_dict(state)
+    if checkpoint.iteration == stages[index].settings.iterations:
+        return index + 1, 0
+    stages[index].restore(dict(_split(checkpoint.tensors, "stage.")))
+    reporter.message(
+        f"Resuming {checkpoint.stage} at iteration {checkpoint.iteration} "
+        f"of {stages[index].settings.iterations}."
+    )
+    return index, checkpoint.iteration
+
+
+def training_configuration(config: Config) -> str:
+    """The part of the configuration that trained weights depend on, as TOML."""
+    relevant = config.model_copy(update={"memoise": type(config.memoise)()})
+    data = relevant.data.model_copy(update={"root": None, "workers": 0})
+    return relevant.model_copy(update={"data": data}).to_toml()
+
+
+def _save(
+    path: Path, network: OverprovisionedNetwork, stage: Stage, iteration: int, config: Config
+) -> None:
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"stage.{name}": tensor for name, tensor in stage.state().items()}
+    save_checkpoint(path, Checkpoint(stage.name, iteration, training_configuration(config), tensors))
+
+
+def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), tensor
+
+
+def _finite(losses: Mapping[str, Tensor], stage: str, iteration: int) -> dict[str, float]:
+    # One transfer for all exits: reading each loss alone would stop the GPU once an exit.
+    values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+    for name, value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{stage}: the loss of exit {name} is {value} at iteration {iteration}. The last "
+                "checkpoint is kept; lower the learning rate and start a new run."
+            )
+    return {"mean": sum(values) / len(values), **dict(zip(losses, values, strict=True))}

@@ -1,0 +1,125 @@
+"""The statistics a search reads: pixel counts and signals of every exit on every image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.errors import CacheError, DataError
+from mess.exits import FINAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Sufficient statistics of a split (E exits, I images, C classes, K signals).
+
+    exit_ids: E identifiers, the network's own head `final` among them.
+    point: shape (E,), exit point of each exit, 1..N; `final` sits at N.
+    label: shape (I, C), labelled pixels of each class; void is left out.
+    intersection, predicted: shape (E, I, C), pixel counts on the pixels that are not void.
+    signals: shape (E, I, K), oriented so that larger means leave; K may be 0.
+    signal_names: K names, unique.
+    """
+
+    exit_ids: tuple[str, ...]
+    point: NDArray[np.integer]
+    label: NDArray[np.int64]
+    intersection: NDArray[np.int32]
+    predicted: NDArray[np.int32]
+    signals: NDArray[np.float32]
+    signal_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_shapes()
+        self._check_points()
+        self._check_counts()
+        if not np.isfinite(self.signals).all():
+            exit_, image, signal = np.argwhere(~np.isfinite(self.signals))[0]
+            raise CacheError(
+                f"signal {self.signal_names[signal]!r} of exit {self.exit_ids[exit_]!r} on image "
+                f"{image} is {self.signals[exit_, image, signal]}; memoise the split again"
+            )
+
+    @property
+    def exits(self) -> int:
+        """Number of exits, E."""
+        return len(self.exit_ids)
+
+    @property
+    def images(self) -> int:
+        """Number of images, I."""
+        return self.label.shape[0]
+
+    @property
+    def points(self) -> int:
+        """Number of exit points, N."""
+        return int(self.point[self.final])
+
+    @property
+    def final(self) -> int:
+        """Index of the network's own head."""
+        return self.exit_ids.index(FINAL)
+
+    def _check_names(self) -> None:
+        for kind, names in (("exit", self.exit_ids), ("signal", self.signal_names)):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise CacheError(f"{kind} names must be unique, got {twice[0]!r} more than once")
+        if FINAL not in self.exit_ids:
+            raise CacheError(
+                f"the tables hold {len(self.exit_ids)} exits but not {FINAL!r}, the network's own "
+                "head; memoise it too"
+            )
+
+    def _check_shapes(self) -> None:
+        if self.label.ndim != 2:
+            raise CacheError(f"label must have shape (images, classes), got {self.label.shape}")
+        exits, (images, classes) = len(self.exit_ids), self.label.shape
+        expected = {
+            "point": (exits,),
+            "intersection": (exits, images, classes),
+            "predicted": (exits, images, classes),
+            "signals": (exits, images, len(self.signal_names)),
+        }
+        for name, shape in expected.items():
+            got = getattr(self, name).shape
+            if got != shape:
+                raise CacheError(f"{name} must have shape {shape}, got {got}")
+        kinds = {"point": "i", "label": "i", "intersection": "i", "predicted": "i", "signals": "f"}
+        for name, kind in kinds.items():
+            dtype = getattr(self, name).dtype
+            if dtype.kind != kind:
+                raise CacheError(f"{name} must hold {'integers' if kind == 'i' else 'floats'}, "
+                                 f"got {dtype}")
+        if self.signals.dtype != np.float32:
+            raise CacheError(f"signals must be float32, got {self.signals.dtype}")
+
+    def _check_points(self) -> None:
+        last = self.points
+        if self.point.min() < 1 or self.point.max() > last:
+            raise CacheError(
+                f"points must lie in 1..{last}, the point of {FINAL!r}; got "
+                f"{self.point.min()}..{self.point.max()}"
+            )
+
+    def _check_counts(self) -> None:
+        if self.label.sum() == 0:
+            raise DataError(
+                f"none of the {self.images} images has a labelled pixel, so mIoU is undefined; "
+                "check the masks and the ignore_index of the split"
+            )
+        if min(self.label.min(), self.intersection.min(), self.predicted.min()) < 0:
+            raise CacheError("pixel counts must not be negative; memoise the split again")
+        for name, limit in (("predicted", self.predicted), ("label", self.label)):
+            wrong = np.argwhere(self.intersection > limit)
+            if len(wrong):
+                exit_, image, class_ = wrong[0]
+                raise CacheError(
+                    f"exit {self.exit_ids[exit_]!r}, image {image}, class {class_}: intersection "
+                    f"{self.intersection[exit_, image, class_]} exceeds {name} "
+                    f"{np.broadcast_to(limit, self.intersection.shape)[exit_, image, class_]}; "
+                    "memoise the split again"
+                )
