@@ -70,4 +70,5 @@ def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
         )
     held = set(generator(seed, _HOLDOUT_KEY).permutation(len(whole))[:count].tolist())
     chosen = [i for i in range(len(whole)) if (i in held) == (split == "holdout")]
-    return whole.select(chosen, f"{split} of {whole.where}")
+    where = whole.where if split == "train" else f"holdout of {whole.where}"
+    return whole.select(chosen, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -92,7 +93,10 @@ class Coco(SegmentationData):
                 code = api.merge(api.frPyObjects(code, image.height, image.width))
             elif isinstance(code["counts"], list):
                 code = api.frPyObjects(code, image.height, image.width)
-            return api.decode(code).astype(np.bool_)
+            with warnings.catch_warnings():
+                # pycocotools 2.0.11 has yet to follow numpy 2 here.
+                warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+                return api.decode(code).astype(np.bool_)
         except Exception as error:
             # pycocotools raises bare Exception among others.
             raise DataError(

@@ -99,12 +99,13 @@ def read_classes(path: Path) -> tuple[ClassTable, int]:
 
 def _key(content: dict[str, Any], key: str, kind: type, path: Path, where: str = "it") -> Any:
     if key not in content:
-        raise DataError(
-            f"{path}: {where} has no key {key!r}; it has {', '.join(content) or 'none'}."
-        )
+        found = ", ".join(content) or "none"
+        raise DataError(f"{path}: {where} has no key {key!r}; the keys are: {found}.")
     value = content[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{path}: {key} of {where} is {value!r}; it should be a {kind.__name__}.")
+        raise DataError(
+            f"{path}: {key} of {where} is {value!r}; it should be of type {kind.__name__}."
+        )
     return value
 
 
