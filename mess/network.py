@@ -18,7 +18,7 @@ from mess.backbones import Backbone, build_backbone
 from mess.candidates import KEPT, TRAINED, Candidate
 from mess.config import Config
 from mess.errors import WeightsError
-from mess.exits import FINAL, ExitArchitecture
+from mess.exits import FINAL, ExitArchitecture, parse_exit_id
 from mess.files import atomic_path
 from mess.heads import build_exit
 from mess.seeds import derive
@@ -47,6 +47,10 @@ class OverprovisionedNetwork(nn.Module):
     def exit_module(self, exit_id: str) -> nn.Module:
         """The exit's module; the backbone's head for `final`."""
         return self.backbone.head if exit_id == FINAL else self.exits[exit_id]
+
+    def point(self, exit_id: str) -> int:
+        """The exit point (1-based) of an exit."""
+        return len(self.points) if exit_id == FINAL else parse_exit_id(exit_id)[0]
 
     def features(self, image_BCHW: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w) at every exit point, from one run of the backbone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,26 @@ class ExitPrediction:
     confidence_map: NDArray[np.uint8] | None
     """(B, h, w): top-1 probability in 255ths, for the exits that were asked for."""
 
+    def rows(
+        self, exit_id: str, image_ids: Sequence[str], *, label_maps: bool
+    ) -> list[dict[str, Any]]:
+        """One row of predictions/*.parquet for each image of the batch."""
+        return [
+            {
+                "exit_id": exit_id,
+                "image_id": image_id,
+                "intersection": self.intersection[i],
+                "predicted": self.predicted[i],
+                "agreement": int(self.agreement[i]),
+                "signals": self.signals[i],
+                "label_map": compress(self.label_map[i]) if label_maps else None,
+                "confidence_map": (
+                    None if self.confidence_map is None else compress(self.confidence_map[i])
+                ),
+            }
+            for i, image_id in enumerate(image_ids)
+        ]
+
 
 def predict(
     network: OverprovisionedNetwork,
@@ -46,16 +67,21 @@ def predict(
     specs: Sequence[SignalSpec],
     *,
     device: torch.device,
+    exits: Sequence[str] | None = None,
     confidence_maps: Sequence[str] = (),
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, ExitPrediction]]]:
     """Image indices and the predictions of every exit, batch by batch.
 
     `batches` give images (B, 3, H, W), labels (B, H, W) and indices (B,). The class of a pixel is
     the argmax of the logits after bilinear upsampling to H×W (align_corners=False). One exit's
-    upsampled logits exist at a time.
+    upsampled logits exist at a time. `exits` restricts the exits; the final one is always there.
     """
     network.eval()
-    points = {exit_id: int(exit_id[1 : exit_id.index("-")]) for exit_id in network.exits}
+    points = {
+        exit_id: network.point(exit_id)
+        for exit_id in (network.exits if exits is None else exits)
+        if exit_id != FINAL
+    }
     for images, labels, indices in batches:
         with torch.inference_mode():
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 class Task(Protocol):
     """One piece of long work."""
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
+    def advance(self, steps: float = 1, **figures: float) -> None:
         """`steps` more are done; `figures` are current values to show, such as a loss."""
 
 
@@ -26,7 +26,7 @@ class Reporter(Protocol):
 
 
 class _SilentTask:
-    def advance(self, steps: int = 1, **figures: float) -> None:
+    def advance(self, steps: float = 1, **figures: float) -> None:
         pass
 
 

@@ -63,6 +63,8 @@ def signals(logits_BChw: Tensor, specs: Sequence[SignalSpec]) -> Tensor:
 
     Pixels that the ground truth marks void count too: labels do not exist at run time.
     """
+    if not specs:
+        return logits_BChw.new_zeros(logits_BChw.shape[0], 0)
     confidence = {spec.kind: CONFIDENCES[spec.kind](logits_BChw) for spec in specs}
     edges = semantic_edges(logits_BChw) if any(spec.edge_enhanced for spec in specs) else None
     columns = []

@@ -137,8 +137,8 @@ class ExitTraining:
         for exit_id, optimiser in self._optimisers.items():
             torch.manual_seed(derive(self._config.seed, self.name, iteration, exit_id))
             _set_rate(optimiser, self.settings, iteration, self._config)
-            point = int(exit_id[1 : exit_id.index("-")])
-            loss = target.loss(self._network.exits[exit_id](maps[point - 1]))
+            features = maps[self._network.point(exit_id) - 1]
+            loss = target.loss(self._network.exits[exit_id](features))
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()

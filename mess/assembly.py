@@ -1,0 +1,157 @@
+"""What a search reads, put together from a run directory: tables and costs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mess.cache.parquet import read_facts, read_rows
+from mess.cache.schema import EXITS, LATENCY
+from mess.cache.store import Predictions, PredictionStore
+from mess.config import Config
+from mess.errors import CacheError, MessError, nearest
+from mess.exits import FINAL
+from mess.files import sha256
+from mess.run import Run
+from mess.search.costs import Cost
+from mess.search.tables import Tables
+from mess.signal_spec import configured_signals
+
+CALIBRATION = "calibration"
+DEFAULT_PROFILE = "onnxruntime-1thread"
+
+
+def load_tables(run: Run) -> tuple[Tables, dict[str, Any]]:
+    """The calibration tables of a run and the manifest of the cache they come from.
+
+    Raises CacheError when the cache was made for other weights, exits or signals.
+    """
+    rows = exit_rows(run)
+    store = PredictionStore(run.cache(CALIBRATION))
+    manifest = store.checked_manifest(expected_identity(run, run.config(), rows))
+    predictions = store.read({})
+    point = {row["exit_id"]: row["point"] for row in rows}
+    names = tuple(signal["name"] for signal in manifest["signals"])
+    return to_tables(predictions, point, names), manifest
+
+
+def to_tables(
+    predictions: Predictions, point: Mapping[str, int], signal_names: tuple[str, ...]
+) -> Tables:
+    """The cache's arrays as the searcher's tables."""
+    return Tables(
+        exit_ids=predictions.exit_ids,
+        point=np.array([point[exit_id] for exit_id in predictions.exit_ids]),
+        label=predictions.label,
+        intersection=predictions.intersection,
+        predicted=predictions.predicted,
+        signals=predictions.signals,
+        signal_names=signal_names,
+    )
+
+
+def expected_identity(
+    run: Run, config: Config, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The part of a cache's identity that can be known without the data."""
+    if not run.weights.exists():
+        raise MessError(
+            f"{run.path} has no trained network yet. Run `mess train-overprovisioned` to go on."
+        )
+    return {
+        "weights": sha256(run.weights),
+        "exits": [row["exit_id"] for row in rows],
+        "signals": [spec.to_json() for spec in configured_signals(config.memoise)],
+    }
+
+
+def exit_rows(run: Run) -> list[dict[str, Any]]:
+    """The trained exits of a run, `final` included, from shallow to deep."""
+    if not run.exits.exists():
+        raise MessError(
+            f"{run.path} has no trained network yet. Run `mess train-overprovisioned` to go on."
+        )
+    return [row for row in read_rows(run.exits, EXITS) if row["status"] == "trained"]
+
+
+def load_costs(
+    run: Run, tables: Tables, manifest: Mapping[str, Any], profile: str | None
+) -> dict[str, Cost]:
+    """Costs of every part in MACs, parameters and, where a profile was measured, milliseconds.
+
+    `profile` names a file below RUN/latency; None takes the default and leaves latency out where
+    there is none.
+    """
+    rows = {row["exit_id"]: row for row in exit_rows(run)}
+    costs = {
+        "macs": _counted(rows, tables, "exit_macs", "backbone_macs"),
+        "params": _counted(rows, tables, "params", "backbone_params"),
+    }
+    known = sorted(file.stem for file in (run.path / "latency").glob("*.parquet"))
+    name = profile or DEFAULT_PROFILE
+    if name in known:
+        costs["latency"] = _measured(run, name, tables, manifest)
+    elif profile is not None:
+        raise CacheError(
+            f"{run.path} has no latency profile {name!r}; {nearest(name, known)} "
+            "Measure one with `mess profile`."
+        )
+    return costs
+
+
+def _counted(
+    rows: Mapping[str, Mapping[str, Any]], tables: Tables, own: str, cumulative: str
+) -> Cost:
+    backbone = np.zeros(tables.points + 1)
+    for row in rows.values():
+        backbone[row["point"]] = row[cumulative]
+    return Cost(
+        backbone=np.maximum.accumulate(backbone),
+        boundary=np.zeros(tables.points + 1),
+        exit=np.array([rows[exit_id][own] for exit_id in tables.exit_ids], float),
+        signal=np.zeros((tables.exits, len(tables.signal_names))),
+        answer=np.zeros(tables.exits),
+    )
+
+
+def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) -> Cost:
+    path = run.latency(name)
+    facts = read_facts(path)
+    if facts["weights"] != manifest["weights"]:
+        raise CacheError(f"{path} was measured for other weights. Run `mess profile` again.")
+    times = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
+    last = tables.points
+    prefix = [0.0] + [times["segment", f"0-{point}"] for point in range(1, last + 1)]
+    # Stopping at a point and going on costs more than running through: another program is called
+    # and the features change their layout.
+    boundary = [
+        max(0.0, prefix[point] + times["segment", f"{point}-{last}"] - prefix[last])
+        for point in range(1, last)
+    ]
+    where = ["x".join(map(str, manifest["native_shapes"][exit_id])) for exit_id in tables.exit_ids]
+    return Cost(
+        backbone=np.maximum.accumulate(np.array(prefix)),
+        boundary=np.array([0.0, *boundary, 0.0]),
+        exit=np.array([times["exit", exit_id] for exit_id in tables.exit_ids]),
+        signal=np.array(
+            [[times["signal", f"{signal}@{at}"] for signal in tables.signal_names] for at in where]
+        ),
+        answer=np.array([times["answer", at] for at in where]),
+    )
+
+
+def baseline_path(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """MACs and parameters of the network run to its end."""
+    final = next(row for row in rows if row["exit_id"] == FINAL)
+    return {
+        "macs": final["backbone_macs"] + final["exit_macs"],
+        "params": final["backbone_params"] + final["params"],
+    }
+
+
+def candidate_rows(candidates: Sequence[Any]) -> list[dict[str, Any]]:
+    """Candidates as rows of exits.parquet."""
+    return [asdict(candidate) for candidate in candidates]

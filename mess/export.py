@@ -1,0 +1,137 @@
+"""Writing a chosen instance as a bundle (see `mess.runtime` for what a bundle is)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.errors import BundleError
+from mess.files import sha256, write_json
+from mess.images import MEAN, STD
+from mess.network import OverprovisionedNetwork
+from mess.programs import SUFFIX, Format, LabelMap, Segment, native_shape, point_shapes, write_program
+from mess.progress import Reporter
+from mess.runtime import BUNDLE_VERSION, MANIFEST
+from mess.signal_spec import SignalSpec
+
+_HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedExit:
+    """One exit of the instance to export, in order of depth."""
+
+    exit_id: str
+    point: int
+    macs: float
+    """MACs of an image this exit answers."""
+    signal: SignalSpec | None
+    threshold: float | None
+    exit_rate: float | None
+    calibration_signal: NDArray[np.float32] | None
+    """The signal of every calibration image, for the manifest's histogram."""
+
+
+def export_bundle(
+    network: OverprovisionedNetwork,
+    exits: Sequence[PlannedExit],
+    directory: Path,
+    *,
+    size: tuple[int, int],
+    format_: Format,
+    facts: Mapping[str, Any],
+    reporter: Reporter,
+) -> Path:
+    """Write the bundle of `exits` to `directory` and return it.
+
+    `facts` are further keys of the manifest: setting, classes, palette, predicted figures, where
+    the instance came from. The folder appears whole or not at all; an older bundle is replaced.
+    """
+    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
+        raise BundleError(
+            f"{directory} holds files that are no bundle; choose another --output or empty it."
+        )
+    building = directory.with_name(f".{directory.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        rows = _write_programs(network, exits, building, size, format_, reporter)
+        write_json(
+            building / MANIFEST,
+            {
+                "bundle_version": BUNDLE_VERSION,
+                "format": format_,
+                "input": {"size": list(size), "mean": list(MEAN), "std": list(STD)},
+                "exits": rows,
+                "histograms": {
+                    planned.exit_id: _histogram(planned.calibration_signal)
+                    for planned in exits
+                    if planned.calibration_signal is not None
+                },
+                **facts,
+                "files": {
+                    file.name: sha256(file)
+                    for file in sorted(building.iterdir())
+                    if file.name != MANIFEST
+                },
+            },
+        )
+        shutil.rmtree(directory, ignore_errors=True)
+        building.rename(directory)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return directory
+
+
+def _write_programs(
+    network: OverprovisionedNetwork,
+    exits: Sequence[PlannedExit],
+    directory: Path,
+    size: tuple[int, int],
+    format_: Format,
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
+    shapes = point_shapes(network, size)
+    rows = []
+    start = 0
+    with reporter.task("exporting", len(exits)) as task:
+        for number, planned in enumerate(exits, start=1):
+            module = network.exit_module(planned.exit_id)
+            segment = Segment(
+                network.segment(start, planned.point),
+                module,
+                planned.signal,
+                continues=number < len(exits),
+            )
+            name = f"segment-{number}{SUFFIX[format_]}"
+            write_program(segment, shapes[start], directory / name, format_)
+            native = native_shape(module, shapes[planned.point])
+            answer = f"answer-{native[2]}x{native[3]}{SUFFIX[format_]}"
+            if not (directory / answer).exists():
+                write_program(LabelMap(size), native, directory / answer, format_)
+            rows.append(
+                {
+                    "exit_id": planned.exit_id,
+                    "segment": name,
+                    "outputs": segment.outputs,
+                    "answer": answer,
+                    "signal": None if planned.signal is None else planned.signal.to_json(),
+                    "threshold": planned.threshold,
+                    "exit_rate": planned.exit_rate,
+                    "macs": planned.macs,
+                }
+            )
+            start = planned.point
+            task.advance()
+    return rows
+
+
+def _histogram(signal: NDArray[np.float32]) -> dict[str, list[float]]:
+    counts, edges = np.histogram(signal, bins=_HISTOGRAM_BINS, range=(0.0, 1.0))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

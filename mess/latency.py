@@ -1,0 +1,191 @@
+"""Measuring how long the parts of a network take on this machine.
+
+Variants are interleaved: timing one after another was wrong by 2x on a busy machine. Loading of
+images is left out; a latency runs from the normalised input tensor to the label map.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mess.exits import FINAL
+from mess.network import OverprovisionedNetwork
+from mess.programs import SUFFIX, Format, LabelMap, Segment, native_shape, point_shapes, write_program
+from mess.progress import Reporter
+from mess.runtime import OnnxProgram
+from mess.signal_spec import SignalSpec
+from mess.signals import SignalModule
+from mess.torch_program import TorchProgram
+
+_WARM_UP = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One measured part; a row of latency/NAME.parquet.
+
+    `kind` and `name`: "segment" with "0-2" (input to point 2) or "2-6" (point 2 to the end), "exit"
+    with an exit id, "signal" with "NAME@hxw", "answer" (upsampling and argmax) with "hxw".
+    """
+
+    kind: str
+    name: str
+    median_ms: float
+    p90_ms: float
+    min_ms: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    names: list[tuple[str, str]]
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+def profile(
+    network: OverprovisionedNetwork,
+    size: tuple[int, int],
+    specs: Sequence[SignalSpec],
+    *,
+    runtime: str,
+    threads: int,
+    rounds: int,
+    reporter: Reporter,
+) -> list[Timing]:
+    """Measure every segment, exit, signal and the answer in `runtime` with `threads` threads.
+
+    `runtime` is "onnxruntime" or "torch". Parts of equal architecture and shape are one
+    measurement. Each round runs every part once.
+    """
+    format_: Format = "onnx" if runtime == "onnxruntime" else "torch"
+    program = OnnxProgram if runtime == "onnxruntime" else TorchProgram
+    parts = _parts(network, size, specs)
+    with tempfile.TemporaryDirectory() as folder:
+        runs: list[Callable[[], Any]] = []
+        with reporter.task("exporting parts", len(parts)) as task:
+            for index, part in enumerate(parts):
+                path = Path(folder) / f"{index}{SUFFIX[format_]}"
+                write_program(part.module, part.shape, path, format_)
+                loaded = program(path, threads)
+                value = program.to_value(_example(part.shape))
+                runs.append(lambda loaded=loaded, value=value: loaded(value))
+                task.advance()
+        with reporter.task("measuring", rounds) as task:
+            seconds = interleaved(runs, rounds, task.advance)
+    return [
+        _timing(kind, name, seconds[:, column])
+        for column, part in enumerate(parts)
+        for kind, name in part.names
+    ]
+
+
+def interleaved(
+    runs: Sequence[Callable[[], Any]], rounds: int, after_round: Callable[[], None]
+) -> np.ndarray:
+    """Seconds of every run in every round, (rounds, runs), after a few rounds of warm-up."""
+    for _ in range(_WARM_UP):
+        for run in runs:
+            run()
+    seconds = np.empty((rounds, len(runs)))
+    for row in range(rounds):
+        for column, run in enumerate(runs):
+            # The run before may have been another part, whose data fills the processor's caches;
+            # an instance runs its parts once each too.
+            start = time.perf_counter()
+            run()
+            seconds[row, column] = time.perf_counter() - start
+        after_round()
+    return seconds
+
+
+def machine_facts(runtime: str, threads: int) -> dict[str, Any]:
+    """What a latency depends on, for the record."""
+    import onnxruntime
+
+    return {
+        "runtime": runtime,
+        "threads": threads,
+        "processor": _processor(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _parts(
+    network: OverprovisionedNetwork, size: tuple[int, int], specs: Sequence[SignalSpec]
+) -> list[_Part]:
+    shapes = point_shapes(network, size)
+    last = len(shapes) - 1
+    spans = [(0, point) for point in range(1, last + 1)] + [(p, last) for p in range(1, last)]
+    parts = [
+        _Part(
+            [("segment", f"{start}-{end}")],
+            Segment(network.segment(start, end), continues=True),
+            shapes[start],
+        )
+        for start, end in spans
+    ]
+    exits: dict[tuple[Any, ...], _Part] = {}
+    natives: dict[tuple[int, ...], None] = {}
+    for exit_id in [*network.exits, FINAL]:
+        point = network.point(exit_id)
+        module = network.exit_module(exit_id)
+        natives[native_shape(module, shapes[point])] = None
+        architecture = exit_id.partition("-")[2] or exit_id
+        part = exits.setdefault(
+            (architecture, shapes[point]),
+            _Part([], Segment(nn.Identity(), module, continues=False), shapes[point]),
+        )
+        part.names.append(("exit", exit_id))
+    parts += exits.values()
+    for native in natives:
+        where = f"{native[2]}x{native[3]}"
+        parts += [
+            _Part([("signal", f"{spec.name}@{where}")], _SignalPart(spec), native)
+            for spec in specs
+        ]
+        parts.append(_Part([("answer", where)], LabelMap(size), native))
+    return parts
+
+
+class _SignalPart(SignalModule):
+    outputs = ("signal",)
+
+
+def _example(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def _timing(kind: str, name: str, seconds: np.ndarray) -> Timing:
+    milliseconds = 1000 * seconds
+    return Timing(
+        kind=kind,
+        name=name,
+        median_ms=float(np.median(milliseconds)),
+        p90_ms=float(np.quantile(milliseconds, 0.9)),
+        min_ms=float(milliseconds.min()),
+        rounds=len(milliseconds),
+    )
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

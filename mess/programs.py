@@ -1,0 +1,145 @@
+"""Parts of a network as programs: ONNX graphs, or torch.export programs.
+
+Every program has one input of a fixed shape, batch 1, and is written from a copy in eval mode.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mess.exits import FINAL
+from mess.network import OverprovisionedNetwork, on_cpu
+from mess.signal_spec import SignalSpec
+from mess.signals import SignalModule
+
+Format = Literal["onnx", "torch"]
+SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+class Segment(nn.Module):
+    """Blocks, then optionally an exit, then optionally its signal.
+
+    Outputs, in the order of `outputs`: the features after the blocks where later segments need
+    them, the exit's logits, the signal.
+    """
+
+    def __init__(
+        self,
+        blocks: nn.Module,
+        exit_module: nn.Module | None = None,
+        signal: SignalSpec | None = None,
+        *,
+        continues: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.exit = exit_module
+        self.signal = None if signal is None else SignalModule(signal)
+        self._continues = continues
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs."""
+        names = ["next_features"] if self._continues else []
+        names += ["logits"] if self.exit is not None else []
+        return names + (["signal"] if self.signal is not None else [])
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        features = self.blocks(features)
+        outputs = [features] if self._continues else []
+        if self.exit is not None:
+            logits = self.exit(features)
+            outputs.append(logits)
+            if self.signal is not None:
+                outputs.append(self.signal(logits))
+        return tuple(outputs)
+
+
+class LabelMap(nn.Module):
+    """Logits at native resolution to the label map at input resolution, uint8."""
+
+    outputs = ("label_map",)
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self._size = size
+
+    def forward(self, logits: Tensor) -> tuple[Tensor]:
+        upsampled = F.interpolate(logits, size=self._size, mode="bilinear", align_corners=False)
+        return (upsampled.argmax(1).to(torch.uint8),)
+
+
+def point_shapes(
+    network: OverprovisionedNetwork, size: tuple[int, int]
+) -> list[tuple[int, ...]]:
+    """Shapes at the input and at each exit point, batch 1; index p is point p, 0 the image."""
+    with torch.inference_mode():
+        device = next(network.parameters()).device
+        maps = network.features(torch.zeros(1, 3, *size, device=device))
+    return [(1, 3, *size), *(tuple(features.shape) for features in maps)]
+
+
+def native_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of an exit's logits for features of `shape`."""
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        return tuple(module(torch.zeros(shape, device=device)).shape)
+
+
+def native_shapes(
+    network: OverprovisionedNetwork, size: tuple[int, int]
+) -> dict[str, tuple[int, int]]:
+    """Height and width of every exit's logits, `final` included."""
+    shapes = point_shapes(network, size)
+    native = {}
+    for exit_id in [*network.exits, FINAL]:
+        shape = native_shape(network.exit_module(exit_id), shapes[network.point(exit_id)])
+        native[exit_id] = (shape[2], shape[3])
+    return native
+
+
+def write_program(
+    module: Segment | LabelMap, shape: tuple[int, ...], path: Path, format_: Format
+) -> None:
+    """Write `module` for an input of `shape` to `path`."""
+    module = on_cpu(module)
+    example = torch.zeros(shape)
+    if format_ == "torch":
+        with torch.inference_mode(False):
+            torch.export.save(torch.export.export(module, (example,)), path)
+        return
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            input_names=["features"],
+            output_names=list(module.outputs),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals and logs its steps; neither is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,201 @@
+"""Running a bundle: numpy and onnxruntime, no torch.
+
+A bundle is a folder with manifest.json, one program a segment and one that turns logits into the
+label map. Segment programs take the features of the segment before (the first the image) and give
+the next features, the logits and, where an image may leave, the signal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from mess.errors import BundleError
+from mess.files import sha256
+from mess.images import normalise, read_image, resize_image
+from mess.policy import leaves
+
+MANIFEST = "manifest.json"
+BUNDLE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The label map of the exit that answered, and what made the image leave there."""
+
+    label_map: NDArray[np.uint8]
+    """(H, W) class ids at the bundle's input size."""
+    exit_id: str
+    exit_index: int
+    """0-based, in order of depth."""
+    signal: float | None
+    """None at an exit without a threshold, such as the last."""
+
+
+class Program(Protocol):
+    """A loaded program; values are the runtime's own, so features are not copied between two."""
+
+    def __call__(self, value: Any) -> Sequence[Any]: ...
+
+    @staticmethod
+    def to_value(array: NDArray[np.float32]) -> Any: ...
+
+    @staticmethod
+    def to_array(value: Any) -> NDArray[Any]: ...
+
+
+class OnnxProgram:
+    """An ONNX graph of one input on the CPU, with a fixed number of threads."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads of one session would slow the next one down.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, value: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
+        return self._session.run_with_ort_values(self._outputs, {self._input: value})
+
+    @staticmethod
+    def to_value(array: NDArray[np.float32]) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    @staticmethod
+    def to_array(value: onnxruntime.OrtValue) -> NDArray[Any]:
+        return value.numpy()
+
+
+class Bundle:
+    """An exported instance, ready to run; made by `load_bundle`.
+
+    Calling it answers one image the way the bundle's setting asks for: an input-dependent instance
+    stops at the first exit whose signal reaches its threshold, every other runs to its last exit.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], threads: int) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.size: tuple[int, int] = tuple(manifest["input"]["size"])
+        self._load = _loader(manifest["format"], path, threads)
+        self._exits = manifest["exits"]
+        self._segments = [self._load(exit_["segment"]) for exit_ in self._exits]
+        self._answers = {name: self._load(name) for name in {e["answer"] for e in self._exits}}
+
+    def __call__(self, image: Path | str | NDArray[np.uint8]) -> Answer:
+        """Answer one image: a path, or RGB of any size, (H, W, 3) uint8."""
+        return self.answer(self.preprocess(image))
+
+    def preprocess(self, image: Path | str | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Rescale to the bundle's size and normalise; (3, H, W) float32."""
+        array = read_image(Path(image)) if isinstance(image, str | Path) else image
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise BundleError(
+                f"an image is RGB of shape (H, W, 3), uint8; got {array.shape}, {array.dtype}."
+            )
+        settings = self.manifest["input"]
+        return normalise(resize_image(array, self.size), settings["mean"], settings["std"])
+
+    def answer(self, image_3HW: NDArray[np.float32]) -> Answer:
+        """Answer one normalised image of shape (3, H, W): what a latency measures."""
+        return self._run(image_3HW, self._stops)[-1]
+
+    def stream(self, image: Path | str | NDArray[np.uint8]) -> Iterator[Answer]:
+        """Every exit's answer in turn, each as soon as it is there (anytime inference)."""
+        value = self._start(self.preprocess(image))
+        for index in range(len(self._exits)):
+            value, logits, signal = self._segment(index, value)
+            yield self._answer(index, logits, signal)
+
+    def _stops(self, index: int, signal: float | None) -> bool:
+        threshold = self._exits[index]["threshold"]
+        return signal is not None and threshold is not None and bool(leaves(signal, threshold))
+
+    def _run(self, image_3HW: NDArray[np.float32], stops: Any) -> list[Answer]:
+        value = self._start(image_3HW)
+        last = len(self._exits) - 1
+        for index in range(last):
+            value, logits, signal = self._segment(index, value)
+            if stops(index, signal):
+                return [self._answer(index, logits, signal)]
+        _, logits, signal = self._segment(last, value)
+        return [self._answer(last, logits, signal)]
+
+    def _start(self, image_3HW: NDArray[np.float32]) -> Any:
+        if image_3HW.shape != (3, *self.size):
+            raise BundleError(
+                f"the bundle takes images of shape {(3, *self.size)}, got {image_3HW.shape}."
+            )
+        return self._segments[0].to_value(image_3HW[None])
+
+    def _segment(self, index: int, value: Any) -> tuple[Any, Any, float | None]:
+        program = self._segments[index]
+        outputs = dict(zip(self._exits[index]["outputs"], program(value), strict=True))
+        signal = outputs.get("signal")
+        leaving = None if signal is None else float(program.to_array(signal)[0])
+        return outputs.get("next_features"), outputs["logits"], leaving
+
+    def _answer(self, index: int, logits: Any, signal: float | None) -> Answer:
+        program = self._answers[self._exits[index]["answer"]]
+        label_map = program.to_array(program(logits)[0])[0]
+        return Answer(
+            label_map=label_map,
+            exit_id=self._exits[index]["exit_id"],
+            exit_index=index,
+            signal=signal,
+        )
+
+
+def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
+    """Load a bundle after checking that no file of it was altered.
+
+    `threads` is the number of threads within an operator; the predicted latencies hold for the
+    number they were measured with. Raises BundleError that names the file at fault.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name, digest in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"bundle {path} lacks {name}. Export it again.")
+        if sha256(file) != digest:
+            raise BundleError(f"bundle file {file} was altered after its export. Export it again.")
+    return Bundle(path, manifest, threads)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the bundle at `path`."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
+    except ValueError as error:
+        raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
+    if manifest.get("bundle_version") != BUNDLE_VERSION:
+        raise BundleError(
+            f"{file} has bundle version {manifest.get('bundle_version')}, this version of mess "
+            f"reads {BUNDLE_VERSION}."
+        )
+    return manifest
+
+
+def _loader(format_: str, path: Path, threads: int) -> Any:
+    if format_ == "onnx":
+        return lambda name: OnnxProgram(path / name, threads)
+    # Only the torch form needs torch.
+    from mess.torch_program import TorchProgram
+
+    return lambda name: TorchProgram(path / name, threads)
