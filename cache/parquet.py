@@ -30,9 +30,7 @@ def write_rows(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_table(
-    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a file of `schema`, or some of its columns; raises CacheError that names the file."""
     try:
         table = pq.read_table(path, columns=list(columns) if columns else None)

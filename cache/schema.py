@@ -36,9 +36,7 @@ EXITS = pa.schema(
 )
 """The architecture columns are null for the network's own head."""
 
-IMAGES = _schema(
-    image_id=pa.string(), height=pa.int32(), width=pa.int32(), label=_list(pa.int32())
-)
+IMAGES = _schema(image_id=pa.string(), height=pa.int32(), width=pa.int32(), label=_list(pa.int32()))
 
 PREDICTIONS = pa.schema(
     [

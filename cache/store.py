@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from mess.cache.parquet import read_table, write_rows
 from mess.cache.schema import IMAGES, PREDICTIONS, SCHEMA_VERSION
+from numpy.typing import NDArray
+
 from mess.errors import CacheError
 from mess.files import write_json
 

@@ -12,8 +12,7 @@ from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import EXITS, LATENCY
 from mess.cache.store import Predictions, PredictionStore
 from mess.config import Config
-from mess.errors import CacheError, MessError, nearest
-from mess.exits import FINAL
+from mess.errors import CacheError, nearest
 from mess.files import sha256
 from mess.run import Run
 from mess.search.costs import Cost
@@ -57,12 +56,8 @@ def expected_identity(
     run: Run, config: Config, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The part of a cache's identity that can be known without the data."""
-    if not run.weights.exists():
-        raise MessError(
-            f"{run.path} has no trained network yet. Run `mess train-overprovisioned` to go on."
-        )
     return {
-        "weights": sha256(run.weights),
+        "weights": sha256(run.require_weights()),
         "exits": [row["exit_id"] for row in rows],
         "signals": [spec.to_json() for spec in configured_signals(config.memoise)],
     }
@@ -70,10 +65,7 @@ def expected_identity(
 
 def exit_rows(run: Run) -> list[dict[str, Any]]:
     """The trained exits of a run, `final` included, from shallow to deep."""
-    if not run.exits.exists():
-        raise MessError(
-            f"{run.path} has no trained network yet. Run `mess train-overprovisioned` to go on."
-        )
+    run.require_weights()
     return [row for row in read_rows(run.exits, EXITS) if row["status"] == "trained"]
 
 
@@ -141,15 +133,6 @@ def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) 
         ),
         answer=np.array([times["answer", at] for at in where]),
     )
-
-
-def baseline_path(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """MACs and parameters of the network run to its end."""
-    final = next(row for row in rows if row["exit_id"] == FINAL)
-    return {
-        "macs": final["backbone_macs"] + final["exit_macs"],
-        "params": final["backbone_params"] + final["params"],
-    }
 
 
 def candidate_rows(candidates: Sequence[Any]) -> list[dict[str, Any]]:

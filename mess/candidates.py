@@ -133,9 +133,7 @@ def meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
         return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
 
 
-def place_points(
-    config: ExitsConfig, backbone: Backbone, blocks: Sequence[_Block]
-) -> list[int]:
+def place_points(config: ExitsConfig, backbone: Backbone, blocks: Sequence[_Block]) -> list[int]:
     """Block indices of the exit points, chosen by cost or by name."""
     if isinstance(config.points, int):
         return equidistant_points([block.macs for block in blocks], config.points)

@@ -35,7 +35,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "iteration": checkpoint.iteration,
         "configuration": checkpoint.configuration,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"position": json.dumps(position)})
 

@@ -75,20 +75,30 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
 ]
 ConfigArgument = Annotated[
-    str | None, typer.Argument(help="A shipped configuration, or a TOML file. [default: quickstart]")
+    str | None,
+    typer.Argument(help="A shipped configuration, or a TOML file. [default: quickstart]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
-@app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         _say(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    del version
 
 
 @app.command()
@@ -139,7 +149,7 @@ def memoise(
 ) -> None:
     """Store every exit's predictions on a split."""
     with _reporter() as reporter:
-        path = workflow.memoise(run=run, split=split, device=device, reporter=reporter)
+        path = workflow.memoise(run, split=split, device=device, reporter=reporter)
     _say(f"Predictions: {path}")
 
 
@@ -154,7 +164,7 @@ def profile(
     """Measure every segment and exit on this machine."""
     with _reporter() as reporter:
         path = workflow.profile(
-            run=run,
+            run,
             runtime=runtime.value,
             threads=threads,
             rounds=rounds,
@@ -167,8 +177,12 @@ def profile(
 @app.command()
 def search(
     run: RunOption = None,
-    setting: Annotated[Setting, typer.Option(help="How the instance runs.")] = Setting.input_dependent,
-    target: Annotated[Target, typer.Option(help="Minimised; accuracy is maximised.")] = Target.latency,
+    setting: Annotated[
+        Setting, typer.Option(help="How the instance runs.")
+    ] = Setting.input_dependent,
+    target: Annotated[
+        Target, typer.Option(help="Minimised; accuracy is maximised.")
+    ] = Target.latency,
     max_error: Annotated[float | None, typer.Option(help="mIoU drop below the final exit.")] = None,
     min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
     max_latency: Annotated[float | None, typer.Option(help="Milliseconds.")] = None,
@@ -211,8 +225,12 @@ def search(
 @app.command()
 def export(
     run: RunOption = None,
-    search: Annotated[str | None, typer.Option(help="Search to export; the newest by default.")] = None,
-    format: Annotated[BundleFormat, typer.Option(help="What the bundle holds.")] = BundleFormat.onnx,
+    search: Annotated[
+        str | None, typer.Option(help="Search to export; the newest by default.")
+    ] = None,
+    format: Annotated[
+        BundleFormat, typer.Option(help="What the bundle holds.")
+    ] = BundleFormat.onnx,
     output: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
 ) -> None:
     """Write the bundle of a search's instance."""
@@ -233,9 +251,7 @@ def evaluate(
 ) -> None:
     """Run a bundle on a split, in turns with the network run to its end."""
     with _reporter() as reporter:
-        report = workflow.evaluate(
-            bundle, run=run, split=split, threads=threads, reporter=reporter
-        )
+        report = workflow.evaluate(bundle, run=run, split=split, threads=threads, reporter=reporter)
     if as_json:
         _print_json(report)
     else:
@@ -260,6 +276,12 @@ def predict(
         signal = "" if row["signal"] is None else f"{row['signal']:.3f}"
         table.add_row(row["image"], row["exit_id"], signal, row["label_map"])
     _out.print(table)
+
+
+@app.command()
+def report(run: RunOption = None) -> None:
+    """Write one self-contained HTML file about a run."""
+    _say(f"Report: {workflow.report(run)}")
 
 
 def main() -> None:

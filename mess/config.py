@@ -82,7 +82,9 @@ class ExitsConfig(_Section):
     @model_validator(mode="after")
     def _points(self) -> ExitsConfig:
         if isinstance(self.points, int) and self.points < 1:
-            raise ValueError(f"points counts the final exit too and is at least 1, got {self.points}")
+            raise ValueError(
+                f"points counts the final exit too and is at least 1, got {self.points}"
+            )
         return self
 
 
@@ -225,7 +227,8 @@ def _explain(fault: Any) -> str:
         section: Any = Config
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return f"unknown configuration key {location!r}; {nearest(str(fault['loc'][-1]), section.model_fields)}"
+        hint = nearest(str(fault["loc"][-1]), section.model_fields)
+        return f"unknown configuration key {location!r}; {hint}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{location} = {fault['input']!r}: {message}."
 

@@ -15,7 +15,15 @@ from mess.errors import BundleError
 from mess.files import sha256, write_json
 from mess.images import MEAN, STD
 from mess.network import OverprovisionedNetwork
-from mess.programs import SUFFIX, Format, LabelMap, Segment, native_shape, point_shapes, write_program
+from mess.programs import (
+    SUFFIX,
+    Format,
+    LabelMap,
+    Segment,
+    native_shape,
+    point_shapes,
+    write_program,
+)
 from mess.progress import Reporter
 from mess.runtime import BUNDLE_VERSION, MANIFEST
 from mess.signal_spec import SignalSpec
@@ -110,11 +118,11 @@ def _write_programs(
                 continues=number < len(exits),
             )
             name = f"segment-{number}{SUFFIX[format_]}"
-            write_program(segment, shapes[start], directory / name, format_)
+            write_program(segment, segment.outputs, shapes[start], directory / name, format_)
             native = native_shape(module, shapes[planned.point])
             answer = f"answer-{native[2]}x{native[3]}{SUFFIX[format_]}"
             if not (directory / answer).exists():
-                write_program(LabelMap(size), native, directory / answer, format_)
+                write_program(LabelMap(size), ["label_map"], native, directory / answer, format_)
             rows.append(
                 {
                     "exit_id": planned.exit_id,

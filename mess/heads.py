@@ -18,13 +18,13 @@ _ATROUS_RATES = (12, 24, 36)
 
 
 def fcn_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Module:
-    """torchvision's FCN head; `dlb_channels` has no part in it."""
+    """Torchvision's FCN head; `dlb_channels` has no part in it."""
     del dlb_channels
     return FCNHead(channels, num_classes)
 
 
 def deeplab_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Module:
-    """torchvision's DeepLabV3 head (ASPP), `dlb_channels` wide; 256 is torchvision's own width."""
+    """Torchvision's DeepLabV3 head (ASPP), `dlb_channels` wide; 256 is torchvision's own width."""
     return nn.Sequential(
         ASPP(channels, _ATROUS_RATES, dlb_channels),
         nn.Conv2d(dlb_channels, dlb_channels, 3, padding=1, bias=False),

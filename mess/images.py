@@ -1,4 +1,4 @@
-"""Reading images and masks, and the one preprocessing that training, memoising and bundles share."""
+"""Reading images and masks, and the one preprocessing of training, memoising and bundles."""
 
 from __future__ import annotations
 

@@ -20,9 +20,17 @@ from torch import nn
 
 from mess.exits import FINAL
 from mess.network import OverprovisionedNetwork
-from mess.programs import SUFFIX, Format, LabelMap, Segment, native_shape, point_shapes, write_program
+from mess.programs import (
+    SUFFIX,
+    Format,
+    LabelMap,
+    Segment,
+    native_shape,
+    point_shapes,
+    write_program,
+)
 from mess.progress import Reporter
-from mess.runtime import OnnxProgram
+from mess.runtime import OnnxProgram, Program
 from mess.signal_spec import SignalSpec
 from mess.signals import SignalModule
 from mess.torch_program import TorchProgram
@@ -50,6 +58,7 @@ class Timing:
 class _Part:
     names: list[tuple[str, str]]
     module: nn.Module
+    outputs: list[str]
     shape: tuple[int, ...]
 
 
@@ -69,14 +78,14 @@ def profile(
     measurement. Each round runs every part once.
     """
     format_: Format = "onnx" if runtime == "onnxruntime" else "torch"
-    program = OnnxProgram if runtime == "onnxruntime" else TorchProgram
+    program = _program(runtime)
     parts = _parts(network, size, specs)
     with tempfile.TemporaryDirectory() as folder:
         runs: list[Callable[[], Any]] = []
         with reporter.task("exporting parts", len(parts)) as task:
             for index, part in enumerate(parts):
                 path = Path(folder) / f"{index}{SUFFIX[format_]}"
-                write_program(part.module, part.shape, path, format_)
+                write_program(part.module, part.outputs, part.shape, path, format_)
                 loaded = program(path, threads)
                 value = program.to_value(_example(part.shape))
                 runs.append(lambda loaded=loaded, value=value: loaded(value))
@@ -130,39 +139,37 @@ def _parts(
     shapes = point_shapes(network, size)
     last = len(shapes) - 1
     spans = [(0, point) for point in range(1, last + 1)] + [(p, last) for p in range(1, last)]
-    parts = [
-        _Part(
-            [("segment", f"{start}-{end}")],
-            Segment(network.segment(start, end), continues=True),
-            shapes[start],
-        )
-        for start, end in spans
-    ]
+    parts = []
+    for start, end in spans:
+        segment = Segment(network.segment(start, end), continues=True)
+        parts.append(_part("segment", f"{start}-{end}", segment, segment.outputs, shapes[start]))
     exits: dict[tuple[Any, ...], _Part] = {}
     natives: dict[tuple[int, ...], None] = {}
     for exit_id in [*network.exits, FINAL]:
-        point = network.point(exit_id)
+        shape = shapes[network.point(exit_id)]
         module = network.exit_module(exit_id)
-        natives[native_shape(module, shapes[point])] = None
+        natives[native_shape(module, shape)] = None
         architecture = exit_id.partition("-")[2] or exit_id
-        part = exits.setdefault(
-            (architecture, shapes[point]),
-            _Part([], Segment(nn.Identity(), module, continues=False), shapes[point]),
-        )
-        part.names.append(("exit", exit_id))
+        part = _Part([], Segment(nn.Identity(), module, continues=False), ["logits"], shape)
+        exits.setdefault((architecture, shape), part).names.append(("exit", exit_id))
     parts += exits.values()
     for native in natives:
         where = f"{native[2]}x{native[3]}"
-        parts += [
-            _Part([("signal", f"{spec.name}@{where}")], _SignalPart(spec), native)
-            for spec in specs
-        ]
-        parts.append(_Part([("answer", where)], LabelMap(size), native))
+        for spec in specs:
+            name = f"{spec.name}@{where}"
+            parts.append(_part("signal", name, SignalModule(spec), ["signal"], native))
+        parts.append(_part("answer", where, LabelMap(size), ["label_map"], native))
     return parts
 
 
-class _SignalPart(SignalModule):
-    outputs = ("signal",)
+def _part(
+    kind: str, name: str, module: nn.Module, outputs: list[str], shape: tuple[int, ...]
+) -> _Part:
+    return _Part([(kind, name)], module, outputs, shape)
+
+
+def _program(runtime: str) -> type[Program]:
+    return OnnxProgram if runtime == "onnxruntime" else TorchProgram
 
 
 def _example(shape: tuple[int, ...]) -> np.ndarray:

@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def leaves(
-    signal: NDArray[np.float32] | float, threshold: float
-) -> NDArray[np.bool_] | np.bool_:
+def leaves(signal: NDArray[np.float32] | float, threshold: float) -> NDArray[np.bool_] | np.bool_:
     """Whether an image leaves at an exit: signal >= threshold, in float64 (MESS paper, §5.2)."""
     return np.asarray(signal, dtype=np.float64) >= np.float64(threshold)
 

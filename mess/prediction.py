@@ -95,9 +95,7 @@ def predict(
                 predictions[exit_id] = _statistics(
                     exit_logits, labels, final, specs, exit_id in confidence_maps
                 )
-            predictions[FINAL] = _statistics(
-                logits, labels, final, specs, FINAL in confidence_maps
-            )
+            predictions[FINAL] = _statistics(logits, labels, final, specs, FINAL in confidence_maps)
         yield indices.numpy(), predictions
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mess.exits import FINAL
-from mess.network import OverprovisionedNetwork, on_cpu
+from mess.network import OverprovisionedNetwork, export_copy
 from mess.signal_spec import SignalSpec
 from mess.signals import SignalModule
 
@@ -67,8 +67,6 @@ class Segment(nn.Module):
 class LabelMap(nn.Module):
     """Logits at native resolution to the label map at input resolution, uint8."""
 
-    outputs = ("label_map",)
-
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
         self._size = size
@@ -78,9 +76,7 @@ class LabelMap(nn.Module):
         return (upsampled.argmax(1).to(torch.uint8),)
 
 
-def point_shapes(
-    network: OverprovisionedNetwork, size: tuple[int, int]
-) -> list[tuple[int, ...]]:
+def point_shapes(network: OverprovisionedNetwork, size: tuple[int, int]) -> list[tuple[int, ...]]:
     """Shapes at the input and at each exit point, batch 1; index p is point p, 0 the image."""
     with torch.inference_mode():
         device = next(network.parameters()).device
@@ -108,14 +104,13 @@ def native_shapes(
 
 
 def write_program(
-    module: Segment | LabelMap, shape: tuple[int, ...], path: Path, format_: Format
+    module: nn.Module, outputs: Sequence[str], shape: tuple[int, ...], path: Path, format_: Format
 ) -> None:
-    """Write `module` for an input of `shape` to `path`."""
-    module = on_cpu(module)
+    """Write `module`, whose outputs are called `outputs`, for an input of `shape` to `path`."""
+    module = export_copy(module)
     example = torch.zeros(shape)
     if format_ == "torch":
-        with torch.inference_mode(False):
-            torch.export.save(torch.export.export(module, (example,)), path)
+        torch.export.save(torch.export.export(module, (example,)), path)
         return
     with _quiet():
         program = torch.onnx.export(
@@ -123,12 +118,12 @@ def write_program(
             (example,),
             dynamo=True,
             input_names=["features"],
-            output_names=list(module.outputs),
-            external_data=False,
+            output_names=list(outputs),
             verbose=False,
         )
-    assert program is not None
-    program.save(path)
+        if program is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+        program.save(path, external_data=False)
 
 
 @contextmanager

@@ -65,6 +65,15 @@ class Run:
         folders = (self.path / "searches").glob("*/result.json")
         return [file.parent.name for file in sorted(folders, key=_written)]
 
+    def require_weights(self) -> Path:
+        """The trained weights; raises MessError where training has not finished."""
+        if not self.weights.exists():
+            raise MessError(
+                f"{self.path} has no trained network yet. "
+                f"Run `mess train-overprovisioned --run {self.path}` to go on."
+            )
+        return self.weights
+
     def require_search(self, search_id: str | None) -> str:
         """`search_id`, or the newest; raises MessError where it does not exist."""
         known = self.searches()

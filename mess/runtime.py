@@ -42,6 +42,8 @@ class Answer:
 class Program(Protocol):
     """A loaded program; values are the runtime's own, so features are not copied between two."""
 
+    def __init__(self, path: Path, threads: int) -> None: ...
+
     def __call__(self, value: Any) -> Sequence[Any]: ...
 
     @staticmethod

@@ -11,7 +11,7 @@ from mess.candidates import Candidate
 from mess.config import Config, Stage1Config, StageConfig
 from mess.exits import FINAL, ExitArchitecture
 from mess.losses import DistillationTarget, PixelGrid, cross_entropy
-from mess.network import OverprovisionedNetwork, frozen, seeded_exit
+from mess.network import OverprovisionedNetwork, fast_layout, frozen, seeded_exit
 from mess.seeds import derive
 from mess.training import Stage, poly_rate
 
@@ -58,7 +58,8 @@ class ExitAwarePretraining:
                 )
                 for point in early
             }
-        ).to(device, memory_format=torch.channels_last)
+        ).to(device)
+        fast_layout(self._heads)
         heads = [*network.backbone.head.parameters(), *self._heads.parameters()]
         body = list(network.backbone.blocks.parameters())
         rate = self.settings.learning_rate
@@ -204,9 +205,7 @@ def _momentum(optimiser: torch.optim.SGD, prefix: str) -> dict[str, Tensor]:
     return buffers
 
 
-def _restore_momentum(
-    optimiser: torch.optim.SGD, prefix: str, state: Mapping[str, Tensor]
-) -> None:
+def _restore_momentum(optimiser: torch.optim.SGD, prefix: str, state: Mapping[str, Tensor]) -> None:
     for index, parameter in enumerate(_parameters(optimiser)):
         buffer = state.get(f"{prefix}.{index}")
         if buffer is not None:

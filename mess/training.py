@@ -31,7 +31,9 @@ class Stage(Protocol):
     """One stage of training over the shared network."""
 
     name: str
-    settings: StageConfig
+
+    @property
+    def settings(self) -> StageConfig: ...
 
     def begin(self) -> None:
         """Put the network into the stage's mode."""
@@ -63,12 +65,12 @@ def train(
     log: MetricsLog,
     reporter: Reporter,
     device: torch.device,
-    after_stage: Callable[[str], None],
+    after_stage: Callable[[str, int], None],
 ) -> None:
     """Run the stages in order, going on from `checkpoint` where there is one.
 
-    `after_stage` is called with the name of each stage this call finished. Raises TrainingError when
-    a loss is not finite; the last checkpoint stays, and so does everything before it.
+    `after_stage` is called with the name and iterations of each stage this call finished. Raises
+    TrainingError when a loss is not finite; the last checkpoint stays.
     """
     first, iteration = _resume(network, stages, config, checkpoint, reporter)
     for index in range(first, len(stages)):
@@ -90,7 +92,7 @@ def train(
                     _save(checkpoint, network, stage, done, config)
                     saved = time.monotonic()
         _save(checkpoint, network, stage, done, config)
-        after_stage(stage.name)
+        after_stage(stage.name, done)
         iteration = 0
 
 
@@ -135,7 +137,9 @@ def _save(
 ) -> None:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"stage.{name}": tensor for name, tensor in stage.state().items()}
-    save_checkpoint(path, Checkpoint(stage.name, iteration, training_configuration(config), tensors))
+    save_checkpoint(
+        path, Checkpoint(stage.name, iteration, training_configuration(config), tensors)
+    )
 
 
 def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:

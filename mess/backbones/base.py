@@ -20,8 +20,8 @@ class Backbone(nn.Module):
 
     `blocks` maps names to modules in order of execution; each takes the features of the one before
     it (the first takes the image, (B, 3, H, W)) and returns features (B, C, h, w). `head` turns the
-    last features into logits (B, classes, h, w) at native resolution. Exits attach to the outputs of
-    blocks, so what lies before the first block of interest, such as a stem, belongs into it.
+    last features into logits (B, classes, h, w) at native resolution. Exits attach to the outputs
+    of blocks, so what lies before the first block of interest, such as a stem, belongs into it.
     """
 
     def __init__(self, blocks: Mapping[str, nn.Module], head: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from torchvision.models.segmentation.fcn import FCNHead
@@ -38,7 +40,7 @@ def segmentation_mobilenet_v2(
         dilation *= 2
     blocks: dict[str, nn.Module] = {"features.1": nn.Sequential(features[0], features[1])}
     blocks |= {f"features.{index}": features[index] for index in range(2, 18)}
-    return Backbone(blocks, FCNHead(features[17].out_channels, num_classes))
+    return Backbone(blocks, FCNHead(cast(int, features[17].out_channels), num_classes))
 
 
 def _dilate(block: nn.Module, dilation: int) -> None:

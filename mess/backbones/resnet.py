@@ -26,7 +26,7 @@ def drn50(num_classes: int, *, weights: str = "none", output_stride: int = 8) ->
 def deeplabv3_resnet50(
     num_classes: int, *, weights: str = "none", output_stride: int = 8
 ) -> Backbone:
-    """torchvision's DeepLabV3 on ResNet50; `weights` are ImageNet's, of the ResNet alone."""
+    """Torchvision's DeepLabV3 on ResNet50; `weights` are ImageNet's, of the ResNet alone."""
     network = _resnet(resnet50, weights, ResNet50_Weights.IMAGENET1K_V1, output_stride)
     return Backbone(_blocks(network), DeepLabHead(_CHANNELS, num_classes))
 
@@ -34,7 +34,7 @@ def deeplabv3_resnet50(
 def deeplabv3_resnet101(
     num_classes: int, *, weights: str = "none", output_stride: int = 8
 ) -> Backbone:
-    """torchvision's DeepLabV3 on ResNet101; `weights` are ImageNet's, of the ResNet alone."""
+    """Torchvision's DeepLabV3 on ResNet101; `weights` are ImageNet's, of the ResNet alone."""
     network = _resnet(resnet101, weights, ResNet101_Weights.IMAGENET1K_V1, output_stride)
     return Backbone(_blocks(network), DeepLabHead(_CHANNELS, num_classes))
 

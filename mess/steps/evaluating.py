@@ -1,0 +1,103 @@
+"""Running bundles on a split and holding them against the search's prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mess.assembly import CALIBRATION, load_tables
+from mess.data import open_split
+from mess.errors import BundleError
+from mess.evaluation import Outcome, run_bundles
+from mess.images import normalise
+from mess.policy import answering_exit
+from mess.progress import Reporter
+from mess.run import Run
+from mess.runtime import load_bundle
+from mess.steps.exporting import BASELINE, baseline_path
+
+
+def evaluate_bundle(
+    place: Run, path: Path | None, split: str, threads: int, reporter: Reporter
+) -> dict[str, Any]:
+    """Run a bundle and the baseline in turns; the report of `mess evaluate`."""
+    path = path or newest_bundle(place)
+    bundle = load_bundle(path, threads=threads)
+    config = place.config()
+    if bundle.size != tuple(config.data.size):
+        raise BundleError(
+            f"bundle {path} takes images of {bundle.size}, run {place.path} has "
+            f"{tuple(config.data.size)}. Name the run it was exported from with --run."
+        )
+    reference_path = baseline_path(place, bundle.manifest["format"])
+    if not reference_path.is_dir():
+        raise BundleError(f"{reference_path} is missing. Run `mess export` to write it again.")
+    reference = load_bundle(reference_path, threads=threads)
+    data = open_split(config.data, split, config.seed)
+    images = (
+        (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
+    )
+    with reporter.task(f"evaluating on {split}", len(data)) as task:
+        ours, theirs = run_bundles([bundle, reference], images, task)
+    report: dict[str, Any] = {
+        "bundle": str(path),
+        "split": split,
+        "images": len(data),
+        **_figures(ours),
+        "error": theirs.miou - ours.miou,
+        "exit_rates": ours.exit_rates,
+        "baseline": _figures(theirs),
+    }
+    if split == CALIBRATION:
+        report["agreement"] = _agreement(place, bundle.manifest, ours)
+    return report
+
+
+def newest_bundle(place: Run) -> Path:
+    """The bundle exported last; raises BundleError where there is none."""
+    bundles = [
+        file.parent
+        for file in (place.path / "exports").glob("*/manifest.json")
+        if not file.parent.name.startswith(BASELINE)
+    ]
+    if not bundles:
+        raise BundleError(f"{place.path} has no bundle yet. Run `mess export` first.")
+    return max(bundles, key=lambda bundle: (bundle / "manifest.json").stat().st_mtime_ns)
+
+
+def run_of(bundle: Path) -> Path | None:
+    """The run a bundle lies in, where it lies in one."""
+    folder = bundle.resolve().parent.parent
+    return folder if (folder / "config.toml").is_file() else None
+
+
+def _figures(outcome: Outcome) -> dict[str, float]:
+    return {"miou": outcome.miou, "macs": outcome.macs, "latency_ms": outcome.latency_ms}
+
+
+def _agreement(place: Run, manifest: Mapping[str, Any], ours: Outcome) -> dict[str, Any]:
+    """How the bundle's run compares with what the search computed from the cache."""
+    tables, _ = load_tables(place)
+    early = manifest["exits"][:-1]
+    expected = np.full(tables.images, len(early))
+    if manifest["setting"] == "input-dependent":
+        observed = [
+            tables.signals[
+                tables.exit_ids.index(exit_["exit_id"]),
+                :,
+                tables.signal_names.index(exit_["signal"]["name"]),
+            ]
+            for exit_ in early
+        ]
+        thresholds = [exit_["threshold"] for exit_ in early]
+        expected = answering_exit(observed, thresholds, tables.images)
+    predicted = manifest["predicted"]
+    return {
+        "same_exit": float(np.mean(expected == np.array(ours.taken))),
+        "predicted_miou": predicted["miou"],
+        "predicted_macs": predicted["macs"],
+        "predicted_latency_ms": predicted["latency_ms"],
+    }

@@ -1,0 +1,133 @@
+"""Exporting a search's instance, and the network run to its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mess.assembly import exit_rows, load_tables
+from mess.config import Config
+from mess.errors import BundleError, MessError
+from mess.exits import FINAL
+from mess.export import PlannedExit, export_bundle
+from mess.files import sha256
+from mess.network import OverprovisionedNetwork
+from mess.programs import Format
+from mess.progress import Reporter
+from mess.run import Run
+from mess.runtime import read_manifest
+from mess.signal_spec import SignalSpec
+from mess.steps.networks import class_table, trained_network
+
+BASELINE = "baseline"
+"""Stem of the bundle that holds the network run to its end."""
+
+
+def export_search(
+    place: Run, search_id: str, format_: Format, output: Path | None, reporter: Reporter
+) -> Path:
+    """Write the bundle of a search, and the baseline's beside it where there is none yet."""
+    result = json.loads((place.search(search_id) / "result.json").read_text(encoding="utf-8"))
+    if result["cache"]["weights"] != sha256(place.weights):
+        raise MessError(
+            f"search {search_id!r} ran on other weights than {place.weights} holds now. "
+            "Run `mess search` again."
+        )
+    config = place.config()
+    network = trained_network(place, config, torch.device("cpu"))
+    source = {"search": search_id, **result["cache"]}
+    _export_baseline(place, config, network, result, format_, reporter)
+    suffix = "" if format_ == "onnx" else f"-{format_}"
+    directory = output or place.bundle(search_id + suffix)
+    return _export(place, config, network, result, source, directory, format_, reporter)
+
+
+def baseline_path(place: Run, format_: str) -> Path:
+    """Where the bundle of the network run to its end lies."""
+    return place.bundle(BASELINE if format_ == "onnx" else f"{BASELINE}-{format_}")
+
+
+def _export_baseline(
+    place: Run,
+    config: Config,
+    network: OverprovisionedNetwork,
+    result: Mapping[str, Any],
+    format_: Format,
+    reporter: Reporter,
+) -> None:
+    directory = baseline_path(place, format_)
+    source = {"search": None, **result["cache"]}
+    try:
+        if read_manifest(directory)["source"] == source:
+            return
+    except BundleError:
+        pass  # none yet, or a damaged one
+    whole = {
+        "setting": "final-only",
+        "exits": [{"exit_id": FINAL, "signal": None, "threshold": None, "exit_rate": 1.0}],
+        "predicted": result["baseline"],
+        "baseline": result["baseline"],
+    }
+    _export(place, config, network, whole, source, directory, format_, reporter)
+
+
+def _export(
+    place: Run,
+    config: Config,
+    network: OverprovisionedNetwork,
+    result: Mapping[str, Any],
+    source: Mapping[str, Any],
+    directory: Path,
+    format_: Format,
+    reporter: Reporter,
+) -> Path:
+    table = class_table(config)
+    facts = {
+        "setting": result["setting"],
+        "predicted": result["predicted"],
+        "baseline": result["baseline"],
+        "source": source,
+        "classes": list(table.names),
+        "palette": [list(color) for color in table.colors],
+        "ignore_index": table.ignore_index,
+    }
+    return export_bundle(
+        network,
+        _planned(place, result),
+        directory,
+        size=config.data.size,
+        format_=format_,
+        facts=facts,
+        reporter=reporter,
+    )
+
+
+def _planned(place: Run, result: Mapping[str, Any]) -> list[PlannedExit]:
+    tables, manifest = load_tables(place)
+    specs = {signal["name"]: SignalSpec.from_json(signal) for signal in manifest["signals"]}
+    rows = {row["exit_id"]: row for row in exit_rows(place)}
+    planned = []
+    heads = 0
+    for chosen in result["exits"]:
+        exit_id, signal = chosen["exit_id"], chosen["signal"]
+        heads += rows[exit_id]["exit_macs"]
+        observed = None
+        if signal is not None:
+            place_of = tables.exit_ids.index(exit_id), tables.signal_names.index(signal)
+            observed = tables.signals[place_of[0], :, place_of[1]]
+        planned.append(
+            PlannedExit(
+                exit_id=exit_id,
+                point=rows[exit_id]["point"],
+                macs=rows[exit_id]["backbone_macs"] + heads,
+                signal=None if signal is None else specs[signal],
+                threshold=chosen["threshold"],
+                exit_rate=chosen["exit_rate"],
+                calibration_signal=observed,
+            )
+        )
+    return planned

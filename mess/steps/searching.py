@@ -1,0 +1,101 @@
+"""Searching a run's cache. No torch: a search starts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mess.assembly import DEFAULT_PROFILE, load_costs, load_tables
+from mess.cache.parquet import write_rows
+from mess.cache.schema import FRONT
+from mess.errors import MessError
+from mess.files import write_json
+from mess.progress import Reporter, Task
+from mess.run import Run, new_id
+from mess.search.answer import search
+from mess.search.request import Request
+
+
+def search_run(
+    place: Run,
+    *,
+    max_macs: str | float | None,
+    checkpoints: Sequence[str],
+    profile: str | None,
+    reporter: Reporter,
+    **options: Any,
+) -> dict[str, Any]:
+    """Search, write result.json and front.parquet, and return the result with `id` and `path`.
+
+    `options` are further fields of `Request`.
+    """
+    tables, manifest = load_tables(place)
+    costs = load_costs(place, tables, manifest, profile)
+    if "latency" not in costs and (
+        options["target"] == "latency" or options["max_latency_ms"] is not None
+    ):
+        raise MessError(
+            f"{place.path} has no latency profile. Measure one with `mess profile`, or use "
+            "--target macs."
+        )
+    baseline = costs["macs"].backbone[-1] + costs["macs"].exit[tables.final]
+    request = Request(
+        max_macs=_amount(max_macs, float(baseline)),
+        checkpoints=tuple(_checkpoint(text) for text in checkpoints),
+        **options,
+    )
+    with reporter.task("searching", 1) as task:
+        answer = search(tables, costs, request, _progress(task))
+    result = answer.to_result() | {
+        "cache": {"weights": manifest["weights"], "data": manifest["data"]},
+        "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
+    }
+    search_id = new_id(place.path / "searches", _name(request))
+    folder = place.search(search_id)
+    write_rows(folder / "front.parquet", answer.front_rows(), FRONT)
+    write_json(folder / "result.json", result)
+    return {"id": search_id, "path": str(folder), **result}
+
+
+def _progress(task: Task) -> Callable[[int, int], None]:
+    """A searcher's (done, total) as shares of a task whose total is 1."""
+    reached = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal reached
+        share = done / total if total else 1.0
+        task.advance(share - reached)
+        reached = share
+
+    return report
+
+
+def _amount(value: str | float | None, baseline: float) -> float | None:
+    """A number, or a multiple of the baseline written as "0.5x"."""
+    if not isinstance(value, str):
+        return value
+    text, scale = (value[:-1], baseline) if value.endswith("x") else (value, 1.0)
+    try:
+        return float(text) * scale
+    except ValueError:
+        raise MessError(
+            f"max_macs is a number or a multiple of the baseline such as 0.5x, got {value!r}."
+        ) from None
+
+
+def _checkpoint(text: str) -> tuple[float, float]:
+    cost, _, miou = text.partition("=")
+    try:
+        return float(cost), float(miou)
+    except ValueError:
+        raise MessError(f"a checkpoint is COST=MIOU such as 5.0=0.6, got {text!r}.") from None
+
+
+def _name(request: Request) -> str:
+    """A readable identifier, such as input-dependent-latency-max-error-0.01."""
+    limits = {
+        name: value
+        for name, value in request.constraints().items()
+        if name not in ("latency_stat", "max_exits", "checkpoints")
+    }
+    return "-".join([request.setting, request.target, *(f"{k}-{v:g}" for k, v in limits.items())])
