@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from mess.backbones.base import Backbone
 from mess.backbones.mobilenet import segmentation_mobilenet_v2
 from mess.backbones.resnet import deeplabv3_resnet50, deeplabv3_resnet101, drn50
+from mess.backbones.small import small_resnet
 from mess.config import BackboneConfig
 from mess.errors import ConfigError, nearest
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "small_resnet": small_resnet,
     "mobilenet_v2": segmentation_mobilenet_v2,
     "drn50": drn50,
     "deeplabv3_resnet50": deeplabv3_resnet50,
@@ -49,6 +53,9 @@ def _factory(name: str) -> Callable[..., Backbone]:
             f"no backbone is named {name!r}; {nearest(name, BACKBONES)} "
             "One of your own is package.module:factory."
         )
+    if (here := str(Path.cwd())) not in sys.path:
+        # The `mess` script, unlike `python -m mess`, does not look for modules where it is called.
+        sys.path.append(here)
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
