@@ -1,0 +1,1 @@
+"""Search on stored statistics: no network runs, no torch is loaded."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from mess.search.tables import Tables
 from numpy.typing import NDArray
 
 from mess.errors import ConfigError
-from mess.search.tables import Tables
 
 MACS, LATENCY, PARAMS = "macs", "latency", "params"
 
@@ -32,7 +32,7 @@ class Cost:
     backbone: shape (N + 1,), cumulative from the input to each point; index 0 is 0.
     exit: shape (E,), the exit alone.
     signal: shape (E, K), computing the signal; 0 for MACs and parameters.
-    answer: shape (E,), upsampling and argmax, paid by the answering exit; 0 for MACs and parameters.
+    answer: shape (E,), upsampling and argmax of the answering exit; 0 for MACs and parameters.
     MACs and parameters are whole numbers, latencies are milliseconds.
     """
 
@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Ticks:
-    """A `Cost` in whole steps: int64 arrays; `backbone`, shape (E,), is read at the exits' points."""
+    """A `Cost` in whole steps; `backbone`, shape (E,), is read at the exits' points."""
 
     metric: str
     backbone: NDArray[np.int64]
@@ -58,9 +58,11 @@ class Ticks:
         `signals` holds one signal for each exit but the last. Parameters do not depend on the
         path: every answer needs the whole instance to be stored.
         """
-        if self.metric == PARAMS:
-            stored = int(self.backbone[exits[-1]] + self.exit[list(exits)].sum())
-            return [stored] * len(exits)
+        paths = self.deliveries(exits, signals)
+        return paths[-1:] * len(paths) if self.metric == PARAMS else paths
+
+    def deliveries(self, exits: Sequence[int], signals: Sequence[int] = ()) -> list[int]:
+        """Cost from the input until each of `exits` has answered, in order of depth."""
         costs, delay = [], 0
         for depth, exit_ in enumerate(exits):
             delay += int(self.exit[exit_])
@@ -116,9 +118,7 @@ def _ticks(tables: Tables, metric: str, cost: Cost) -> Ticks:
     return Ticks(metric=metric, backbone=backbone[np.asarray(tables.point)], **whole)
 
 
-def _check_part(
-    metric: str, name: str, value: NDArray[np.float64], shape: tuple[int, ...]
-) -> None:
+def _check_part(metric: str, name: str, value: NDArray[np.float64], shape: tuple[int, ...]) -> None:
     if value.shape != shape:
         raise ConfigError(f"the {metric} of {name} must have shape {shape}, got {value.shape}")
     wrong = value[~(np.isfinite(value) & (value >= 0))]
@@ -133,6 +133,6 @@ def _check_part(
         raise ConfigError(f"the {metric} of {name} must be whole numbers, got {fraction}")
     if name in ("signal", "answer") and value.any():
         raise ConfigError(
-            f"the {metric} of {name} must be 0, got {value.max():g}: signals, upsampling and argmax "
-            "count in latency alone"
+            f"the {metric} of {name} must be 0, got {value.max():g}: signals, upsampling and "
+            "argmax count in latency alone"
         )

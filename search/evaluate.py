@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from mess.search.costs import LATENCY, Ticks
+from mess.search.tables import Tables
 from numpy.typing import NDArray
 
 from mess.metrics import mean_iou
 from mess.policy import answering_exit
-from mess.search.costs import LATENCY, Ticks
-from mess.search.tables import Tables
 
 
 class Choice(NamedTuple):
-    """A selected exit: its index, and for an exit with a policy the signal's index and threshold."""
+    """A selected exit by its index; every one but the last has a signal (index) and threshold."""
 
     exit: int
     signal: int | None = None
@@ -31,7 +31,7 @@ Configuration = tuple[Choice, ...]
 class Evaluation:
     """Figures of one configuration.
 
-    answer: shape (I,), position of the exit that answers each image; in the anytime setting the last.
+    answer: shape (I,), position of each image's answering exit; in the anytime setting the last.
     exit_rates: share of the images each exit answers; in the anytime setting each answers all.
     miou: mIoU of the answers; in the anytime setting of the last one.
     totals: cost summed over the images, by metric, in whole steps (`mess.search.costs.TICKS`).
@@ -64,8 +64,7 @@ def evaluate(
     exits = [choice.exit for choice in configuration]
     signals, thresholds = _policy(configuration)
     observed = [
-        tables.signals[exit_, :, signal]
-        for exit_, signal in zip(exits[:-1], signals, strict=True)
+        tables.signals[exit_, :, signal] for exit_, signal in zip(exits[:-1], signals, strict=True)
     ]
     answer = answering_exit(observed, thresholds, tables.images)
     counts = np.bincount(answer, minlength=len(exits))
@@ -99,7 +98,7 @@ def evaluate_anytime(
     exits = [choice.exit for choice in configuration]
     delivered: tuple[dict[str, int], ...] = tuple({} for _ in exits)
     for metric, cost in ticks.items():
-        for exit_, path in zip(delivered, cost.paths(exits, []), strict=True):
+        for exit_, path in zip(delivered, cost.deliveries(exits), strict=True):
             exit_[metric] = path
     totals = {metric: path * tables.images for metric, path in delivered[-1].items()}
     mious = tuple(_miou(tables, np.full(tables.images, exit_)) for exit_ in exits)
@@ -128,14 +127,16 @@ def _policy(configuration: Configuration) -> tuple[list[int], list[float]]:
     signals, thresholds = [], []
     for choice in configuration[:-1]:
         if choice.signal is None or choice.threshold is None:
-            raise ValueError(f"exit {choice.exit} is not the last one and needs a signal and threshold")
+            raise ValueError(
+                f"exit {choice.exit} is not the last one and needs a signal and threshold"
+            )
         signals.append(choice.signal)
         thresholds.append(choice.threshold)
     return signals, thresholds
 
 
 def _miou(tables: Tables, exit_of_image: NDArray[np.integer]) -> float:
-    """mIoU when image i is answered by `exit_of_image[i]`; shape (I,)."""
+    """MIoU when image i is answered by `exit_of_image[i]`; shape (I,)."""
     images = np.arange(tables.images)
     intersection = tables.intersection[exit_of_image, images].sum(axis=0, dtype=np.int64)
     predicted = tables.predicted[exit_of_image, images].sum(axis=0, dtype=np.int64)

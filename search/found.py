@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-
 from mess.search.evaluate import Configuration
 from mess.search.front import Front, FrontPoint
 from mess.search.goal import Rank
+from numpy.typing import NDArray
 
 NOTHING = 2**62
 """Larger than any rank: what a kernel is told when nothing has been found."""
+
+
+Arrays = NDArray[np.int64]
 
 
 class Scan(NamedTuple):
@@ -52,10 +54,11 @@ class Found:
         objective, tie, order = self.best[0]
         return np.array([objective, tie, max(order - offset, -1)], dtype=np.int64)
 
-    def front_arrays(self, offset: int) -> tuple[NDArray[np.int64], ...]:
+    def front_arrays(self, offset: int) -> tuple[Arrays, Arrays, Arrays]:
         """Costs, mIoUs and codes along the front."""
         rows = [(p.cost, p.miou, max(p.order - offset, -1)) for p in self.front.points]
-        return tuple(np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy())
+        cost, miou, code = np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
+        return cost, miou, code
 
     def merge(self, scan: Scan, offset: int, decode: Callable[[int], Configuration]) -> None:
         """Take over what a kernel found."""

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
-from mess.errors import ConfigError
 from mess.search.costs import MACS, TICKS, Ticks
-from mess.search.evaluate import Choice, Evaluation, evaluate
+from mess.search.evaluate import (
+    Choice,
+    Configuration,
+    Evaluation,
+    delivered_by,
+    evaluate,
+    evaluate_anytime,
+)
 from mess.search.request import ACCURACY, ANYTIME, Request
 from mess.search.tables import Tables
+
+from mess.errors import ConfigError
 
 MIOU_STEPS = 10**12
 """mIoU is compared in whole steps of 1e-12, so that rounding in a sum decides nothing."""
 
 
 def miou_steps(miou: float) -> int:
-    """mIoU in whole steps."""
+    """MIoU in whole steps."""
     return round(miou * MIOU_STEPS)
 
 
@@ -38,7 +46,7 @@ class Rank(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """By `deadline` (total over the images in whole steps) some exit delivers mIoU `miou` (steps)."""
+    """By `deadline` (a total in whole steps) some exit delivers an mIoU of `miou` steps."""
 
     deadline: int
     miou: int
@@ -93,6 +101,39 @@ class Goal:
             return Rank(-miou, totals[MACS], order)
         return Rank(totals[self.request.target], -miou, order)
 
+    def evaluate(self, configuration: Configuration) -> Evaluation:
+        """Figures of a configuration in the request's setting."""
+        if self.request.setting == ANYTIME:
+            return evaluate_anytime(self.tables, self.ticks, configuration)
+        return evaluate(self.tables, self.ticks, configuration, self.request.latency_stat)
+
+    def delivered(self, evaluation: Evaluation) -> list[float]:
+        """Anytime only: best mIoU delivered by each checkpoint."""
+        return [
+            delivered_by(evaluation, self.front_metric, point.deadline, self.tables.images)
+            for point in self.checkpoints
+        ]
+
+    def quality(self, evaluation: Evaluation) -> float:
+        """The mIoU that is maximised: of the answers, or anytime the checkpoints' mean."""
+        delivered = self.delivered(evaluation)
+        return sum(delivered) / len(delivered) if delivered else evaluation.miou
+
+    def relaxed(self, dropped: Iterable[str], target: str) -> Goal:
+        """The goal without the `dropped` limits (metrics or accuracy), and with another target."""
+        dropped = set(dropped)
+        accurate = ACCURACY not in dropped
+        return replace(
+            self,
+            request=replace(self.request, target=target),
+            metrics=tuple(m for m in TICKS if m in {*self.metrics, target}),
+            limits={m: limit for m, limit in self.limits.items() if m not in dropped},
+            miou_limit=self.miou_limit if accurate else -1,
+            checkpoints=tuple(
+                point if accurate else point._replace(miou=0) for point in self.checkpoints
+            ),
+        )
+
     def affordable(self, totals: Mapping[str, int]) -> bool:
         """Whether the totals respect every cost limit."""
         return all(totals[metric] <= limit for metric, limit in self.limits.items())
@@ -127,5 +168,3 @@ def _checkpoints(
         )
     required = 0 if request.target == ACCURACY else max(miou_limit, 0)
     return (Checkpoint(baseline.totals[metric] // 2, required),)
-
-

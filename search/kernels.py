@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from mess.search.goal import MIOU_STEPS
 from numba import njit
 from numpy.typing import NDArray
-
-from mess.search.goal import MIOU_STEPS
 
 MEAN, P90, STORED = 0, 1, 2
 """How a metric sums over the images: by rates, by the 90% path, or as parameters."""
@@ -47,31 +46,34 @@ class Prices(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """Metric indices of target (-1: accuracy), MACs and front; least mIoU in steps."""
+    """Metric indices of target (-1: accuracy), MACs and front; whether to collect the front; least
+    mIoU in steps.
+    """
 
     target: int
     macs: int
     front: int
+    collect: bool
     miou: int
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def scan_exits(pixels, prices, aim, bins_EKI, count_EK, first, second, lasts, best, front):
+def scan_exits(pixels, prices, aim, bins_EKI, number_EK, first, second, lasts, best, front):
     """Every signal and threshold of the early exits `first` and `second`, before each of `lasts`.
 
     `best` and `front` are what is known already; a configuration's code orders configurations
     lexicographically by (exit, signal, threshold). Returns the fields of `Scan`.
     """
     exits, signals, images = bins_EKI.shape
-    radix = np.int64(max(1, count_EK.max()))
+    radix = np.int64(max(1, number_EK.max()))
     best = best.copy()
-    cost_F, miou_F, code_F = front
+    cost_F, miou_F, code_F = front[0].copy(), front[1].copy(), front[2].copy()
     fresh_F = np.zeros(len(cost_F), dtype=np.bool_)
     size, evaluated, pruned = len(cost_F), 0, 0
     nowhere_I = np.zeros(images, dtype=np.int32)
 
     for s1 in range(signals if first != NOBODY else 1):
-        rows = count_EK[first, s1] if first != NOBODY else 1
+        rows = number_EK[first, s1] if first != NOBODY else 1
         bin1_I = bins_EKI[first, s1] if first != NOBODY else nowhere_I
         if rows == 0:
             continue
@@ -79,15 +81,15 @@ def scan_exits(pixels, prices, aim, bins_EKI, count_EK, first, second, lasts, be
         hits_CR, extra_CR = _settled(pixels, first, second, bin1_I, rows)
         bound_LR = _bounds(pixels, first, second, lasts, bin1_I, rows)
         for s2 in range(signals):
-            columns = count_EK[second, s2]
+            columns = number_EK[second, s2]
             if columns == 0:
                 continue
             bin2_I = bins_EKI[second, s2]
-            left_RT = _count(bin1_I, rows, bin2_I, columns)
+            stay_RT = _count(bin1_I, rows, bin2_I, columns)
             left1_R = _leave(bin1_I, rows)
             for position in range(len(lasts)):
                 last = lasts[position]
-                total_MRT = _totals(prices, first, s1, second, s2, last, left1_R, left_RT, images)
+                total_MRT = _totals(prices, first, s1, second, s2, last, left1_R, stay_RT, images)
                 wanted_R = np.zeros(rows, dtype=np.bool_)
                 for r in range(rows):
                     wanted_R[r] = _row_matters(
@@ -111,15 +113,15 @@ def scan_exits(pixels, prices, aim, bins_EKI, count_EK, first, second, lasts, be
                         code = ((code * signals + s2) * radix + t) * exits + last
                         miou = np.int64(np.rint(score_T[t] * MIOU_STEPS))
                         _keep_best(prices, aim, total_MRT[:, r, t], miou, code, best)
-                        if aim.front < 0:
+                        if not aim.collect:
                             continue
                         cost = total_MRT[aim.front, r, t]
                         if _advances(cost_F, miou_F, code_F, size, cost, miou, code):
                             cost_F, miou_F, code_F, fresh_F, size = _insert(
                                 cost_F, miou_F, code_F, fresh_F, size, cost, miou, code
                             )
-    new = fresh_F[:size]
-    return best, evaluated, pruned, cost_F[:size][new], miou_F[:size][new], code_F[:size][new]
+    new = np.flatnonzero(fresh_F[:size])
+    return best, evaluated, pruned, cost_F[new], miou_F[new], code_F[new]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -183,9 +185,7 @@ def _bounds(pixels, first, second, lasts, bin1_I, rows):
         last = lasts[position]
         for i in range(images):
             for c in range(classes):
-                best_EIC[1, i, c] = max(
-                    pixels.hits_EIC[second, i, c], pixels.hits_EIC[last, i, c]
-                )
+                best_EIC[1, i, c] = max(pixels.hits_EIC[second, i, c], pixels.hits_EIC[last, i, c])
                 least_EIC[1, i, c] = min(
                     pixels.extra_EIC[second, i, c], pixels.extra_EIC[last, i, c]
                 )
@@ -273,17 +273,17 @@ def _totals(prices, first, s1, second, s2, last, left1_R, stay_RT, images):
 
 @njit(cache=True, nogil=True)
 def _affordable(prices, total_M):
+    affordable = True
     for m in range(len(total_M)):
-        if total_M[m] > prices.limit_M[m]:
-            return False
-    return True
+        affordable &= total_M[m] <= prices.limit_M[m]
+    return affordable
 
 
 @njit(cache=True, nogil=True)
 def _row_matters(prices, aim, total_MRT, r, bound, best, cost_F, miou_F, size):
     """Whether some cell of a row could beat the best or reach the front, given its mIoU's bound."""
     columns = total_MRT.shape[2]
-    if aim.front >= 0:
+    if aim.collect:
         cheapest = total_MRT[aim.front, r].min()
         at = np.searchsorted(cost_F[:size], cheapest, side="right")
         if at == 0 or miou_F[at - 1] <= bound:
@@ -347,3 +347,111 @@ def _enlarged(array, capacity):
     larger = np.zeros(capacity, dtype=array.dtype)
     larger[: len(array)] = array
     return larger
+
+
+class Early(NamedTuple):
+    """Early exits of the anytime setting, by rising point; costs are totals over the images.
+
+    own_ME: the exit alone; reach_E: backbone and answer in the front's metric; miou_E: in steps;
+    after_E: the next exit at a deeper point; index_E: the exit's index in the tables.
+    """
+
+    own_ME: NDArray[np.int64]
+    reach_E: NDArray[np.int64]
+    miou_E: NDArray[np.int64]
+    after_E: NDArray[np.int64]
+    index_E: NDArray[np.int64]
+
+
+class Last(NamedTuple):
+    """The exit that ends every choice: its path as a total, mIoU in steps, and its index."""
+
+    path_M: NDArray[np.int64]
+    miou: int
+    exit: int
+
+
+class Checkpoints(NamedTuple):
+    """Deadlines as totals, least mIoU in steps, and a bound on the sum of the delivered mIoUs."""
+
+    deadline_Q: NDArray[np.int64]
+    least_Q: NDArray[np.int64]
+    bound: int
+
+
+@njit(cache=True, nogil=True)
+def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, best, front):
+    """Every choice of at most `depth` early exits that begins with `start`, depth first.
+
+    A code orders choices by number of exits, then lexicographically. `pruned` counts the choices
+    at which the search turned back, not the ones behind them. Returns the fields of `Scan`.
+    """
+    metrics = len(last.path_M)
+    best = best.copy()
+    cost_F, miou_F, code_F = front[0].copy(), front[1].copy(), front[2].copy()
+    fresh_F = np.zeros(len(cost_F), dtype=np.bool_)
+    size, evaluated, pruned = len(cost_F), 0, 0
+    delay_DM = np.zeros((depth + 1, metrics), dtype=np.int64)
+    reached_DQ = np.zeros((depth + 1, len(checkpoints.least_Q)), dtype=np.int64)
+    code_D = np.zeros(depth + 1, dtype=np.int64)
+    cursor_D = np.full(depth + 1, start, dtype=np.int64)
+    level = 0
+    while level >= 0:
+        e = cursor_D[level]
+        if level == depth or e == len(early.miou_E) or (level == 0 and e > start):
+            level -= 1
+            continue
+        cursor_D[level] += 1
+        level += 1
+        delay_DM[level] = delay_DM[level - 1] + early.own_ME[:, e]
+        total_M = last.path_M + delay_DM[level]
+        if not _choice_matters(prices, aim, checkpoints.bound, total_M, best, cost_F, miou_F, size):
+            pruned += 1
+            level -= 1
+            continue
+        evaluated += 1
+        delay = delay_DM[level, aim.front]
+        _deliver(
+            checkpoints,
+            early.reach_E[e] + delay,
+            early.miou_E[e],
+            reached_DQ[level - 1],
+            reached_DQ[level],
+        )
+        code_D[level] = code_D[level - 1] * radix + early.index_E[e]
+        code = code_D[level] * radix + last.exit + (level + 1) * radix ** (depth + 1)
+        delivered_Q = reached_DQ[level].copy()
+        _deliver(checkpoints, total_M[aim.front], last.miou, reached_DQ[level], delivered_Q)
+        miou = delivered_Q.sum()
+        if (delivered_Q >= checkpoints.least_Q).all():
+            _keep_best(prices, aim, total_M, miou, code, best)
+        cost = total_M[aim.front]
+        if aim.collect and _advances(cost_F, miou_F, code_F, size, cost, miou, code):
+            cost_F, miou_F, code_F, fresh_F, size = _insert(
+                cost_F, miou_F, code_F, fresh_F, size, cost, miou, code
+            )
+        cursor_D[level] = early.after_E[e]
+    new = np.flatnonzero(fresh_F[:size])
+    return best, evaluated, pruned, cost_F[new], miou_F[new], code_F[new]
+
+
+@njit(cache=True, nogil=True)
+def _deliver(checkpoints, cost, miou, before_Q, out_Q):
+    """Best mIoU at each checkpoint once an exit has delivered `miou` at `cost`."""
+    for q in range(len(out_Q)):
+        out_Q[q] = before_Q[q]
+        if cost <= checkpoints.deadline_Q[q] and miou > before_Q[q]:
+            out_Q[q] = miou
+
+
+@njit(cache=True, nogil=True)
+def _choice_matters(prices, aim, bound, total_M, best, cost_F, miou_F, size):
+    """Whether a choice or any that adds exits to it could beat the best or reach the front."""
+    if aim.collect:
+        at = np.searchsorted(cost_F[:size], total_M[aim.front], side="right") - 1
+        if at < 0 or miou_F[at] <= bound:
+            return True
+    objective = -bound if aim.target < 0 else total_M[aim.target]
+    if objective > best[0]:
+        return False
+    return _affordable(prices, total_M)

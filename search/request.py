@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mess.errors import ConfigError, nearest
 from mess.search.costs import LATENCY, MACS, PARAMS
+
+from mess.errors import ConfigError, nearest
 
 INPUT_DEPENDENT, ANYTIME = "input-dependent", "anytime"
 BUDGETED, FINAL_ONLY = "budgeted", "final-only"
@@ -60,7 +61,9 @@ class Request:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
-        object.__setattr__(self, "checkpoints", tuple((float(c), float(m)) for c, m in self.checkpoints))
+        object.__setattr__(
+            self, "checkpoints", tuple((float(c), float(m)) for c, m in self.checkpoints)
+        )
         if self.checkpoints and self.setting != ANYTIME:
             raise ConfigError(
                 f"checkpoints belong to the anytime setting, got {len(self.checkpoints)} with "

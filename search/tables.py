@@ -92,8 +92,9 @@ class Tables:
         for name, kind in kinds.items():
             dtype = getattr(self, name).dtype
             if dtype.kind != kind:
-                raise CacheError(f"{name} must hold {'integers' if kind == 'i' else 'floats'}, "
-                                 f"got {dtype}")
+                raise CacheError(
+                    f"{name} must hold {'integers' if kind == 'i' else 'floats'}, got {dtype}"
+                )
         if self.signals.dtype != np.float32:
             raise CacheError(f"signals must be float32, got {self.signals.dtype}")
 

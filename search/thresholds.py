@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from mess.search.tables import Tables
 from numpy.typing import NDArray
 
 from mess.policy import threshold_between
-from mess.search.tables import Tables
 
 
 class Ladder(NamedTuple):
     """The thresholds of every exit and signal, ascending, and where each image stands among them.
 
     values: E × K arrays of thresholds, float64, each ascending, possibly empty.
-    count: shape (E, K), their number.
+    number: shape (E, K), how many there are.
     bins: shape (E, K, I), number of thresholds an image reaches: it leaves at threshold t exactly
         when t < bin.
     """
 
     values: list[list[NDArray[np.float64]]]
-    count: NDArray[np.int64]
+    number: NDArray[np.int64]
     bins: NDArray[np.int32]
 
 
@@ -33,9 +34,7 @@ def separating(signal: NDArray[np.float32]) -> NDArray[np.float64]:
     instances with fewer exits.
     """
     distinct = np.unique(signal.astype(np.float64))
-    middles = [
-        threshold_between(lower, upper) for lower, upper in zip(distinct[:-1], distinct[1:], strict=True)
-    ]
+    middles = [threshold_between(lower, upper) for lower, upper in pairwise(distinct)]
     thresholds = np.array(middles, dtype=np.float64)
     separates = (distinct[:-1] < thresholds) & (thresholds <= distinct[1:])
     return thresholds[separates]
@@ -59,11 +58,11 @@ def ladder(tables: Tables, size: int | None = None) -> Ladder:
     if size is not None:
         values = [[grid(thresholds, size) for thresholds in row] for row in values]
     shape = (tables.exits, len(tables.signal_names))
-    count = np.zeros(shape, dtype=np.int64)
+    number = np.zeros(shape, dtype=np.int64)
     bins = np.zeros((*shape, tables.images), dtype=np.int32)
     for exit_, row in enumerate(values):
         for signal, thresholds in enumerate(row):
-            count[exit_, signal] = len(thresholds)
+            number[exit_, signal] = len(thresholds)
             observed = tables.signals[exit_, :, signal].astype(np.float64)
             bins[exit_, signal] = np.searchsorted(thresholds, observed, side="right")
-    return Ladder(values, count, bins)
+    return Ladder(values, number, bins)

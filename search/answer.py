@@ -1,0 +1,163 @@
+"""`search`: a request in, the best instance and the front out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mess.search.costs import LATENCY, MACS, PARAMS, Cost, to_ticks
+from mess.search.evaluate import Configuration, Evaluation
+from mess.search.exhaustive import Progress, cover
+from mess.search.front import FrontPoint
+from mess.search.goal import MIOU_STEPS, Goal
+from mess.search.infeasible import Best, infeasible
+from mess.search.request import ANYTIME, Request
+from mess.search.tables import Tables
+
+_KEYS = {MACS: "macs", LATENCY: "latency_ms", PARAMS: "params"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The best configuration of the stated space, and the front of all of them.
+
+    evaluation holds the figures of `configuration` by the plain definition, not the kernels'.
+    """
+
+    goal: Goal
+    configuration: Configuration
+    evaluation: Evaluation
+    front: tuple[FrontPoint[Configuration], ...]
+    space: dict[str, Any]
+    configurations: int
+    evaluated: int
+    seconds: float
+
+    def to_result(self) -> dict[str, Any]:
+        """The content of `result.json`, without `cache`.
+
+        `latency_ms` is null without a profile, and the mean or p90 as `constraints.latency_stat`
+        says. In the anytime setting each exit also has its `delivered` cost and `miou`, and
+        `checkpoints` lists what is delivered by when.
+        """
+        request = self.goal.request
+        result = {
+            "setting": request.setting,
+            "target": request.target,
+            "constraints": request.constraints(),
+            "exits": self._exits(self.configuration, self.evaluation),
+            "predicted": _figures(self.evaluation),
+            "baseline": _figures(self.goal.baseline),
+            "error": self.goal.baseline.miou - self.evaluation.miou,
+            "search": {
+                "algorithm": "exhaustive",
+                "space": self.space,
+                "configurations": self.configurations,
+                "evaluated": self.evaluated,
+                "pruned": self.configurations - self.evaluated,
+                "optimal": True,
+                "gap": 0.0,
+                "seconds": self.seconds,
+            },
+        }
+        if request.setting == ANYTIME:
+            result["checkpoints"] = self._checkpoints()
+        return result
+
+    def front_rows(self) -> list[dict[str, Any]]:
+        """The rows of `front.parquet`, cheapest first.
+
+        `miou` of an anytime configuration is the mean over the checkpoints of the best mIoU
+        delivered by then; its last answer is always the baseline's.
+        """
+        rows = []
+        for point in self.front:
+            evaluation = self.goal.evaluate(point.payload)
+            row = _figures(evaluation) | {"miou": self.goal.quality(evaluation)}
+            row["configuration"] = json.dumps(self._exits(point.payload, evaluation))
+            rows.append(row | {"proven": True})
+        return rows
+
+    def _exits(self, configuration: Configuration, evaluation: Evaluation) -> list[dict[str, Any]]:
+        tables, rows = self.goal.tables, []
+        for position, choice in enumerate(configuration):
+            row = {
+                "exit_id": tables.exit_ids[choice.exit],
+                "signal": None if choice.signal is None else tables.signal_names[choice.signal],
+                "threshold": choice.threshold,
+                "exit_rate": evaluation.exit_rates[position],
+            }
+            if evaluation.delivered:
+                row["delivered"] = {
+                    _KEYS[metric]: self.goal.ticks[metric].to_unit(cost)
+                    for metric, cost in evaluation.delivered[position].items()
+                }
+                row["miou"] = evaluation.exit_mious[position]
+            rows.append(row)
+        return rows
+
+    def _checkpoints(self) -> list[dict[str, Any]]:
+        ticks, images = self.goal.ticks[self.goal.front_metric], self.goal.tables.images
+        return [
+            {
+                "metric": self.goal.front_metric,
+                "cost": ticks.to_unit(checkpoint.deadline / images),
+                "required": checkpoint.miou / MIOU_STEPS,
+                "miou": miou,
+            }
+            for checkpoint, miou in zip(
+                self.goal.checkpoints, self.goal.delivered(self.evaluation), strict=True
+            )
+        ]
+
+
+def search(
+    tables: Tables,
+    costs: Mapping[str, Cost],
+    request: Request,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Answer:
+    """The best configuration for `request`, proven so within the space that the answer states.
+
+    Neither answer nor counts depend on `threads` (default: all cores). Raises `InfeasibleError`
+    with the nearest feasible requests, and `ConfigError` for a request that cannot be searched.
+    """
+    start = time.perf_counter()
+    goal = Goal.of(tables, to_ticks(tables, costs), request)
+    covered = cover(goal, progress=progress, threads=threads)
+    if covered.found.best is None:
+        raise infeasible(goal, partial(_solve, threads=threads))
+    configuration = covered.found.best[1]
+    return Answer(
+        goal=goal,
+        configuration=configuration,
+        evaluation=goal.evaluate(configuration),
+        front=covered.found.front.points,
+        space=covered.space,
+        configurations=covered.configurations,
+        evaluated=covered.found.evaluated,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _solve(goal: Goal, threads: int | None) -> Best | None:
+    best = cover(goal, collect=False, threads=threads).found.best
+    if best is None:
+        return None
+    evaluation = goal.evaluate(best[1])
+    return Best(best[1], evaluation.costs, evaluation.miou, goal.quality(evaluation))
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    costs = evaluation.costs
+    return {
+        "miou": evaluation.miou,
+        "macs": costs[MACS],
+        "latency_ms": costs.get(LATENCY),
+        "params": int(costs[PARAMS]),
+    }

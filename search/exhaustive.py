@@ -1,0 +1,100 @@
+"""Exhaustive search of the space of a request's setting, and the statement of that space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mess.search.anytime import count_choices, search_anytime
+from mess.search.budgeted import search_single
+from mess.search.dependent import MOST_EXITS, count_configurations, ladders, search_dependent
+from mess.search.found import Found
+from mess.search.goal import Goal
+from mess.search.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
+
+from mess.errors import ConfigError
+
+Progress = Callable[[int, int], None]
+"""Hears how much of a search is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covered:
+    """Findings, the number of configurations of the space, and the space in words and numbers."""
+
+    found: Found
+    configurations: int
+    space: dict[str, Any]
+
+
+def cover(
+    goal: Goal,
+    collect: bool = True,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Covered:
+    """Search the whole space; `collect` asks for the front besides the best configuration."""
+    found = Found()
+    hear = progress or (lambda _done, _total: None)
+    if goal.request.setting == INPUT_DEPENDENT:
+        return _cover_dependent(goal, found, collect, hear, threads)
+    if goal.request.setting == ANYTIME:
+        return _cover_anytime(goal, found, collect, hear, threads)
+    exits = np.arange(goal.tables.exits)
+    if goal.request.setting == FINAL_ONLY:
+        exits = exits[goal.tables.point == goal.tables.points]
+    search_single(goal, found, exits.tolist())
+    hear(len(exits), len(exits))
+    space = _space(goal, "every exit alone", exits=len(exits))
+    return Covered(found=found, configurations=len(exits), space=space)
+
+
+def _cover_dependent(
+    goal: Goal, found: Found, collect: bool, hear: Progress, threads: int | None
+) -> Covered:
+    if goal.request.max_exits > MOST_EXITS:
+        raise ConfigError(
+            f"the exhaustive search covers at most {MOST_EXITS} exits in all, got "
+            f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}"
+        )
+    rungs = ladders(goal)
+    counts = {1: goal.tables.exits} | {
+        early + 1: count_configurations(goal.tables, steps, early) for early, steps in rungs.items()
+    }
+    total = sum(counts.values())
+    search_dependent(goal, found, rungs, collect, threads, lambda done: hear(done, total))
+    size = goal.request.thresholds
+    space = _space(
+        goal,
+        "every choice of up to max_exits exits, at most one a point, the last at any point, with "
+        "every signal of every early exit; with one early exit every distinct threshold, with two "
+        f"a grid of at most {size} quantiles of the distinct thresholds of each exit and signal",
+        max_exits=goal.request.max_exits,
+        signals=list(goal.tables.signal_names),
+        thresholds={"one early exit": "all", "two early exits": size},
+        configurations_by_exits={str(exits): count for exits, count in counts.items()},
+    )
+    return Covered(found=found, configurations=total, space=space)
+
+
+def _cover_anytime(
+    goal: Goal, found: Found, collect: bool, hear: Progress, threads: int | None
+) -> Covered:
+    early = int((goal.tables.point < goal.tables.points).sum())
+    search_anytime(goal, found, collect, threads, lambda done: hear(done, early))
+    space = _space(
+        goal,
+        "every choice of early exits, at most one a point before the last, and the network's own "
+        "head at the end, at most max_exits exits in all",
+        max_exits=goal.request.max_exits,
+        checkpoint_metric=goal.front_metric,
+    )
+    configurations = count_choices(goal.tables, goal.request.max_exits)
+    return Covered(found=found, configurations=configurations, space=space)
+
+
+def _space(goal: Goal, statement: str, **details: Any) -> dict[str, Any]:
+    sizes = {"candidates": goal.tables.exits, "points": goal.tables.points}
+    return {"statement": statement, **sizes, "images": goal.tables.images, **details}
