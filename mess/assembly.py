@@ -102,10 +102,10 @@ def _counted(
         backbone[row["point"]] = row[cumulative]
     return Cost(
         backbone=np.maximum.accumulate(backbone),
-        boundary=np.zeros(tables.points + 1),
         exit=np.array([rows[exit_id][own] for exit_id in tables.exit_ids], float),
         signal=np.zeros((tables.exits, len(tables.signal_names))),
         answer=np.zeros(tables.exits),
+        resume=np.zeros(tables.exits),
     )
 
 
@@ -119,19 +119,19 @@ def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) 
     prefix = [0.0] + [times["segment", f"0-{point}"] for point in range(1, last + 1)]
     # Stopping at a point and going on costs more than running through: another program is called
     # and the features change their layout.
-    boundary = [
-        max(0.0, prefix[point] + times["segment", f"{point}-{last}"] - prefix[last])
-        for point in range(1, last)
-    ]
+    resume = np.zeros(last + 1)
+    for point in range(1, last):
+        parts = prefix[point] + times["segment", f"{point}-{last}"]
+        resume[point] = max(0.0, parts - prefix[last])
     where = ["x".join(map(str, manifest["native_shapes"][exit_id])) for exit_id in tables.exit_ids]
     return Cost(
         backbone=np.maximum.accumulate(np.array(prefix)),
-        boundary=np.array([0.0, *boundary, 0.0]),
         exit=np.array([times["exit", exit_id] for exit_id in tables.exit_ids]),
         signal=np.array(
             [[times["signal", f"{signal}@{at}"] for signal in tables.signal_names] for at in where]
         ),
         answer=np.array([times["answer", at] for at in where]),
+        resume=resume[tables.point],
     )
 
 

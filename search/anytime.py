@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+
+from mess.errors import ConfigError
 from mess.search.dependent import pack_aim, pack_prices
 from mess.search.evaluate import Choice, Configuration
 from mess.search.found import Arrays, Found, Scan
@@ -18,8 +20,6 @@ from mess.search.goal import Goal, miou_steps
 from mess.search.kernels import Aim, Checkpoints, Early, Last, Prices, scan_anytime
 from mess.search.rounds import run_rounds
 from mess.search.tables import Tables
-
-from mess.errors import ConfigError
 
 
 def count_choices(tables: Tables, max_exits: int) -> int:
@@ -96,9 +96,11 @@ def _early(goal: Goal) -> Early:
     point = tables.point[index]
     front = goal.ticks[goal.front_metric]
     mious = [goal.evaluate((Choice(int(exit_)),)).miou for exit_ in index]
+    ticks = [goal.ticks[metric] for metric in goal.metrics]
+    # Going on past an exit delays the deeper ones as the exit itself does, but not its own answer.
     return Early(
-        own_ME=np.stack([goal.ticks[metric].exit[index] * images for metric in goal.metrics]),
-        reach_E=(front.backbone[index] + front.answer[index]) * images,
+        own_ME=np.stack([(cost.exit + cost.resume)[index] * images for cost in ticks]),
+        reach_E=(front.backbone + front.answer - front.resume)[index] * images,
         miou_E=np.array([miou_steps(miou) for miou in mious], dtype=np.int64),
         after_E=np.searchsorted(point, point, side="right"),
         index_E=index,

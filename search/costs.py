@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from mess.search.tables import Tables
 from numpy.typing import NDArray
 
 from mess.errors import ConfigError
+from mess.search.tables import Tables
 
 MACS, LATENCY, PARAMS = "macs", "latency", "params"
 
@@ -33,6 +33,8 @@ class Cost:
     exit: shape (E,), the exit alone.
     signal: shape (E, K), computing the signal; 0 for MACs and parameters.
     answer: shape (E,), upsampling and argmax of the answering exit; 0 for MACs and parameters.
+    resume: shape (E,), going on past a selected exit, beyond what the backbone in one piece costs:
+        another program is called; 0 for MACs and parameters.
     MACs and parameters are whole numbers, latencies are milliseconds.
     """
 
@@ -40,6 +42,7 @@ class Cost:
     exit: NDArray[np.float64]
     signal: NDArray[np.float64]
     answer: NDArray[np.float64]
+    resume: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class Ticks:
     exit: NDArray[np.int64]
     signal: NDArray[np.int64]
     answer: NDArray[np.int64]
+    resume: NDArray[np.int64]
 
     def paths(self, exits: Sequence[int], signals: Sequence[int]) -> list[int]:
         """Cost of the path on which each of `exits` answers, in order of depth.
@@ -69,6 +73,7 @@ class Ticks:
             if depth < len(signals):
                 delay += int(self.signal[exit_, signals[depth]])
             costs.append(int(self.backbone[exit_]) + delay + int(self.answer[exit_]))
+            delay += int(self.resume[exit_])
         return costs
 
     def to_unit(self, ticks: float) -> float:
@@ -97,6 +102,7 @@ def _ticks(tables: Tables, metric: str, cost: Cost) -> Ticks:
         "exit": (tables.exits,),
         "signal": (tables.exits, signals),
         "answer": (tables.exits,),
+        "resume": (tables.exits,),
     }
     whole = {}
     for field in fields(cost):
@@ -109,7 +115,7 @@ def _ticks(tables: Tables, metric: str, cost: Cost) -> Ticks:
             f"the {metric} of the backbone must start at 0 and never fall, got "
             f"{np.asarray(cost.backbone).tolist()}"
         )
-    longest = int(backbone[-1] + whole["exit"].sum() + whole["signal"].sum())
+    longest = int(backbone[-1] + sum(whole[part].sum() for part in ("exit", "signal", "resume")))
     if (longest + int(whole["answer"].max())) * tables.images > _ROOM:
         raise ConfigError(
             f"the {metric} of {tables.images} images do not fit 64-bit integers; the longest path "
@@ -131,7 +137,7 @@ def _check_part(metric: str, name: str, value: NDArray[np.float64], shape: tuple
     if (value != np.rint(value)).any():
         fraction = value[value != np.rint(value)][0]
         raise ConfigError(f"the {metric} of {name} must be whole numbers, got {fraction}")
-    if name in ("signal", "answer") and value.any():
+    if name in ("signal", "answer", "resume") and value.any():
         raise ConfigError(
             f"the {metric} of {name} must be 0, got {value.max():g}: signals, upsampling and "
             "argmax count in latency alone"

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+
+from mess.errors import ConfigError
 from mess.search.budgeted import search_single
 from mess.search.costs import LATENCY, PARAMS
 from mess.search.evaluate import Choice, Configuration
@@ -16,8 +18,6 @@ from mess.search.request import ACCURACY
 from mess.search.rounds import run_rounds
 from mess.search.tables import Tables
 from mess.search.thresholds import Ladder, ladder
-
-from mess.errors import ConfigError
 
 MOST_EXITS = 3
 """Exits in all that the exhaustive search covers."""
@@ -119,6 +119,7 @@ def pack_prices(goal: Goal) -> Prices:
         exit_ME=np.stack([cost.exit for cost in ticks]),
         signal_MEK=np.stack([cost.signal for cost in ticks]),
         answer_ME=np.stack([cost.answer for cost in ticks]),
+        resume_ME=np.stack([cost.resume for cost in ticks]),
         kind_M=np.array([kinds.get(metric, MEAN) for metric in goal.metrics]),
         limit_M=np.array(
             [min(goal.limits.get(metric, NOTHING), NOTHING) for metric in goal.metrics]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from mess.search.costs import LATENCY, Ticks
-from mess.search.tables import Tables
 from numpy.typing import NDArray
 
 from mess.metrics import mean_iou
 from mess.policy import answering_exit
+from mess.search.costs import LATENCY, Ticks
+from mess.search.tables import Tables
 
 
 class Choice(NamedTuple):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from mess.errors import ConfigError
 from mess.search.anytime import count_choices, search_anytime
 from mess.search.budgeted import search_single
 from mess.search.dependent import MOST_EXITS, count_configurations, ladders, search_dependent
 from mess.search.found import Found
 from mess.search.goal import Goal
 from mess.search.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
-
-from mess.errors import ConfigError
 
 Progress = Callable[[int, int], None]
 """Hears how much of a search is done, and of how much."""

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
 from mess.search.evaluate import Configuration
 from mess.search.front import Front, FrontPoint
 from mess.search.goal import Rank
-from numpy.typing import NDArray
 
 NOTHING = 2**62
 """Larger than any rank: what a kernel is told when nothing has been found."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
+from mess.errors import ConfigError
 from mess.search.costs import MACS, TICKS, Ticks
 from mess.search.evaluate import (
     Choice,
@@ -18,8 +19,6 @@ from mess.search.evaluate import (
 )
 from mess.search.request import ACCURACY, ANYTIME, Request
 from mess.search.tables import Tables
-
-from mess.errors import ConfigError
 
 MIOU_STEPS = 10**12
 """mIoU is compared in whole steps of 1e-12, so that rounding in a sum decides nothing."""

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from mess.errors import InfeasibleError
 from mess.search.costs import LATENCY, MACS, PARAMS, UNITS
 from mess.search.evaluate import Configuration
 from mess.search.goal import MIOU_STEPS, Goal, miou_steps
 from mess.search.request import ACCURACY, ANYTIME
-
-from mess.errors import InfeasibleError
 
 _WORDS = {
     LATENCY: ("runs within {} ms", "fastest", "takes {} ms", "--max-latency"),

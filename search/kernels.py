@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from mess.search.goal import MIOU_STEPS
 from numba import njit
 from numpy.typing import NDArray
+
+from mess.search.goal import MIOU_STEPS
 
 MEAN, P90, STORED = 0, 1, 2
 """How a metric sums over the images: by rates, by the 90% path, or as parameters."""
@@ -41,6 +42,7 @@ class Prices(NamedTuple):
     exit_ME: NDArray[np.int64]
     signal_MEK: NDArray[np.int64]
     answer_ME: NDArray[np.int64]
+    resume_ME: NDArray[np.int64]
     kind_M: NDArray[np.int64]
     limit_M: NDArray[np.int64]
 
@@ -243,8 +245,10 @@ def _totals(prices, first, s1, second, s2, last, left1_R, stay_RT, images):
         if first != NOBODY:
             delay = prices.exit_ME[m, first] + prices.signal_MEK[m, first, s1]
             path1 = prices.backbone_ME[m, first] + delay + prices.answer_ME[m, first]
+            delay += prices.resume_ME[m, first]
         delay += prices.exit_ME[m, second] + prices.signal_MEK[m, second, s2]
         path2 = prices.backbone_ME[m, second] + delay + prices.answer_ME[m, second]
+        delay += prices.resume_ME[m, second]
         path3 = (
             prices.backbone_ME[m, last]
             + delay

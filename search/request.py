@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mess.search.costs import LATENCY, MACS, PARAMS
-
 from mess.errors import ConfigError, nearest
+from mess.search.costs import LATENCY, MACS, PARAMS
 
 INPUT_DEPENDENT, ANYTIME = "input-dependent", "anytime"
 BUDGETED, FINAL_ONLY = "budgeted", "final-only"

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from numba import get_num_threads
+
 from mess.search.evaluate import Configuration
 from mess.search.found import Found, Scan
-from numba import get_num_threads
 
 Task = TypeVar("Task")
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from mess.search.tables import Tables
 from numpy.typing import NDArray
 
 from mess.policy import threshold_between
+from mess.search.tables import Tables
 
 
 class Ladder(NamedTuple):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from mess.search.costs import Cost
 from mess.search.tables import Tables
-from numpy.typing import NDArray
 
 Cache = tuple[Tables, dict[str, Cost]]
 MakeCache = Callable[..., Cache]
@@ -75,6 +76,7 @@ def _cost(
         exit=parts(5, (exits,)),
         signal=parts(3, (exits, signals)) * latency,
         answer=parts(3, (exits,)) * latency,
+        resume=parts(3, (exits,)) * latency,
     )
 
 

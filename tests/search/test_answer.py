@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from mess.errors import InfeasibleError
 from mess.search.answer import search
 from mess.search.costs import Cost
 from mess.search.evaluate import Choice
 from mess.search.infeasible import round_up
 from mess.search.request import Request
 from mess.search.tables import Tables
-
-from mess.errors import InfeasibleError
 
 Cache = tuple[Tables, dict[str, Cost]]
 

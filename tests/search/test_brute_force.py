@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+from mess.errors import InfeasibleError
 from mess.search.answer import Answer, search
 from mess.search.costs import Cost
 from mess.search.request import Request
 from mess.search.tables import Tables
-
-from mess.errors import InfeasibleError
 
 CACHES = 120
 STEPS = 10**12
@@ -108,6 +108,8 @@ def run(tables: Tables, costs: Mapping[str, Cost], selected: Selected, stat: str
             )
             for m in range(depth + 1):
                 path += Fraction(float(parts.exit[selected[m][0]]))
+                if m < depth:
+                    path += Fraction(float(parts.resume[selected[m][0]]))
                 if m < len(selected) - 1:
                     path += Fraction(float(parts.signal[selected[m][0], selected[m][1]]))
             paths.append(path)
@@ -138,6 +140,7 @@ def anytime(tables: Tables, costs: Mapping[str, Cost], longest: int) -> list[Can
                     + delay[metric]
                     + Fraction(float(parts.answer[e]))
                 )
+                delay[metric] += Fraction(float(parts.resume[e]))
             delivered.append((at, miou_of(tables, [e] * tables.images)))
         selected = tuple((e, -1, 0.0) for e in (*chain, final))
         found.append(Candidate(selected, delivered[-1][1], delivered[-1][0], tuple(delivered)))
@@ -315,6 +318,7 @@ def test_exact_ties_go_to_the_smaller_threshold_before_the_smaller_last_exit() -
         exit=np.ones(3),
         signal=np.zeros((3, 1)),
         answer=np.zeros(3),
+        resume=np.zeros(3),
     )
     costs = {"macs": part, "params": part}
     answer = search(tables, costs, Request(target="params", min_miou=10 / 12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mess.search.costs import Cost, to_ticks
 from mess.search.evaluate import Choice, delivered_by, evaluate, evaluate_anytime
 from mess.search.front import Front, FrontPoint
@@ -39,12 +40,14 @@ def costs() -> dict[str, Cost]:
         exit=np.array([1.0, 10.0, 100.0]),
         signal=np.zeros((3, 1)),
         answer=np.zeros(3),
+        resume=np.zeros(3),
     )
     latency = Cost(
         backbone=np.array([0.0, 64.0, 128.0, 256.0]),
         exit=np.array([1.0, 2.0, 4.0]),
         signal=np.array([[0.125], [0.25], [0.5]]),
         answer=np.array([8.0, 16.0, 32.0]),
+        resume=np.array([0.03125, 0.0625, 512.0]),
     )
     return {"macs": plain, "latency": latency, "params": plain}
 
@@ -61,7 +64,8 @@ def test_paths_rates_and_miou(tables: Tables, costs: dict[str, Cost]) -> None:
     assert got.miou == pytest.approx((20 / 30 + 0) / 2, abs=1e-12)
     assert got.costs["macs"] == 0.3 * 4111 + 0.4 * 2011 + 0.3 * 1001
     assert got.costs["params"] == 4111
-    paths = (64 + 1.125 + 8, 128 + 1.125 + 2.25 + 16, 256 + 1.125 + 2.25 + 4 + 32)
+    # Whoever goes past the first exit pays 1/32 for it, past the second 1/16.
+    paths = (64 + 1.125 + 8, 128 + 1.15625 + 2.25 + 16, 256 + 1.15625 + 2.3125 + 4 + 32)
     assert got.costs["latency"] == pytest.approx(
         0.3 * paths[0] + 0.4 * paths[1] + 0.3 * paths[2], rel=1e-12
     )
@@ -69,7 +73,7 @@ def test_paths_rates_and_miou(tables: Tables, costs: dict[str, Cost]) -> None:
 
 @pytest.mark.parametrize(
     ("threshold", "path"),
-    [(0.5 / 16, 64 + 1.125 + 8), (1.5 / 16, 256 + 1.125 + 4 + 32)],
+    [(0.5 / 16, 64 + 1.125 + 8), (1.5 / 16, 256 + 1.15625 + 4 + 32)],
 )
 def test_p90_is_reached_at_exactly_nine_tenths(
     tables: Tables, costs: dict[str, Cost], threshold: float, path: float
@@ -93,9 +97,13 @@ def test_an_early_exit_needs_a_policy(tables: Tables, costs: dict[str, Cost]) ->
 
 def test_anytime_deliveries(tables: Tables, costs: dict[str, Cost]) -> None:
     got = evaluate_anytime(tables, to_ticks(tables, costs), (Choice(0), Choice(1), Choice(2)))
-    assert [d["latency"] / 1e9 for d in got.delivered] == [64 + 1 + 8, 128 + 3 + 16, 256 + 7 + 32]
+    assert [d["latency"] / 1e9 for d in got.delivered] == [
+        64 + 1 + 8,
+        128 + 1.03125 + 2 + 16,
+        256 + 1.03125 + 2.0625 + 4 + 32,
+    ]
     assert [d["macs"] for d in got.delivered] == [1001, 2011, 4111]
-    assert got.costs == {"macs": 4111, "latency": 295, "params": 4111}
+    assert got.costs == {"macs": 4111, "latency": 295.09375, "params": 4111}
     assert got.exit_mious == pytest.approx((1 / 6, 2 / 6, 3 / 6))
     assert delivered_by(got, "macs", 2011 * IMAGES, IMAGES) == pytest.approx(2 / 6)
     assert delivered_by(got, "macs", 2011 * IMAGES - 1, IMAGES) == pytest.approx(1 / 6)
@@ -110,6 +118,7 @@ def test_large_macs_stay_whole(tables: Tables, costs: dict[str, Cost]) -> None:
         exit=np.array([1, 1, big]),
         signal=plain.signal,
         answer=plain.answer,
+        resume=plain.resume,
     )
     totals = evaluate(tables, to_ticks(tables, costs), CASCADE).totals
     assert totals["macs"] == 3 * 1001 + 4 * 2002 + 3 * (4002 + int(big))

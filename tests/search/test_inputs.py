@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.search.answer import search
 from mess.search.costs import Cost, to_ticks
 from mess.search.request import Request
 from mess.search.tables import Tables
-
-from mess.errors import CacheError, ConfigError, DataError, MessError
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def costs() -> dict[str, Cost]:
             exit=np.array(exit_),
             signal=np.zeros((2, 1)),
             answer=np.zeros(2),
+            resume=np.zeros(2),
         )
 
     return {"macs": cost([2.0, 4.0]), "params": cost([1.0, 3.0])}
