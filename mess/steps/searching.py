@@ -94,8 +94,8 @@ def _checkpoint(text: str) -> tuple[float, float]:
 def _name(request: Request) -> str:
     """A readable identifier, such as input-dependent-latency-max-error-0.01."""
     limits = {
-        name: value
+        name.replace("_", "-"): f"{value:g}" if value < 10_000 else f"{value:.0f}"
         for name, value in request.constraints().items()
         if name not in ("latency_stat", "max_exits", "checkpoints")
     }
-    return "-".join([request.setting, request.target, *(f"{k}-{v:g}" for k, v in limits.items())])
+    return "-".join([request.setting, request.target, *(f"{k}-{v}" for k, v in limits.items())])

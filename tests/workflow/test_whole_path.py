@@ -1,0 +1,106 @@
+"""Train, search, export, run: the cache's answer is what the instance really does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mess import load_bundle, workflow
+from mess.cache.parquet import read_rows
+from mess.cache.schema import EXITS
+from mess.run import Run
+
+SETTINGS = {
+    "input-dependent": {"target": "macs", "max_error": 0.05},
+    "anytime": {"target": "accuracy"},
+    "budgeted": {"target": "macs", "max_error": 0.1},
+    "final-only": {"target": "macs", "max_error": 0.1},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_bundle_does_what_the_search_predicted(
+    run: Run, searched: Callable[..., Path], setting: str
+) -> None:
+    bundle = searched(setting=setting, **SETTINGS[setting])
+    report = workflow.evaluate(bundle, split="calibration")
+    agreement = report["agreement"]
+    assert agreement["same_exit"] >= 0.999
+    assert report["miou"] == pytest.approx(agreement["predicted_miou"], abs=1e-4)
+    assert report["macs"] == pytest.approx(agreement["predicted_macs"], rel=1e-3)
+    assert report["images"] == 40
+    assert sum(report["exit_rates"]) == pytest.approx(1.0)
+
+
+def test_an_input_dependent_answer_uses_its_thresholds(
+    run: Run, searched: Callable[..., Path]
+) -> None:
+    """A request between two exits' costs is met by sending some images each way."""
+    rows = [row for row in read_rows(run.exits, EXITS) if row["status"] == "trained"]
+    paths = sorted(row["backbone_macs"] + row["exit_macs"] for row in rows)
+    limit = (paths[0] + paths[-1]) / 2
+    bundle = searched(target="accuracy", max_macs=limit, max_exits=2)
+    report = workflow.evaluate(bundle, split="calibration")
+    assert report["macs"] <= limit
+    assert report["agreement"]["same_exit"] >= 0.999
+
+
+def test_a_torch_bundle_answers_as_the_onnx_one(run: Run, searched: Callable[..., Path]) -> None:
+    onnx = searched(target="macs", max_error=0.05)
+    torch = workflow.export(run.path, format="torch")
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    ours, theirs = load_bundle(onnx)(image), load_bundle(torch)(image)
+    assert ours.exit_id == theirs.exit_id
+    assert np.mean(ours.label_map == theirs.label_map) > 0.999
+
+
+def test_evaluation_reports_the_network_run_to_its_end(
+    run: Run, searched: Callable[..., Path]
+) -> None:
+    report = workflow.evaluate(searched(target="macs", max_error=0.05), split="test")
+    assert report["split"] == "test"
+    assert report["images"] == 24
+    assert report["error"] == pytest.approx(report["baseline"]["miou"] - report["miou"])
+    assert report["macs"] <= report["baseline"]["macs"]
+    assert report["latency_ms"] > 0
+
+
+def test_predictions_are_palette_images_of_the_image_s_own_size(
+    run: Run, searched: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = searched(target="macs", max_error=0.05)
+    image = tmp_path / "photo.png"
+    Image.fromarray(np.full((90, 70, 3), 127, np.uint8)).save(image)
+    rows = workflow.predict(bundle, [image], output=tmp_path / "out")
+    with Image.open(rows[0]["label_map"]) as picture:
+        assert picture.mode == "P"
+        assert picture.size == (70, 90)
+        assert np.asarray(picture).max() < 6
+
+
+def test_a_finished_run_is_not_trained_again(run: Run) -> None:
+    before = run.weights.stat().st_mtime_ns
+    workflow.train_overprovisioned(run=run.path)
+    assert run.weights.stat().st_mtime_ns == before
+
+
+def test_result_json_has_the_keys_others_rely_on(run: Run) -> None:
+    found = workflow.search(run.path, target="latency", max_error=0.05)
+    result = json.loads((Path(found["path"]) / "result.json").read_text())
+    assert {
+        "setting", "target", "constraints", "exits", "predicted", "baseline", "error", "search",
+        "cache",
+    } <= result.keys()  # fmt: skip
+    assert {"miou", "macs", "latency_ms", "params"} == result["predicted"].keys()
+    assert {
+        "algorithm", "space", "configurations", "evaluated", "optimal", "gap", "seconds",
+    } <= result["search"].keys()  # fmt: skip
+    for exit_ in result["exits"]:
+        assert {"exit_id", "signal", "threshold", "exit_rate"} <= exit_.keys()
+    assert result["exits"][-1]["signal"] is None
+    assert result["exits"][-1]["threshold"] is None
