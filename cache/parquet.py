@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mess.errors import CacheError
 from mess.files import atomic_path
 
 _FACTS = b"mess"
+
+_NEXT_MOVE = "Delete it and repeat the command that wrote it (see docs/files.md)."
 
 
 def write_rows(
@@ -32,18 +35,13 @@ def write_rows(
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a file of `schema`, or some of its columns; raises CacheError that names the file."""
-    try:
-        table = pq.read_table(path, columns=list(columns) if columns else None)
-    except FileNotFoundError:
-        raise CacheError(f"{path} does not exist.") from None
-    except (pa.ArrowException, OSError) as error:
-        raise CacheError(f"{path} is damaged: {error}. Delete it and memoise again.") from error
-    wanted = [schema.field(name) for name in (columns or schema.names)]
-    if not table.schema.remove_metadata().equals(pa.schema(wanted)):
-        raise CacheError(
-            f"{path} has another schema than this version writes; run `mess memoise` again."
-        )
-    return table
+    with _readable(path):
+        found = pq.read_schema(path).remove_metadata()
+        if not found.equals(schema):
+            raise CacheError(
+                f"{path} has another schema than this version of mess writes. {_NEXT_MOVE}"
+            )
+        return pq.read_table(path, columns=list(columns) if columns else None)
 
 
 def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
@@ -53,5 +51,18 @@ def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts that `write_rows` stored beside the rows."""
-    metadata = pq.read_schema(path).metadata or {}
-    return json.loads(metadata[_FACTS])
+    with _readable(path):
+        metadata = pq.read_schema(path).metadata or {}
+        if _FACTS not in metadata:
+            raise CacheError(f"{path} lacks the facts about its making. {_NEXT_MOVE}")
+        return json.loads(metadata[_FACTS])
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise CacheError(f"{path} does not exist. {_NEXT_MOVE}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CacheError(f"{path} is damaged: {error}. {_NEXT_MOVE}") from error

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mess.cache.parquet import read_table, write_rows
-from mess.cache.schema import IMAGES, PREDICTIONS, SCHEMA_VERSION
 from numpy.typing import NDArray
 
+from mess.cache.parquet import read_table, write_rows
+from mess.cache.schema import IMAGES, PREDICTIONS, SCHEMA_VERSION
 from mess.errors import CacheError
 from mess.files import write_json
 
@@ -75,7 +75,11 @@ class PredictionStore:
         numbers are true any more. `images` are rows of images.parquet.
         """
         recorded = self._recorded()
-        if recorded is None or _facts(recorded) != identity.to_json():
+        if (
+            recorded is None
+            or recorded.get("schema_version") != SCHEMA_VERSION
+            or _facts(recorded) != identity.to_json()
+        ):
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory.mkdir(parents=True)
             write_rows(self.directory / "images.parquet", images, IMAGES)
@@ -144,8 +148,8 @@ class PredictionStore:
         for part in range(_parts(manifest["images"], manifest["part_images"])):
             columns = ["exit_id", "image_id", *arrays]
             table = read_table(self._part(part), PREDICTIONS, columns)
-            rows = np.array([row_of[name] for name in table["exit_id"].to_pylist()], np.intp)
-            places = np.array([column_of[name] for name in table["image_id"].to_pylist()], np.intp)
+            rows = self._indices(part, table["exit_id"].to_pylist(), row_of)
+            places = self._indices(part, table["image_id"].to_pylist(), column_of)
             for name, array in arrays.items():
                 values = table[name].combine_chunks().flatten().to_numpy()
                 array[rows, places] = values.reshape(len(rows), -1)
@@ -180,6 +184,15 @@ class PredictionStore:
 
     def _part(self, part: int) -> Path:
         return self.directory / "predictions" / f"part-{part:05d}.parquet"
+
+    def _indices(self, part: int, names: list[str], index: Mapping[str, int]) -> NDArray[np.intp]:
+        try:
+            return np.array([index[name] for name in names], np.intp)
+        except KeyError as error:
+            raise CacheError(
+                f"{self._part(part)} holds {error}, which the manifest does not list. "
+                f"Delete {self.directory} and memoise again."
+            ) from error
 
     def _recorded(self) -> dict[str, Any] | None:
         path = self.directory / MANIFEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -229,7 +230,8 @@ def _row(
         backbone_macs=sum(block.macs for block in blocks[: index + 1]),
         params=params,
         backbone_params=sum(block.params for block in blocks[: index + 1]),
-        output_stride=round(config.data.size[0] / shape[2]),
+        # Strides are powers of two, heights need not be multiples of them.
+        output_stride=2 ** round(math.log2(config.data.size[0] / shape[2])),
         channels=shape[1],
         status=status,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mess.errors import ConfigError, nearest
@@ -153,7 +153,7 @@ class Config(_Section):
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load_config` reads back unchanged."""
-        return "".join(_toml_lines(self.model_dump(mode="json", exclude_none=True), ()))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def shipped_configs() -> list[str]:
@@ -231,13 +231,3 @@ def _explain(fault: Any) -> str:
         return f"unknown configuration key {location!r}; {hint}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{location} = {fault['input']!r}: {message}."
-
-
-def _toml_lines(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    plain = {k: v for k, v in values.items() if not isinstance(v, dict)}
-    lines = [f"\n[{'.'.join(path)}]\n"] if path and plain else []
-    lines += [f"{key} = {json.dumps(value)}\n" for key, value in plain.items()]
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += _toml_lines(value, (*path, key))
-    return lines

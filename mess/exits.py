@@ -10,7 +10,7 @@ from dataclasses import dataclass
 FINAL = "final"
 """Identifier of the network's own head."""
 
-_EXIT_ID = re.compile(r"p(\d+)-crm(\d+)-b(\d+)(-rdi)?-([a-z0-9]+)")
+_EXIT_ID = re.compile(r"p([1-9]\d*)-crm([1-9]\d*)-b(0|[1-9]\d*)(-rdi)?-([a-z0-9]+)")
 
 
 @dataclass(frozen=True, order=True)

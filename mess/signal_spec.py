@@ -25,7 +25,10 @@ class SignalSpec:
     def name(self) -> str:
         """Unique name, such as `share-top1-0.9-edges`."""
         edges = "-edges" if self.edge_enhanced else ""
-        return f"share-{self.kind}-{self.pixel_threshold:g}{edges}"
+        threshold = f"{self.pixel_threshold:g}"
+        if float(threshold) != self.pixel_threshold:
+            threshold = repr(self.pixel_threshold)
+        return f"share-{self.kind}-{threshold}{edges}"
 
     def to_json(self) -> dict[str, Any]:
         """As the manifests of caches and bundles hold it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +32,12 @@ def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
     """
     factory = _factory(config.name)
     try:
-        backbone = factory(num_classes, weights=config.weights, **config.options)
+        inspect.signature(factory).bind(num_classes, weights=config.weights, **config.options)
     except TypeError as error:
         raise ConfigError(
             f"backbone {config.name!r} does not take the options {config.options}: {error}."
         ) from error
+    backbone = factory(num_classes, weights=config.weights, **config.options)
     if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"backbone {config.name!r} returned {type(backbone).__name__}; a factory returns "

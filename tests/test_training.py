@@ -1,0 +1,464 @@
+"""Both training stages: schedules, what they may change, and being killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mess.training
+from mess.candidates import Candidate, candidates
+from mess.checkpoint import load_checkpoint
+from mess.config import Config, StageConfig, parse_config
+from mess.errors import TrainingError
+from mess.exits import FINAL
+from mess.losses import DistillationTarget
+from mess.metrics_log import MetricsLog
+from mess.network import OverprovisionedNetwork, build_network
+from mess.progress import Reporter, Silent, Task
+from mess.stages import ExitAwarePretraining, ExitTraining, active_exits, mess_stages
+from mess.training import Batch, Batches, poly_rate, train
+from tests.conftest import MakeConfig
+
+CLASSES = 4
+CPU = torch.device("cpu")
+ROUND_ROBIN, MODULO = "round-robin", "modulo"
+
+
+def batch(stage: str, iteration: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 * len(stage) + 10 * int(stage[-1]) + iteration)
+    images = torch.randn(2, 3, 32, 48, generator=generator)
+    labels = torch.randint(0, CLASSES, (2, 32, 48), generator=generator)
+    return images, labels.masked_fill(torch.rand(2, 32, 48, generator=generator) < 0.1, 255)
+
+
+def batches(stage: str, iterations: int, start: int) -> Iterator[Batch]:
+    for iteration in range(start, iterations):
+        yield batch(stage, iteration)
+
+
+@cache
+def _rows(toml: str) -> list[Candidate]:
+    return candidates(parse_config(tomllib.loads(toml)), CLASSES)
+
+
+def rows_of(config: Config) -> list[Candidate]:
+    """The candidates, laid out once a configuration."""
+    return _rows(config.to_toml())
+
+
+def build(config: Config) -> OverprovisionedNetwork:
+    return build_network(config, rows_of(config), CLASSES)
+
+
+def run_training(
+    config: Config,
+    folder: Path,
+    *,
+    batches: Batches = batches,
+    reporter: Reporter | None = None,
+    after_stage: Callable[[OverprovisionedNetwork, str], None] = lambda network, stage: None,
+) -> OverprovisionedNetwork:
+    """Both stages in `folder`, from its checkpoint where there is one."""
+    network = build(config)
+    train(
+        network,
+        mess_stages(network, config, rows_of(config), CLASSES, CPU),
+        config,
+        batches,
+        checkpoint=folder / "checkpoint",
+        log=MetricsLog(folder / "metrics"),
+        reporter=reporter or Silent(),
+        device=CPU,
+        after_stage=lambda stage, _: after_stage(network, stage),
+    )
+    return network
+
+
+class Killed(Exception):
+    pass
+
+
+class _KillingTask:
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def advance(self, steps: float = 1, **figures: float) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise Killed
+
+
+class Killer(Silent):
+    """Kills at the `iteration`-th step (1-based) of a stage, before that step is checkpointed."""
+
+    def __init__(self, stage: str, iteration: int) -> None:
+        self._stage, self._iteration = stage, iteration
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        yield _KillingTask(self._iteration - done if name == self._stage else -1)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def always_saving(make_config: MakeConfig) -> Config:
+    """A checkpoint after every iteration."""
+    return make_config(training={"checkpoint_minutes": 1e-12})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _log_every_iteration() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mess.training, "_LOG_EVERY", 1)
+        yield
+
+
+# ---- Schedules
+
+
+def test_round_robin_takes_the_early_exits_in_turn() -> None:
+    trained = [active_exits(ROUND_ROBIN, iteration, points=4) for iteration in range(7)]
+    assert trained == [[1], [2], [3], [1], [2], [3], [1]]
+
+
+def test_modulo_is_eq2_to_the_letter() -> None:
+    for points in range(1, 7):
+        for iteration in range(30):
+            number = iteration + 1  # Eq. 2 counts from one
+            expected = [i for i in range(1, points) if number % i == 0]
+            assert active_exits(MODULO, iteration, points) == expected
+
+
+@pytest.mark.parametrize("schedule", [ROUND_ROBIN, MODULO])
+def test_a_network_without_early_points_has_no_early_exits(schedule: str) -> None:
+    assert active_exits(schedule, 5, points=1) == []
+
+
+def test_the_rate_decays_by_a_power_and_never_reaches_zero() -> None:
+    settings = StageConfig(iterations=4)
+    rates = [poly_rate(settings, iteration, 0.9) for iteration in range(4)]
+    assert rates == pytest.approx([1.0, 0.75**0.9, 0.5**0.9, 0.25**0.9])
+
+
+# ---- What an iteration trains
+
+
+def pretraining(config: Config) -> tuple[OverprovisionedNetwork, ExitAwarePretraining]:
+    network = build(config)
+    stage = mess_stages(network, config, rows_of(config), CLASSES, CPU)[0]
+    assert isinstance(stage, ExitAwarePretraining)
+    without_dropout(network)
+    stage.begin()
+    return network, stage
+
+
+def without_dropout(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def test_an_iteration_of_stage_1_trains_body_head_and_one_early_head(
+    make_config: MakeConfig,
+) -> None:
+    network, stage = pretraining(make_config())
+    for iteration, (trained, idle) in enumerate([("p1", "p2"), ("p2", "p1")]):
+        before = snapshot(network), {n: t.clone() for n, t in stage.state().items()}
+        losses = stage.step(*batch("stage1", iteration), iteration)
+        assert list(losses) == [FINAL, trained]
+        after = network.state_dict(), stage.state()
+        changed = {n for n, t in before[0].items() if not torch.equal(t, after[0][n])}
+        assert any(name.startswith("backbone.blocks.0.") for name in changed)
+        assert any(name.startswith("backbone.head.") for name in changed)
+        assert not any(name.startswith("exits.") for name in changed)
+        heads = {n for n, t in before[1].items() if not torch.equal(t, after[1][n])}
+        assert any(name.startswith(f"heads.{trained}.") for name in heads)
+        assert not any(name.startswith(f"heads.{idle}.") for name in heads)
+
+
+def test_heads_can_learn_at_a_rate_of_their_own(make_config: MakeConfig) -> None:
+    moved = {}
+    for factor in (1, 3):
+        rates = {"learning_rate": 0.01, "head_learning_rate": 0.01 * factor}
+        network, stage = pretraining(make_config(training={"stage1": rates}))
+        before = snapshot(network)
+        stage.step(*batch("stage1", 0), 0)
+        moved[factor] = {
+            n: t - before[n] for n, t in network.state_dict().items() if t.is_floating_point()
+        }
+    head, body = "backbone.head.4.weight", "backbone.blocks.3.conv.0.0.weight"
+    torch.testing.assert_close(moved[3][head], 3 * moved[1][head], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(moved[3][body], moved[1][body])
+    assert moved[1][body].abs().max() > 0
+
+
+def test_stage_2_steps_follow_the_poly_schedule(make_config: MakeConfig) -> None:
+    config = make_config(training={"momentum": 0.0, "weight_decay": 0.0})
+    moved = []
+    for iteration in (0, 2):
+        network = build(config)
+        without_dropout(network)
+        stage = ExitTraining(network, config)
+        stage.begin()
+        before = snapshot(network.exits)
+        stage.step(*batch("stage2", 0), iteration)
+        name = "p1-crm1-b1-rdi-fcn.head.4.weight"
+        moved.append(network.exits.state_dict()[name] - before[name])
+    torch.testing.assert_close(moved[1], (1 / 3) ** 0.9 * moved[0], rtol=1e-3, atol=1e-7)
+
+
+def test_stage_2_reports_eq3_of_every_exit(make_config: MakeConfig) -> None:
+    config = make_config(training={"stage2": {"alpha": 0.3}})
+    network = build(config)
+    without_dropout(network)
+    stage = ExitTraining(network, config)
+    stage.begin()
+    images, labels = batch("stage2", 0)
+    with torch.no_grad():
+        maps = network.features(images)
+        target = DistillationTarget(network.backbone.head(maps[-1]), labels, 0.3)
+        expected = {
+            exit_id: target.loss(module(maps[network.point(exit_id) - 1])).item()
+            for exit_id, module in network.exits.items()
+        }
+    losses = stage.step(images, labels, 0)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
+
+
+def test_stage_2_leaves_backbone_and_final_head_bit_identical_and_trains_every_exit(
+    tiny: Config, tmp_path: Path
+) -> None:
+    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(5))
+    kept: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Tensor]] = {}
+
+    def keep(network: OverprovisionedNetwork, stage: str) -> None:
+        training = network.backbone.training
+        with torch.no_grad():
+            logits = network.backbone.eval()(image)
+        network.backbone.train(training)
+        kept[stage] = snapshot(network.backbone), snapshot(network.exits), logits
+
+    network = run_training(tiny, tmp_path, after_stage=keep)
+    (backbone1, exits1, logits1), (backbone2, exits2, logits2) = kept["stage1"], kept["stage2"]
+    assert same(backbone1, backbone2)
+    assert torch.equal(logits1, logits2)
+    assert same(exits1, snapshot(build(tiny).exits))
+    for exit_id, module in network.exits.items():
+        for name, _ in module.named_parameters():
+            full = f"{exit_id}.{name}"
+            assert not torch.equal(exits1[full], exits2[full]), full
+
+
+# ---- Initialisation
+
+
+def test_an_exit_starts_the_same_whatever_exits_surround_it(make_config: MakeConfig) -> None:
+    many = build(make_config())
+    few = build(make_config(exits={"crm": [2], "blocks": [1]}))
+    shared = [name for name in few.exits if name in many.exits]
+    assert shared == list(few.exits)
+    assert len(many.exits) > len(few.exits)
+    for name in shared:
+        assert same(many.exits[name].state_dict(), few.exits[name].state_dict())
+    assert same(many.backbone.state_dict(), few.backbone.state_dict())
+
+
+def test_the_seed_alone_decides_the_start(make_config: MakeConfig) -> None:
+    torch.manual_seed(1)
+    first = build(make_config()).state_dict()
+    state = torch.get_rng_state()
+    second = build(make_config()).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(first, second)
+    other = build(make_config(seed=1)).state_dict()
+    weights = [name for name in first if name.endswith(".weight") and first[name].dim() == 4]
+    assert not any(torch.equal(first[name], other[name]) for name in weights)
+
+
+def test_equal_architectures_at_two_points_start_differently(make_config: MakeConfig) -> None:
+    exits = build(make_config(exits={"max_exit_cost": 9})).exits
+    first, second = (exits[f"p{p}-crm1-b1-rdi-fcn"].state_dict() for p in (2, 3))
+    name = "head.4.bias"
+    assert first[name].shape == second[name].shape
+    assert not torch.equal(first[name], second[name])
+
+
+# ---- Killed and resumed
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    always_saving: Config, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Tensor], str]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    network = run_training(always_saving, folder)
+    return snapshot(network), (folder / "metrics").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stage", "iteration"),
+    [("stage1", 1), ("stage1", 3), ("stage1", 4), ("stage2", 1), ("stage2", 2), ("stage2", 3)],
+)
+def test_a_killed_and_resumed_run_ends_bit_identical(
+    stage: str,
+    iteration: int,
+    always_saving: Config,
+    uninterrupted: tuple[dict[str, Tensor], str],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Killed):
+        run_training(always_saving, tmp_path, reporter=Killer(stage, iteration))
+    torch.manual_seed(999)  # another process has another random state
+    network = run_training(always_saving, tmp_path)
+    assert same(network.state_dict(), uninterrupted[0])
+    assert (tmp_path / "metrics").read_text() == uninterrupted[1]
+
+
+def test_a_run_killed_after_logging_repeats_no_row(
+    always_saving: Config,
+    uninterrupted: tuple[dict[str, Tensor], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mess.training, "_save", killed)
+        with pytest.raises(Killed):
+            run_training(always_saving, tmp_path)
+    with (tmp_path / "metrics").open("a") as file:
+        file.write('{"stage": "stage1", "itera')  # a row cut short
+    network = run_training(always_saving, tmp_path)
+    assert same(network.state_dict(), uninterrupted[0])
+    assert (tmp_path / "metrics").read_text() == uninterrupted[1]
+
+
+def test_a_run_killed_between_the_stages_goes_on_with_stage_2(
+    always_saving: Config, uninterrupted: tuple[dict[str, Tensor], str], tmp_path: Path
+) -> None:
+    def kill(network: OverprovisionedNetwork, stage: str) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_training(always_saving, tmp_path, after_stage=kill)
+    finished: list[str] = []
+    network = run_training(
+        always_saving, tmp_path, after_stage=lambda _, stage: finished.append(stage)
+    )
+    assert finished == ["stage2"]
+    assert same(network.state_dict(), uninterrupted[0])
+
+
+def test_a_finished_training_has_nothing_left_to_do(always_saving: Config, tmp_path: Path) -> None:
+    trained = run_training(always_saving, tmp_path)
+
+    def none(stage: str, iterations: int, start: int) -> Iterator[Batch]:
+        raise AssertionError("nothing is left to train")
+
+    assert same(run_training(always_saving, tmp_path, batches=none).state_dict(),
+                trained.state_dict())  # fmt: skip
+
+
+def test_every_iteration_is_logged_with_the_loss_of_its_exits(tiny: Config, tmp_path: Path) -> None:
+    network = run_training(tiny, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics").read_text().splitlines()]
+    assert [(row["stage"], row["iteration"]) for row in rows] == [
+        *(("stage1", number) for number in (1, 2, 3, 4)),
+        *(("stage2", number) for number in (1, 2, 3)),
+    ]
+    first, last = rows[0], rows[-1]
+    assert first["mean"] == pytest.approx((first[FINAL] + first["p1"]) / 2)
+    assert set(last) == {"stage", "iteration", "mean", *network.exits}
+
+
+# ---- Failures
+
+
+def test_a_loss_that_is_not_finite_names_stage_and_exit_and_keeps_the_checkpoint(
+    always_saving: Config, tmp_path: Path
+) -> None:
+    def poisoned(stage: str, iterations: int, start: int) -> Iterator[Batch]:
+        for iteration, (images, labels) in enumerate(batches(stage, iterations, start)):
+            yield images * float("nan") if iteration == 2 else images, labels
+
+    with pytest.raises(TrainingError, match=r"stage1: .* exit final is nan at iteration 3"):
+        run_training(always_saving, tmp_path, batches=poisoned)
+    kept = load_checkpoint(tmp_path / "checkpoint")
+    assert kept is not None
+    assert (kept.stage, kept.iteration) == ("stage1", 2)
+    assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
+
+
+def test_the_one_exit_that_diverges_in_stage_2_is_named(
+    always_saving: Config, tmp_path: Path
+) -> None:
+    guilty = "p2-crm2-b1-rdi-fcn"
+
+    def poison(network: OverprovisionedNetwork, stage: str) -> None:
+        with torch.no_grad():
+            next(network.exits[guilty].parameters()).fill_(float("inf"))
+
+    with pytest.raises(TrainingError, match=rf"stage2: the loss of exit {guilty} is nan"):
+        run_training(always_saving, tmp_path, after_stage=poison)
+    kept = load_checkpoint(tmp_path / "checkpoint")
+    assert kept is not None
+    assert (kept.stage, kept.iteration) == ("stage1", 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"training": {"stage2": {"learning_rate": 0.5}}},
+        {"data": {"flip": 0.0}},
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(
+    change: dict[str, object], tiny: Config, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        run_training(
+            make_config(training={"checkpoint_minutes": 1e-12}),
+            tmp_path,
+            reporter=Killer("stage1", 2),
+        )
+    other = make_config(**{"training": {"checkpoint_minutes": 1e-12}} | change)
+    with pytest.raises(TrainingError, match="another configuration") as refusal:
+        run_training(other, tmp_path)
+    assert str(tmp_path / "checkpoint") in str(refusal.value)
+
+
+def test_settings_that_weights_do_not_depend_on_may_change(
+    always_saving: Config, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        run_training(always_saving, tmp_path, reporter=Killer("stage2", 2))
+    other = make_config(
+        training={"checkpoint_minutes": 1e-12},
+        memoise={"batch_size": 1},
+        data={"workers": 1, "root": "/elsewhere"},
+    )
+    run_training(other, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_checkpoint_is_named(content: bytes, tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_bytes(content)
+    with pytest.raises(TrainingError, match="checkpoint is damaged"):
+        run_training(tiny, tmp_path)
