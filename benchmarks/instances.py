@@ -20,7 +20,7 @@ from mess.latency import machine_facts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--target", default="latency", choices=["latency", "macs"])
     parser.add_argument("--errors", type=float, nargs="+", default=[0.001, 0.01, 0.02])

@@ -156,6 +156,11 @@ class Config(_Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+def read_toml(text: str) -> Config:
+    """The inverse of `Config.to_toml`."""
+    return parse_config(tomllib.loads(text))
+
+
 def shipped_configs() -> list[str]:
     """Names of the configurations that come with the package."""
     files = resources.files("mess.configs").iterdir()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mess.config import Config, StageConfig
+from mess.config import Config, MemoiseConfig, StageConfig, read_toml
 from mess.errors import TrainingError
 from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork
@@ -85,9 +85,11 @@ def train(
                 losses = stage.step(images, labels.to(device, non_blocking=True), done)
                 done += 1
                 figures = _finite(losses, stage.name, done)
-                task.advance(1, loss=figures["mean"])
+                rate = stage.settings.learning_rate
+                rate *= poly_rate(stage.settings, done - 1, config.training.poly_power)
+                task.advance(1, loss=figures["mean"], rate=rate)
                 if done % _LOG_EVERY == 0 or done == stage.settings.iterations:
-                    log.append(stage.name, done, **figures)
+                    log.append(stage.name, done, learning_rate=rate, **figures)
                 if time.monotonic() - saved > 60 * config.training.checkpoint_minutes:
                     _save(checkpoint, network, stage, done, config)
                     saved = time.monotonic()
@@ -106,7 +108,8 @@ def _resume(
     checkpoint = load_checkpoint(path)
     if checkpoint is None:
         return 0, 0
-    if checkpoint.configuration != training_configuration(config):
+    # Compared as values: another version may write the same configuration differently.
+    if read_toml(checkpoint.configuration) != _relevant(config):
         raise TrainingError(
             f"checkpoint {path} was reached under another configuration. Give the run another "
             "folder with --run, or the configuration it was begun with."
@@ -125,11 +128,10 @@ def _resume(
     return index, checkpoint.iteration
 
 
-def training_configuration(config: Config) -> str:
-    """The part of the configuration that trained weights depend on, as TOML."""
-    relevant = config.model_copy(update={"memoise": type(config.memoise)()})
-    data = relevant.data.model_copy(update={"root": None, "workers": 0})
-    return relevant.model_copy(update={"data": data}).to_toml()
+def _relevant(config: Config) -> Config:
+    """The part of the configuration that trained weights depend on."""
+    data = config.data.model_copy(update={"root": None, "workers": 0})
+    return config.model_copy(update={"data": data, "memoise": MemoiseConfig()})
 
 
 def _save(
@@ -137,9 +139,7 @@ def _save(
 ) -> None:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"stage.{name}": tensor for name, tensor in stage.state().items()}
-    save_checkpoint(
-        path, Checkpoint(stage.name, iteration, training_configuration(config), tensors)
-    )
+    save_checkpoint(path, Checkpoint(stage.name, iteration, _relevant(config).to_toml(), tensors))
 
 
 def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -384,7 +384,7 @@ def test_every_iteration_is_logged_with_the_loss_of_its_exits(tiny: Config, tmp_
     ]
     first, last = rows[0], rows[-1]
     assert first["mean"] == pytest.approx((first[FINAL] + first["p1"]) / 2)
-    assert set(last) == {"stage", "iteration", "mean", *network.exits}
+    assert set(last) == {"stage", "iteration", "learning_rate", "mean", *network.exits}
 
 
 # ---- Failures

@@ -9,6 +9,7 @@ from mess.assembly import exit_rows, expected_identity
 from mess.cache.store import Identity, PredictionStore
 from mess.config import Config
 from mess.data import SegmentationData, evaluation_loader, open_split
+from mess.errors import ConfigError
 from mess.network import OverprovisionedNetwork
 from mess.prediction import label_counts, predict
 from mess.programs import native_shapes
@@ -37,6 +38,12 @@ def memoise_split(place: Run, split: str, device_name: str, reporter: Reporter) 
         label_maps=config.memoise.label_maps,
         confidence_maps=config.memoise.confidence_maps,
     )
+    unknown = sorted(set(config.memoise.confidence_maps) - set(known["exits"]))
+    if unknown:
+        raise ConfigError(
+            f"memoise.confidence_maps names {unknown[0]!r}, which is no trained exit of this run; "
+            "`mess exits` lists them."
+        )
     height, width = config.data.size
     images = (
         {
