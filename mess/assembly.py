@@ -23,13 +23,13 @@ CALIBRATION = "calibration"
 DEFAULT_PROFILE = "onnxruntime-1thread"
 
 
-def load_tables(run: Run) -> tuple[Tables, dict[str, Any]]:
-    """The calibration tables of a run and the manifest of the cache they come from.
+def load_tables(run: Run, split: str = CALIBRATION) -> tuple[Tables, dict[str, Any]]:
+    """The tables of a memoised split and the manifest of the cache they come from.
 
     Raises CacheError when the cache was made for other weights, exits or signals.
     """
     rows = exit_rows(run)
-    store = PredictionStore(run.cache(CALIBRATION))
+    store = PredictionStore(run.cache(split))
     manifest = store.checked_manifest(expected_identity(run, run.config(), rows))
     predictions = store.read({})
     point = {row["exit_id"]: row["point"] for row in rows}

@@ -320,6 +320,8 @@ def _print_search(result: dict[str, Any]) -> None:
 
 def _print_evaluation(report: dict[str, Any]) -> None:
     _out.print(_comparison(report, report["baseline"], ("miou", "macs", "latency_ms")))
+    for exit_ in report.get("exits", ()):
+        _say(f"{exit_['exit_id']}: mIoU {exit_['miou']:.4f} after {exit_['latency_ms']:.2f} ms")
     rates = ", ".join(f"{100 * rate:.1f}%" for rate in report["exit_rates"])
     _say(f"{report['images']} {report['split']} images, exit rates {rates}. {report['bundle']}")
     if "agreement" in report:

@@ -19,9 +19,13 @@ _WARM_UP = 3
 
 @dataclass
 class Outcome:
-    """What a bundle did on a split; counts are (C,), times in milliseconds."""
+    """What a bundle did on a split; counts are (C,), times in milliseconds.
+
+    `until` is the exit that answers at the latest, the last one where it is None.
+    """
 
     bundle: Bundle
+    until: int | None = None
     intersection: NDArray[np.int64] = field(init=False)
     predicted: NDArray[np.int64] = field(init=False)
     label: NDArray[np.int64] = field(init=False)
@@ -75,26 +79,23 @@ class Outcome:
         return float(sum(np.median(times[taken == e]) * (taken == e).mean() for e in exits))
 
 
-def run_bundles(
-    bundles: Sequence[Bundle],
+def run_in_turns(
+    outcomes: Sequence[Outcome],
     images: Iterable[tuple[NDArray[np.float32], NDArray[np.uint8]]],
     task: Task,
-) -> list[Outcome]:
-    """Run every bundle on every image, (3, H, W) normalised with its label (H, W).
+) -> None:
+    """Run every outcome's bundle on every image, (3, H, W) normalised with its label (H, W).
 
-    The bundles take turns image by image, in alternating order, so that a slow moment of the
-    machine falls on all of them.
+    They take turns image by image, in alternating order, so that a slow moment of the machine
+    falls on all of them.
     """
-    outcomes = [Outcome(bundle) for bundle in bundles]
     for number, (image, label) in enumerate(images):
         if number == 0:
-            for bundle in bundles:
+            for outcome in outcomes:
                 for _ in range(_WARM_UP):
-                    bundle.answer(image)
+                    outcome.bundle.answer(image, until=outcome.until)
         for outcome in outcomes if number % 2 else reversed(outcomes):
             start = time.perf_counter()
-            answer = outcome.bundle.answer(image)
-            milliseconds = 1000 * (time.perf_counter() - start)
-            outcome.add(answer, label, milliseconds)
+            answer = outcome.bundle.answer(image, until=outcome.until)
+            outcome.add(answer, label, 1000 * (time.perf_counter() - start))
         task.advance()
-    return outcomes

@@ -110,9 +110,20 @@ class Bundle:
         settings = self.manifest["input"]
         return normalise(resize_image(array, self.size), settings["mean"], settings["std"])
 
-    def answer(self, image_3HW: NDArray[np.float32]) -> Answer:
-        """Answer one normalised image of shape (3, H, W): what a latency measures."""
-        return self._run(image_3HW, self._stops)[-1]
+    def answer(self, image_3HW: NDArray[np.float32], *, until: int | None = None) -> Answer:
+        """Answer one normalised image of shape (3, H, W): what a latency measures.
+
+        `until` (0-based) makes that exit answer if none before it did: an anytime instance whose
+        deadline is known.
+        """
+        last = len(self._exits) - 1 if until is None else until
+        value = self._start(image_3HW)
+        for index in range(last):
+            value, logits, signal = self._segment(index, value)
+            if self._leaves(index, signal):
+                return self._answer(index, logits, signal)
+        _, logits, signal = self._segment(last, value)
+        return self._answer(last, logits, signal)
 
     def stream(self, image: Path | str | NDArray[np.uint8]) -> Iterator[Answer]:
         """Every exit's answer in turn, each as soon as it is there (anytime inference)."""
@@ -121,19 +132,9 @@ class Bundle:
             value, logits, signal = self._segment(index, value)
             yield self._answer(index, logits, signal)
 
-    def _stops(self, index: int, signal: float | None) -> bool:
+    def _leaves(self, index: int, signal: float | None) -> bool:
         threshold = self._exits[index]["threshold"]
         return signal is not None and threshold is not None and bool(leaves(signal, threshold))
-
-    def _run(self, image_3HW: NDArray[np.float32], stops: Any) -> list[Answer]:
-        value = self._start(image_3HW)
-        last = len(self._exits) - 1
-        for index in range(last):
-            value, logits, signal = self._segment(index, value)
-            if stops(index, signal):
-                return [self._answer(index, logits, signal)]
-        _, logits, signal = self._segment(last, value)
-        return [self._answer(last, logits, signal)]
 
     def _start(self, image_3HW: NDArray[np.float32]) -> Any:
         if image_3HW.shape != (3, *self.size):

@@ -11,19 +11,23 @@ import numpy as np
 from mess.assembly import CALIBRATION, load_tables
 from mess.data import open_split
 from mess.errors import BundleError
-from mess.evaluation import Outcome, run_bundles
+from mess.evaluation import Outcome, run_in_turns
 from mess.images import normalise
 from mess.policy import answering_exit
 from mess.progress import Reporter
 from mess.run import Run
 from mess.runtime import load_bundle
+from mess.search.request import ANYTIME, INPUT_DEPENDENT
 from mess.steps.exporting import BASELINE, baseline_path
 
 
 def evaluate_bundle(
     place: Run, path: Path | None, split: str, threads: int, reporter: Reporter
 ) -> dict[str, Any]:
-    """Run a bundle and the baseline in turns; the report of `mess evaluate`."""
+    """Run a bundle and the baseline in turns; the report of `mess evaluate`.
+
+    An anytime bundle is run up to each of its exits as well.
+    """
     path = path or newest_bundle(place)
     bundle = load_bundle(path, threads=threads)
     config = place.config()
@@ -40,8 +44,12 @@ def evaluate_bundle(
     images = (
         (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
     )
+    ours, theirs = Outcome(bundle), Outcome(reference)
+    early: list[Outcome] = []
+    if bundle.manifest["setting"] == ANYTIME:
+        early = [Outcome(bundle, until=index) for index in range(len(bundle.manifest["exits"]) - 1)]
     with reporter.task(f"evaluating on {split}", len(data)) as task:
-        ours, theirs = run_bundles([bundle, reference], images, task)
+        run_in_turns([ours, theirs, *early], images, task)
     report: dict[str, Any] = {
         "bundle": str(path),
         "split": split,
@@ -51,6 +59,11 @@ def evaluate_bundle(
         "exit_rates": ours.exit_rates,
         "baseline": _figures(theirs),
     }
+    if early:
+        report["exits"] = [
+            {"exit_id": exit_["exit_id"], **_figures(outcome)}
+            for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
+        ]
     if split == CALIBRATION:
         report["agreement"] = _agreement(place, bundle.manifest, ours)
     return report
@@ -83,7 +96,7 @@ def _agreement(place: Run, manifest: Mapping[str, Any], ours: Outcome) -> dict[s
     tables, _ = load_tables(place)
     early = manifest["exits"][:-1]
     expected = np.full(tables.images, len(early))
-    if manifest["setting"] == "input-dependent":
+    if manifest["setting"] == INPUT_DEPENDENT:
         observed = [
             tables.signals[
                 tables.exit_ids.index(exit_["exit_id"]),

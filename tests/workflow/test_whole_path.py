@@ -50,6 +50,25 @@ def test_an_input_dependent_answer_uses_its_thresholds(
     assert report["agreement"]["same_exit"] >= 0.999
 
 
+def test_an_anytime_bundle_is_measured_at_every_exit(
+    run: Run, searched: Callable[..., Path]
+) -> None:
+    """The request leaves no way out but an early exit, and what it delivers is what was promised."""
+    baseline = workflow.search(run.path, setting="final-only", target="macs", min_miou=0)[
+        "baseline"
+    ]
+    deadline = 0.9 * baseline["macs"]
+    bundle = searched(setting="anytime", target="macs", checkpoints=[f"{deadline}=0.01"])
+    result = json.loads((run.search(run.searches()[-1]) / "result.json").read_text())
+    report = workflow.evaluate(bundle, split="calibration")
+    assert len(report["exits"]) == len(result["exits"]) >= 2
+    for measured, promised in zip(report["exits"], result["exits"], strict=True):
+        assert measured["exit_id"] == promised["exit_id"]
+        assert measured["miou"] == pytest.approx(promised["miou"], abs=1e-4)
+        assert measured["macs"] == pytest.approx(promised["delivered"]["macs"], rel=1e-3)
+    assert report["exits"][0]["macs"] <= deadline
+
+
 def test_a_torch_bundle_answers_as_the_onnx_one(run: Run, searched: Callable[..., Path]) -> None:
     onnx = searched(target="macs", max_error=0.05)
     torch = workflow.export(run.path, format="torch")
