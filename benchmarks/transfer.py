@@ -1,8 +1,8 @@
 """What is left of a calibrated instance on other images drawn alike.
 
-The official splits of a data set may differ from each other. Here the test split is halved at random,
-one half calibrates and the other tests, over several seeds; the network has seen neither. Only the
-memoised predictions are needed, nothing is run.
+The official splits of a data set may differ from each other. Here the test split is halved at
+random, one half calibrates and the other tests, over several seeds; the network has seen neither.
+Only the memoised predictions are needed, nothing is run.
 
     python benchmarks/transfer.py RUN [--errors 0.001 0.01] [--seeds 5]
 """

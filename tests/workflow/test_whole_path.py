@@ -53,11 +53,9 @@ def test_an_input_dependent_answer_uses_its_thresholds(
 def test_an_anytime_bundle_is_measured_at_every_exit(
     run: Run, searched: Callable[..., Path]
 ) -> None:
-    """The request leaves no way out but an early exit, and what it delivers is what was promised."""
-    baseline = workflow.search(run.path, setting="final-only", target="macs", min_miou=0)[
-        "baseline"
-    ]
-    deadline = 0.9 * baseline["macs"]
+    """The request asks for an early exit, which delivers what was promised."""
+    whole = workflow.search(run.path, setting="final-only", target="macs")
+    deadline = 0.9 * whole["baseline"]["macs"]
     bundle = searched(setting="anytime", target="macs", checkpoints=[f"{deadline}=0.01"])
     result = json.loads((run.search(run.searches()[-1]) / "result.json").read_text())
     report = workflow.evaluate(bundle, split="calibration")
