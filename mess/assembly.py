@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def load_tables(run: Run, split: str = CALIBRATION) -> tuple[Tables, dict[str, A
     rows = exit_rows(run)
     store = PredictionStore(run.cache(split))
     manifest = store.checked_manifest(expected_identity(run, run.config(), rows))
-    predictions = store.read({})
+    predictions = store.read(manifest)
     point = {row["exit_id"]: row["point"] for row in rows}
     names = tuple(signal["name"] for signal in manifest["signals"])
     return to_tables(predictions, point, names), manifest
@@ -94,6 +94,16 @@ def load_costs(
     return costs
 
 
+def excluded_exits(run: Run) -> dict[str, Any]:
+    """What no search of the run can find: candidates that were not trained, and the limits."""
+    limits = run.config().exits
+    return {
+        "exits": sum(row["status"] != "trained" for row in read_rows(run.exits, EXITS)),
+        "max_exit_cost": limits.max_exit_cost,
+        "max_exit_share": limits.max_exit_share,
+    }
+
+
 def _counted(
     rows: Mapping[str, Mapping[str, Any]], tables: Tables, own: str, cumulative: str
 ) -> Cost:
@@ -109,12 +119,25 @@ def _counted(
     )
 
 
+class _Times(dict[tuple[str, str], float]):
+    """Medians by kind and name; a missing part is an error that names the profile."""
+
+    def __init__(self, path: Path, medians: Mapping[tuple[str, str], float]) -> None:
+        super().__init__(medians)
+        self._path = path
+
+    def __missing__(self, part: tuple[str, str]) -> float:
+        raise CacheError(f"{self._path} lacks {' '.join(part)}. Run `mess profile` again.")
+
+
 def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) -> Cost:
     path = run.latency(name)
     facts = read_facts(path)
     if facts["weights"] != manifest["weights"]:
         raise CacheError(f"{path} was measured for other weights. Run `mess profile` again.")
-    times = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
+    times = _Times(
+        path, {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
+    )
     last = tables.points
     prefix = [0.0] + [times["segment", f"0-{point}"] for point in range(1, last + 1)]
     # Stopping at a point and going on costs more than running through: another program is called
@@ -133,8 +156,3 @@ def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) 
         answer=np.array([times["answer", at] for at in where]),
         resume=resume[tables.point],
     )
-
-
-def candidate_rows(candidates: Sequence[Any]) -> list[dict[str, Any]]:
-    """Candidates as rows of exits.parquet."""
-    return [asdict(candidate) for candidate in candidates]

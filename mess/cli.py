@@ -187,6 +187,7 @@ def search(
     min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
     max_latency: Annotated[float | None, typer.Option(help="Milliseconds.")] = None,
     max_macs: Annotated[str | None, typer.Option(help="A number, or 0.5x of the baseline.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(metavar="COST=MIOU", help="Anytime: mIoU delivered by a cost; repeatable."),
@@ -209,6 +210,7 @@ def search(
             min_miou=min_miou,
             max_latency=max_latency,
             max_macs=max_macs,
+            max_params=max_params,
             checkpoints=checkpoint or (),
             latency_stat=latency_stat.value,
             profile=profile,
@@ -298,7 +300,7 @@ def _say(text: str) -> None:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _print_search(result: dict[str, Any]) -> None:

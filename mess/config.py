@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,11 +16,16 @@ from mess.errors import ConfigError, nearest
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-T = TypeVar("T")
 
 
-def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    return tuple(dict.fromkeys(values))
+def _check_choices(section: BaseModel, names: Sequence[str]) -> None:
+    """Refuse options that leave no choice or repeat one."""
+    for name in names:
+        values = getattr(section, name)
+        if not values:
+            raise ValueError(f"{name} is empty; it needs at least one value")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} repeats a value: {list(values)}")
 
 
 class _Section(BaseModel):
@@ -80,7 +85,8 @@ class ExitsConfig(_Section):
     """Most that the exit alone may cost, in baselines; no limit where it is not set."""
 
     @model_validator(mode="after")
-    def _points(self) -> ExitsConfig:
+    def _choices(self) -> ExitsConfig:
+        _check_choices(self, ("crm", "blocks", "rdi", "heads"))
         if isinstance(self.points, int) and self.points < 1:
             raise ValueError(
                 f"points counts the final exit too and is at least 1, got {self.points}"
@@ -93,11 +99,11 @@ class StageConfig(_Section):
 
     iterations: Count = 60_000
     learning_rate: Positive = 0.02
-    head_learning_rate: Positive | None = None
-    """Rate of the segmentation heads in stage 1; the backbone's where it is not set."""
 
 
 class Stage1Config(StageConfig):
+    head_learning_rate: Positive | None = None
+    """Rate of the segmentation heads; the backbone's where it is not set."""
     exit_dropout: Literal["round-robin", "modulo"] = "round-robin"
     """Which early exits an iteration trains: one in turn, or Eq. 2 to the letter."""
 
@@ -132,12 +138,7 @@ class MemoiseConfig(_Section):
 
     @model_validator(mode="after")
     def _some_signal(self) -> MemoiseConfig:
-        for name in ("pixel_thresholds", "confidences", "edges"):
-            values = getattr(self, name)
-            if not values:
-                raise ValueError(f"{name} is empty; an exit needs at least one signal")
-            if _distinct(values) != values:
-                raise ValueError(f"{name} repeats a value: {list(values)}")
+        _check_choices(self, ("pixel_thresholds", "confidences", "edges"))
         return self
 
 
@@ -150,6 +151,16 @@ class Config(_Section):
     exits: ExitsConfig = Field(default_factory=ExitsConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     memoise: MemoiseConfig = Field(default_factory=MemoiseConfig)
+
+    def of_weights(self) -> Config:
+        """The part of the configuration that trained weights depend on, the rest at defaults."""
+        data = self.data.model_copy(update={"root": None, "workers": 0})
+        backbone = self.backbone
+        if backbone.weights not in ("none", "torchvision"):
+            # A file may move; what was read from it is in the checkpoint.
+            backbone = backbone.model_copy(update={"weights": Path(backbone.weights).name})
+        rest = {"data": data, "backbone": backbone, "memoise": MemoiseConfig()}
+        return self.model_copy(update=rest)
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load_config` reads back unchanged."""

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.metrics import mean_iou
+from mess.metrics import VOID, mean_iou
 from mess.progress import Task
 from mess.runtime import Answer, Bundle
 
-VOID = 255
 _WARM_UP = 3
 
 

@@ -25,7 +25,7 @@ from mess.programs import (
     write_program,
 )
 from mess.progress import Reporter
-from mess.runtime import BUNDLE_VERSION, MANIFEST
+from mess.runtime import BUNDLE_VERSION, MANIFEST, read_manifest
 from mess.signal_spec import SignalSpec
 
 _HISTOGRAM_BINS = 20
@@ -61,40 +61,56 @@ def export_bundle(
     `facts` are further keys of the manifest: setting, classes, palette, predicted figures, where
     the instance came from. The folder appears whole or not at all; an older bundle is replaced.
     """
-    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-        raise BundleError(
-            f"{directory} holds files that are no bundle; choose another --output or empty it."
-        )
+    directory = directory.absolute()
+    _check_replaceable(directory)
     building = directory.with_name(f".{directory.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
         rows = _write_programs(network, exits, building, size, format_, reporter)
-        write_json(
-            building / MANIFEST,
-            {
-                "bundle_version": BUNDLE_VERSION,
-                "format": format_,
-                "input": {"size": list(size), "mean": list(MEAN), "std": list(STD)},
-                "exits": rows,
-                "histograms": {
-                    planned.exit_id: _histogram(planned.calibration_signal)
-                    for planned in exits
-                    if planned.calibration_signal is not None
-                },
-                **facts,
-                "files": {
-                    file.name: sha256(file)
-                    for file in sorted(building.iterdir())
-                    if file.name != MANIFEST
-                },
+        manifest = {
+            "bundle_version": BUNDLE_VERSION,
+            "format": format_,
+            "input": {"size": list(size), "mean": list(MEAN), "std": list(STD)},
+            "exits": rows,
+            "histograms": {
+                planned.exit_id: _histogram(planned.calibration_signal)
+                for planned in exits
+                if planned.calibration_signal is not None
             },
-        )
-        shutil.rmtree(directory, ignore_errors=True)
-        building.rename(directory)
+            **facts,
+            "files": {file.name: sha256(file) for file in sorted(building.iterdir())},
+        }
+        write_json(building / MANIFEST, manifest)
+        _put_in_place(building, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Refuse a place that holds anything but a bundle."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    known = {MANIFEST}
+    if directory.is_dir():
+        try:
+            known |= read_manifest(directory)["files"].keys()
+        except BundleError:
+            known = set()
+    if not directory.is_dir() or {file.name for file in directory.iterdir()} != known:
+        raise BundleError(
+            f"{directory} is no bundle and would be overwritten; choose another --output."
+        )
+
+
+def _put_in_place(building: Path, directory: Path) -> None:
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    building.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_programs(

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-VOID = 255
-"""Label that never trains and never counts."""
+from mess.metrics import VOID
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,18 @@ def upsample(logits_BChw: Tensor, size: tuple[int, int], grid: PixelGrid | None 
     on a CPU, and only the pixels asked for are computed.
     """
     grid = grid or PixelGrid()
-    device, dtype = logits_BChw.device, logits_BChw.dtype
-    rows_Hh = _weights(size[0], logits_BChw.shape[2]).to(device, dtype)[grid.rows]
-    columns_Ww = _weights(size[1], logits_BChw.shape[3]).to(device, dtype)[grid.columns]
+    rows_Hh = _weights(size[0], logits_BChw.shape[2], logits_BChw.device)[grid.rows]
+    columns_Ww = _weights(size[1], logits_BChw.shape[3], logits_BChw.device)[grid.columns]
     return rows_Hh @ logits_BChw.contiguous() @ columns_Ww.T
 
 
 @lru_cache(maxsize=64)
-def _weights(outputs: int, inputs: int) -> Tensor:
-    # Interpolating the identity gives the interpolation's own matrix.
+def _weights(outputs: int, inputs: int, device: torch.device) -> Tensor:
+    # Interpolating the identity gives the interpolation's own matrix. It stays on the device: a
+    # copy for every exit would stop a GPU's stream.
     eye = torch.eye(inputs).unsqueeze(0)
-    return F.interpolate(eye, size=outputs, mode="linear", align_corners=False)[0].T.contiguous()
+    matrix = F.interpolate(eye, size=outputs, mode="linear", align_corners=False)[0].T
+    return matrix.contiguous().to(device)
 
 
 def cross_entropy(logits_BChw: Tensor, label_BHW: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class DistillationTarget:
     def _at_native(self, logits_BChw: Tensor) -> Tensor:
         size = (logits_BChw.shape[2], logits_BChw.shape[3])
         if size not in self._native:
-            device, dtype = logits_BChw.device, logits_BChw.dtype
-            rows = _weights(self._size[0], size[0]).to(device, dtype)[self._grid.rows]
-            columns = _weights(self._size[1], size[1]).to(device, dtype)[self._grid.columns]
+            device = logits_BChw.device
+            rows = _weights(self._size[0], size[0], device)[self._grid.rows]
+            columns = _weights(self._size[1], size[1], device)[self._grid.columns]
             self._native[size] = rows.T @ self._target_BCHW @ columns
         return self._native[size]

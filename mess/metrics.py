@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+VOID = 255
+"""Label of pixels that belong to no class: they never train and never count."""
+
 
 def iou(intersection: ArrayLike, predicted: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
     """Per-class IoU from dataset-level pixel counts, each shape (..., C), void left out.

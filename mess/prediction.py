@@ -5,8 +5,8 @@ Shapes: B images, C classes, K signals, H×W pixels of the input, h×w native ou
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mess.exits import FINAL
-from mess.losses import VOID
+from mess.maps import compress
+from mess.metrics import VOID
 from mess.network import OverprovisionedNetwork
 from mess.signal_spec import SignalSpec
 from mess.signals import signals, top1_confidence
@@ -83,7 +84,7 @@ def predict(
         if exit_id != FINAL
     }
     for images, labels, indices in batches:
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_convolutions():
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
             maps = network.features(images)
@@ -104,14 +105,16 @@ def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.in
     return np.bincount(label_HW.ravel(), minlength=VOID + 1)[:num_classes].astype(np.int32)
 
 
-def compress(map_hw: NDArray[np.uint8]) -> bytes:
-    """A map of small integers as zlib bytes, row by row."""
-    return zlib.compress(np.ascontiguousarray(map_hw).tobytes(), level=6)
-
-
-def decompress(data: bytes, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The inverse of `compress`; the shape is in the cache's manifest."""
-    return np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
+def _exact_convolutions() -> AbstractContextManager[None]:
+    # The 10-bit mantissa of TF32, a GPU's default, would move pixels across the thresholds of
+    # signals, and bundles compute in float32.
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 def _classes(logits_BChw: Tensor, label_BHW: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
     maps = store.label_maps([image_ids[index] for index in picked])
     if not maps:
         return {"reason": "The cache holds no label maps: memoise.label_maps is false."}
-    from mess.prediction import decompress
+    from mess.maps import decompress
 
     columns = list(dict.fromkeys([*(tables.exit_ids[index] for index in instance.exits), FINAL]))
     rows = []

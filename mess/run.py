@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +41,10 @@ class Run:
         return self.path / "network.safetensors"
 
     @property
+    def classes(self) -> Path:
+        return self.path / "classes.json"
+
+    @property
     def exits(self) -> Path:
         return self.path / "exits.parquet"
 
@@ -55,6 +63,19 @@ class Run:
 
     def bundle(self, name: str) -> Path:
         return self.path / "exports" / name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training or memoising in this run meanwhile."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MessError(
+                    f"another process is at work in {self.path}. Wait for it, or name another "
+                    "folder with --run."
+                ) from None
+            yield
 
     def config(self) -> Config:
         """The resolved configuration the run was begun with."""
@@ -105,34 +126,43 @@ def find_run(path: Path | None) -> Run:
 
 
 def begin_run(path: Path | None, config: Config, name: str) -> Run:
-    """The run to train in: `path`, else the newest of this configuration, else a new one.
+    """The run to train in: `path`, else the newest whose weights `config` gives, else a new one.
 
-    Raises ConfigError when `path` holds a run of another configuration.
+    What weights do not depend on, such as `memoise` or where the data lies, may change; the run's
+    configuration is then written anew. Raises ConfigError when `path` holds other weights' run.
     """
     if path is None:
-        same = [run for run in _runs() if run.config() == config]
-        if same:
-            return same[-1]
-        path = RUNS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        same = [run for run in _runs() if _trains(run, config)]
+        path = same[-1].path if same else RUNS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     run = Run(path)
-    if not run.config_file.exists():
-        write_text(run.config_file, config.to_toml())
-    elif run.config() != config:
+    if run.config_file.exists() and run.config().of_weights() != config.of_weights():
         raise ConfigError(
             f"{path} was begun with another configuration ({run.config_file}). Choose another "
             "folder with --run, or leave CONFIG and --set out to go on with that one."
         )
+    if not run.config_file.exists() or run.config() != config:
+        write_text(run.config_file, config.to_toml())
     return run
 
 
-def new_id(parent: Path, stem: str) -> str:
-    """A folder name below `parent` that is not taken: `stem`, or `stem-2`, `stem-3`, ..."""
+def _trains(run: Run, config: Config) -> bool:
+    try:
+        return run.config().of_weights() == config.of_weights()
+    except ConfigError:
+        return False  # of another version, or edited by hand
+
+
+def new_folder(parent: Path, stem: str) -> Path:
+    """A new folder below `parent`, named `stem`, or `stem-2`, `stem-3`, ... where that is taken."""
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", stem).strip("-")
-    number, name = 1, stem
-    while (parent / name).exists():
-        number += 1
-        name = f"{stem}-{number}"
-    return name
+    for number in itertools.count(1):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
 
 
 def _runs() -> list[Run]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mess.config import Config, MemoiseConfig, StageConfig, read_toml
+from mess.config import Config, StageConfig, read_toml
 from mess.errors import TrainingError
 from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork
@@ -109,7 +109,7 @@ def _resume(
     if checkpoint is None:
         return 0, 0
     # Compared as values: another version may write the same configuration differently.
-    if read_toml(checkpoint.configuration) != _relevant(config):
+    if read_toml(checkpoint.configuration) != config.of_weights():
         raise TrainingError(
             f"checkpoint {path} was reached under another configuration. Give the run another "
             "folder with --run, or the configuration it was begun with."
@@ -128,18 +128,12 @@ def _resume(
     return index, checkpoint.iteration
 
 
-def _relevant(config: Config) -> Config:
-    """The part of the configuration that trained weights depend on."""
-    data = config.data.model_copy(update={"root": None, "workers": 0})
-    return config.model_copy(update={"data": data, "memoise": MemoiseConfig()})
-
-
 def _save(
     path: Path, network: OverprovisionedNetwork, stage: Stage, iteration: int, config: Config
 ) -> None:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"stage.{name}": tensor for name, tensor in stage.state().items()}
-    save_checkpoint(path, Checkpoint(stage.name, iteration, _relevant(config).to_toml(), tensors))
+    save_checkpoint(path, Checkpoint(stage.name, iteration, config.of_weights().to_toml(), tensors))
 
 
 def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -6,14 +6,14 @@ Functions that need torch import it when they run: `mess search` and `mess --hel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from mess.assembly import CALIBRATION, DEFAULT_PROFILE, candidate_rows
-from mess.cache.parquet import read_facts, write_rows
-from mess.cache.schema import LATENCY
-from mess.config import load_config
-from mess.files import atomic_path, sha256
+from mess.assembly import CALIBRATION, DEFAULT_PROFILE
+from mess.cache.parquet import read_facts
+from mess.config import Config, load_config
+from mess.files import sha256
 from mess.progress import Reporter, Silent
 from mess.run import Run, begin_run, find_run
 from mess.signal_spec import configured_signals
@@ -39,7 +39,8 @@ def train_overprovisioned(
     place = _begin(config, run, overrides)
     reporter.message(f"Run: {place.path}")
     if not place.weights.exists():
-        train_network(place, device, reporter)
+        with place.locked():
+            train_network(place, device, reporter)
     memoise(place.path, device=device, reporter=reporter)
     if not _profile_is_current(place):
         profile(place.path, reporter=reporter)
@@ -51,10 +52,11 @@ def exits(
 ) -> list[dict[str, Any]]:
     """The candidate exits of a configuration as rows of exits.parquet, without training."""
     from mess.candidates import candidates
-    from mess.steps.networks import class_table
+    from mess.data import open_split
 
     settings = load_config(config or "quickstart", overrides)
-    return candidate_rows(candidates(settings, class_table(settings).num_classes))
+    classes = open_split(settings.data, "train", settings.seed).classes
+    return [asdict(row) for row in candidates(settings, classes.num_classes)]
 
 
 def memoise(
@@ -86,31 +88,9 @@ def profile(
 
     `name` is RUNTIME-Nthread by default.
     """
-    import torch
+    from mess.steps.profiling import measure_run
 
-    from mess import latency
-    from mess.steps.networks import trained_network
-
-    place = find_run(run)
-    config = place.config()
-    network = trained_network(place, config, torch.device("cpu"))
-    timings = latency.profile(
-        network,
-        config.data.size,
-        configured_signals(config.memoise),
-        runtime=runtime,
-        threads=threads,
-        rounds=rounds,
-        reporter=reporter,
-    )
-    facts = latency.machine_facts(runtime, threads) | {
-        "weights": sha256(place.weights),
-        "size": list(config.data.size),
-    }
-    path = place.latency(name or f"{runtime}-{threads}thread")
-    write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
-    reporter.message(f"Measured {len(timings)} parts, written to {path}.")
-    return path
+    return measure_run(find_run(run), runtime, threads, rounds, name, reporter)
 
 
 def search(
@@ -122,6 +102,7 @@ def search(
     min_miou: float | None = None,
     max_latency: float | None = None,
     max_macs: str | float | None = None,
+    max_params: float | None = None,
     checkpoints: Sequence[str] = (),
     latency_stat: str = "mean",
     profile: str | None = None,
@@ -131,8 +112,9 @@ def search(
 ) -> dict[str, Any]:
     """Find the best instance without retraining; returns result.json, `id` and `path` added.
 
-    `max_latency` is in ms, `max_macs` a number or "0.5x" of the baseline's, a checkpoint
-    "COST=MIOU" in the unit of the target. Raises InfeasibleError when nothing meets the limits.
+    `max_latency` is in ms, `max_macs` a number or "0.5x" of the baseline's. A checkpoint is
+    "COST=MIOU" in the unit of the target; for target accuracy in that of the first limit, else in
+    ms. Raises InfeasibleError when nothing meets the limits.
     """
     from mess.steps.searching import search_run
 
@@ -144,6 +126,7 @@ def search(
         min_miou=min_miou,
         max_latency_ms=max_latency,
         max_macs=max_macs,
+        max_params=max_params,
         checkpoints=checkpoints,
         latency_stat=latency_stat,
         profile=profile,
@@ -198,32 +181,9 @@ def predict(
 
     Returns, per image, the file, the exit taken and its signal.
     """
-    from PIL import Image
+    from mess.steps.predicting import predict_images
 
-    from mess.images import read_image, resize_mask
-    from mess.runtime import load_bundle
-
-    loaded = load_bundle(bundle, threads=threads)
-    palette = [value for color in loaded.manifest["palette"] for value in color]
-    rows = []
-    for image in images:
-        pixels = read_image(image)
-        answer = loaded(pixels)
-        height, width, _ = pixels.shape
-        picture = Image.fromarray(resize_mask(answer.label_map, (height, width)))
-        picture.putpalette(palette)
-        path = output / f"{image.stem}.png"
-        with atomic_path(path) as temporary:
-            picture.save(temporary, format="PNG")
-        rows.append(
-            {
-                "image": str(image),
-                "label_map": str(path),
-                "exit_id": answer.exit_id,
-                "signal": answer.signal,
-            }
-        )
-    return rows
+    return predict_images(bundle, images, output, threads)
 
 
 def report(run: Path | None = None) -> Path:
@@ -238,13 +198,25 @@ def _begin(config: str | Path | None, run: Path | None, overrides: Sequence[str]
         resolved = load_config(run / "config.toml", overrides)
     else:
         resolved = load_config(config or "quickstart", overrides)
-    if resolved.data.root is not None:
-        # A run may be resumed from another folder.
-        data = resolved.data.model_copy(update={"root": resolved.data.root.resolve()})
-        resolved = resolved.model_copy(update={"data": data})
+    resolved = _absolute(resolved)
     return begin_run(run, resolved, Path(config or "quickstart").stem)
+
+
+def _absolute(config: Config) -> Config:
+    """A run may be resumed from another folder."""
+    data, backbone = config.data, config.backbone
+    if data.root is not None:
+        data = data.model_copy(update={"root": data.root.resolve()})
+    if backbone.weights not in ("none", "torchvision"):
+        weights = str(Path(backbone.weights).resolve())
+        backbone = backbone.model_copy(update={"weights": weights})
+    return config.model_copy(update={"data": data, "backbone": backbone})
 
 
 def _profile_is_current(place: Run) -> bool:
     path = place.latency(DEFAULT_PROFILE)
-    return path.exists() and read_facts(path)["weights"] == sha256(place.weights)
+    if not path.exists():
+        return False
+    facts = read_facts(path)
+    signals = [spec.name for spec in configured_signals(place.config().memoise)]
+    return facts["weights"] == sha256(place.weights) and facts["signals"] == signals

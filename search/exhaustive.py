@@ -42,12 +42,13 @@ def cover(
         return _cover_dependent(goal, found, collect, hear, threads)
     if goal.request.setting == ANYTIME:
         return _cover_anytime(goal, found, collect, hear, threads)
-    exits = np.arange(goal.tables.exits)
+    exits, statement = np.arange(goal.tables.exits), "every exit alone"
     if goal.request.setting == FINAL_ONLY:
         exits = exits[goal.tables.point == goal.tables.points]
+        statement = "every exit at the last point alone"
     search_single(goal, found, exits.tolist())
     hear(len(exits), len(exits))
-    space = _space(goal, "every exit alone", exits=len(exits))
+    space = _space(goal, statement, exits=len(exits))
     return Covered(found=found, configurations=len(exits), space=space)
 
 

@@ -22,6 +22,7 @@ import mess.export
 from mess.candidates import candidates
 from mess.errors import BundleError
 from mess.export import PlannedExit, export_bundle
+from mess.files import sha256
 from mess.images import normalise
 from mess.network import OverprovisionedNetwork, build_network
 from mess.policy import threshold_between
@@ -402,7 +403,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(
     instance: Instance, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BundleError, match="files that are no bundle"):
+    with pytest.raises(BundleError, match="is no bundle"):
         written(instance, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -411,6 +412,11 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(
 def test_an_older_bundle_is_replaced_whole(instance: Instance, tmp_path: Path) -> None:
     path = written(instance, tmp_path / "bundle")
     (path / "segment-9.onnx").write_bytes(b"of the older bundle")
+    with pytest.raises(BundleError, match="is no bundle"):
+        written(instance, path)  # whose file that is, nobody knows
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["segment-9.onnx"] = sha256(path / "segment-9.onnx")
+    (path / "manifest.json").write_text(json.dumps(manifest))
     written(instance, path)
     assert not (path / "segment-9.onnx").exists()
     assert (path / "manifest.json").is_file()

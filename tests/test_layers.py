@@ -19,6 +19,7 @@ PLAIN = {
         "exits",
         "files",
         "images",
+        "maps",
         "metrics",
         "policy",
         "progress",

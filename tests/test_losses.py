@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mess.losses import VOID, DistillationTarget, PixelGrid, cross_entropy, upsample
+from mess.losses import DistillationTarget, PixelGrid, cross_entropy, upsample
+from mess.metrics import VOID
 
 B, C, H, W = 2, 4, 19, 26
 

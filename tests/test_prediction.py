@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from mess.candidates import candidates
 from mess.config import Config
 from mess.exits import FINAL
+from mess.maps import compress, decompress
 from mess.network import OverprovisionedNetwork, build_network
-from mess.prediction import ExitPrediction, compress, decompress, label_counts, predict
+from mess.prediction import ExitPrediction, label_counts, predict
 from mess.signal_spec import SignalSpec
 from mess.signals import signals
 

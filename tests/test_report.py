@@ -17,8 +17,8 @@ from mess.cache.schema import EXITS, FRONT, LATENCY
 from mess.cache.store import Identity, PredictionStore
 from mess.config import Config
 from mess.files import sha256, write_json, write_text
+from mess.maps import compress
 from mess.metrics import iou
-from mess.prediction import compress
 from mess.report import write_report
 from mess.run import Run
 from mess.signal_spec import configured_signals

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mess.config import DataConfig
-from mess.data.base import VOID, ClassTable, SegmentationData, generator
+from mess.data.base import ClassTable, SegmentationData, generator
 from mess.data.coco import Coco
-from mess.data.folder import Folder
+from mess.data.folder import Folder, read_classes
 from mess.data.loader import evaluation_loader, training_loader
 from mess.data.sbd import Sbd
 from mess.data.sets import Draws, EvaluationSet, TrainingSet
@@ -16,7 +16,6 @@ from mess.errors import ConfigError, DataError, nearest
 __all__ = [
     "DATASETS",
     "SPLITS",
-    "VOID",
     "ClassTable",
     "Draws",
     "EvaluationSet",
@@ -24,6 +23,7 @@ __all__ = [
     "TrainingSet",
     "evaluation_loader",
     "open_split",
+    "read_classes",
     "training_loader",
 ]
 

@@ -11,8 +11,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from mess.config import DataConfig
-from mess.data.base import VOID
 from mess.images import MEAN
+from mess.metrics import VOID
 
 _FILL = [float(round(255 * mean)) for mean in MEAN]
 

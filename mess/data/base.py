@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from mess.config import DataConfig
 from mess.errors import DataError
 from mess.images import resize_image, resize_mask
-
-VOID = 255
-"""The mask value of pixels that belong to no class; neither loss nor mIoU counts them."""
+from mess.metrics import VOID
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -38,6 +36,18 @@ class ClassTable:
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a classes.json (see the folder data set)."""
+        classes = [
+            {"id": number, "name": name, "color": list(color)}
+            for number, (name, color) in enumerate(zip(self.names, self.colors, strict=True))
+        ]
+        return {
+            "num_classes": self.num_classes,
+            "ignore_index": self.ignore_index,
+            "classes": classes,
+        }
 
 
 class SegmentationData(ABC):

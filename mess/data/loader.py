@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mess.config import DataConfig
 from mess.data.base import SegmentationData
 from mess.data.sets import Draws, EvaluationSet, Item, TrainingSet
+from mess.errors import MessError
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images (B, 3, h, w) float32, labels (B, h, w) int64, indices (B,) of the images."""
 
 
 def training_loader(
@@ -23,7 +29,7 @@ def training_loader(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-) -> DataLoader[Item]:
+) -> Iterator[Batch]:
     """One pass over iterations `start`..`iterations`-1 of augmented batches.
 
     A batch is image (B, 3, h, w) float32, label (B, h, w) int64 and index (B,), with (h, w) the
@@ -38,17 +44,31 @@ def training_loader(
         rank=rank,
         world=world,
     )
-    return DataLoader(TrainingSet(data, config), batch_sampler=draws, **_options(config))
+    loader = DataLoader(TrainingSet(data, config), batch_sampler=draws, **_options(config))
+    return _plainly(loader)
 
 
 def evaluation_loader(
     data: SegmentationData, config: DataConfig, *, batch_size: int
-) -> DataLoader[Item]:
+) -> Iterator[Batch]:
     """Every image once, in order: image (B, 3, H, W), label (B, H, W), index (B,).
 
     The last batch is smaller where `batch_size` does not divide the number of images.
     """
-    return DataLoader(EvaluationSet(data), batch_size=batch_size, **_options(config))
+    loader = DataLoader(EvaluationSet(data), batch_size=batch_size, **_options(config))
+    return _plainly(loader)
+
+
+def _plainly(loader: DataLoader[Item]) -> Iterator[Batch]:
+    """The batches; an error of a worker as it was raised there.
+
+    torch puts the worker's traceback in front of the message.
+    """
+    try:
+        yield from loader
+    except MessError as error:
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise type(error)(str(error).rpartition(name)[2].strip()) from None
 
 
 def _options(config: DataConfig) -> dict[str, Any]:

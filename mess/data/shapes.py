@@ -17,7 +17,8 @@ from skimage.filters import gaussian
 from skimage.segmentation import find_boundaries
 
 from mess.config import DataConfig
-from mess.data.base import VOID, ClassTable, Pair, SegmentationData, generator
+from mess.data.base import ClassTable, Pair, SegmentationData, generator
+from mess.metrics import VOID
 
 CLASSES = ClassTable(
     names=("background", "ellipse", "rectangle", "triangle", "star", "ring"),

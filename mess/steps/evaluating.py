@@ -10,7 +10,7 @@ import numpy as np
 
 from mess.assembly import CALIBRATION, load_tables
 from mess.data import open_split
-from mess.errors import BundleError
+from mess.errors import BundleError, DataError
 from mess.evaluation import Outcome, run_in_turns
 from mess.images import normalise
 from mess.policy import answering_exit
@@ -40,6 +40,12 @@ def evaluate_bundle(
     if not reference_path.is_dir():
         raise BundleError(f"{reference_path} is missing. Run `mess export` to write it again.")
     reference = load_bundle(reference_path, threads=threads)
+    source = bundle.manifest["source"]
+    if source["weights"] != reference.manifest["source"]["weights"]:
+        raise BundleError(
+            f"bundle {path} was exported from other weights than run {place.path} holds. Name the "
+            "run it was exported from with --run."
+        )
     data = open_split(config.data, split, config.seed)
     images = (
         (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
@@ -50,6 +56,8 @@ def evaluate_bundle(
         early = [Outcome(bundle, until=index) for index in range(len(bundle.manifest["exits"]) - 1)]
     with reporter.task(f"evaluating on {split}", len(data)) as task:
         run_in_turns([ours, theirs, *early], images, task)
+    if not ours.label.any():
+        raise DataError(f"split {split!r} has no labelled pixel, so mIoU is undefined.")
     report: dict[str, Any] = {
         "bundle": str(path),
         "split": split,
@@ -64,7 +72,7 @@ def evaluate_bundle(
             {"exit_id": exit_["exit_id"], **_figures(outcome)}
             for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
-    if split == CALIBRATION:
+    if split == CALIBRATION and data.fingerprint() == source["data"]:
         report["agreement"] = _agreement(place, bundle.manifest, ours)
     return report
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from mess.assembly import exit_rows, load_tables
+from mess.assembly import CALIBRATION, exit_rows, load_tables
 from mess.config import Config
 from mess.errors import BundleError, MessError
 from mess.exits import FINAL
 from mess.export import PlannedExit, export_bundle
-from mess.files import sha256
 from mess.network import OverprovisionedNetwork
 from mess.programs import Format
 from mess.progress import Reporter
@@ -32,10 +31,14 @@ def export_search(
 ) -> Path:
     """Write the bundle of a search, and the baseline's beside it where there is none yet."""
     result = json.loads((place.search(search_id) / "result.json").read_text(encoding="utf-8"))
-    if result["cache"]["weights"] != sha256(place.weights):
+    _, manifest = load_tables(place)
+    known = {signal["name"] for signal in manifest["signals"]}
+    if any(manifest[name] != value for name, value in result["cache"].items()) or any(
+        exit_["signal"] not in {None, *known} for exit_ in result["exits"]
+    ):
         raise MessError(
-            f"search {search_id!r} ran on other weights than {place.weights} holds now. "
-            "Run `mess search` again."
+            f"search {search_id!r} ran on other predictions than {place.cache(CALIBRATION)} holds "
+            "now. Run `mess search` again."
         )
     config = place.config()
     network = trained_network(place, config, torch.device("cpu"))
@@ -85,7 +88,7 @@ def _export(
     format_: Format,
     reporter: Reporter,
 ) -> Path:
-    table = class_table(config)
+    table = class_table(place)
     facts = {
         "setting": result["setting"],
         "predicted": result["predicted"],

@@ -55,12 +55,13 @@ def memoise_split(place: Run, split: str, device_name: str, reporter: Reporter) 
         for index, image_id in enumerate(data.ids)
     )
     store = PredictionStore(place.cache(split))
-    lacking = store.prepare(identity, images)
-    if not lacking and store.manifest()["complete"]:
-        return store
-    network = trained_network(place, config, pick_device(device_name))
-    _write_parts(network, data, config, store, lacking, split, reporter)
-    store.finish(native_shapes(network, config.data.size))
+    with place.locked():
+        lacking = store.prepare(identity, images)
+        if not lacking and store.manifest()["complete"]:
+            return store
+        network = trained_network(place, config, pick_device(device_name))
+        _write_parts(network, data, config, store, lacking, split, reporter)
+        store.finish(native_shapes(network, config.data.size))
     reporter.message(f"Memoised {len(data)} images x {len(rows)} exits in {store.directory}.")
     return store
 

@@ -6,29 +6,32 @@ import torch
 
 from mess.candidates import candidates
 from mess.config import Config
-from mess.data import ClassTable, open_split
+from mess.data import ClassTable, read_classes
 from mess.errors import MessError
 from mess.network import OverprovisionedNetwork, build_network, frozen, load_weights
 from mess.run import Run
 
 
 def trained_network(place: Run, config: Config, device: torch.device) -> OverprovisionedNetwork:
-    """The trained network of a run, in eval mode and without gradients."""
+    """The trained network of a run, in eval mode and without gradients. Needs no data."""
     place.require_weights()
-    classes = class_table(config).num_classes
-    # The weights file replaces whatever the backbone would start from.
-    blank = config.model_copy(
-        update={"backbone": config.backbone.model_copy(update={"weights": "none"})}
-    )
+    classes = class_table(place).num_classes
+    blank = without_weights(config)
     network = build_network(blank, candidates(blank, classes), classes)
     load_weights(network, place.weights)
     frozen(network)
     return network.to(device)
 
 
-def class_table(config: Config) -> ClassTable:
-    """Names and colours of the configured data's classes."""
-    return open_split(config.data, "train", config.seed).classes
+def without_weights(config: Config) -> Config:
+    """For a network whose weights come from elsewhere than what the backbone starts from."""
+    backbone = config.backbone.model_copy(update={"weights": "none"})
+    return config.model_copy(update={"backbone": backbone})
+
+
+def class_table(place: Run) -> ClassTable:
+    """Names and colours of the classes a run was trained on."""
+    return read_classes(place.classes)[0]
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,6 +39,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise MessError(f"--device {name!r} is no torch device: {error}.") from error
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise MessError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MessError(
+            f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices. "
+            "Use --device cpu, or auto."
+        )
+    return device

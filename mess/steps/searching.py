@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mess.assembly import DEFAULT_PROFILE, load_costs, load_tables
+from mess.assembly import DEFAULT_PROFILE, excluded_exits, load_costs, load_tables
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
 from mess.errors import MessError
 from mess.files import write_json
 from mess.progress import Reporter, Task
-from mess.run import Run, new_id
+from mess.run import Run, new_folder
 from mess.search.answer import search
-from mess.search.request import Request
+from mess.search.request import ACCURACY, Request
 
 
 def search_run(
@@ -29,14 +29,21 @@ def search_run(
 
     `options` are further fields of `Request`.
     """
+    if options["target"] != ACCURACY and not (
+        checkpoints or any(options[name] is not None for name in ("max_error", "min_miou"))
+    ):
+        raise MessError(
+            f"target {options['target']} without an accuracy to keep gives the cheapest exit, "
+            "however bad. Give --max-error (such as 0.01) or --min-miou."
+        )
     tables, manifest = load_tables(place)
     costs = load_costs(place, tables, manifest, profile)
     if "latency" not in costs and (
         options["target"] == "latency" or options["max_latency_ms"] is not None
     ):
         raise MessError(
-            f"{place.path} has no latency profile. Measure one with `mess profile`, or use "
-            "--target macs."
+            f"{place.path} has no latency profile {DEFAULT_PROFILE!r}. Measure one with "
+            "`mess profile`, name another with --profile, or use --target macs."
         )
     baseline = costs["macs"].backbone[-1] + costs["macs"].exit[tables.final]
     request = Request(
@@ -46,15 +53,16 @@ def search_run(
     )
     with reporter.task("searching", 1) as task:
         answer = search(tables, costs, request, _progress(task))
-    result = answer.to_result() | {
+    result = answer.to_result()
+    result["search"]["space"]["excluded"] = excluded_exits(place)
+    result |= {
         "cache": {"weights": manifest["weights"], "data": manifest["data"]},
         "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
     }
-    search_id = new_id(place.path / "searches", _name(request))
-    folder = place.search(search_id)
+    folder = new_folder(place.path / "searches", _name(request))
     write_rows(folder / "front.parquet", answer.front_rows(), FRONT)
     write_json(folder / "result.json", result)
-    return {"id": search_id, "path": str(folder), **result}
+    return {"id": folder.name, "path": str(folder), **result}
 
 
 def _progress(task: Task) -> Callable[[int, int], None]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mess.assembly import candidate_rows
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
 from mess.candidates import KEPT, TRAINED, candidates
 from mess.config import Config
 from mess.data import SegmentationData, evaluation_loader, open_split, training_loader
 from mess.exits import FINAL
+from mess.files import write_json
 from mess.metrics import mean_iou
 from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork, build_network, save_weights
@@ -24,7 +24,7 @@ from mess.progress import Reporter
 from mess.run import Run
 from mess.seeds import derive
 from mess.stages import mess_stages
-from mess.steps.networks import pick_device
+from mess.steps.networks import pick_device, without_weights
 from mess.training import train
 
 
@@ -33,9 +33,13 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
     config = place.config()
     device = pick_device(device_name)
     data = open_split(config.data, "train", config.seed)
+    held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
     classes = data.classes.num_classes
     rows = candidates(config, classes)
-    network = build_network(config, rows, classes).to(device)
+    # A checkpoint holds what the backbone started from; its file may be gone.
+    start = without_weights(config) if place.checkpoint.exists() else config
+    network = build_network(start, rows, classes).to(device)
+    write_json(place.classes, data.classes.to_json())
     log = MetricsLog(place.metrics)
 
     def batches(stage: str, iterations: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -51,9 +55,8 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
             yield images, labels
 
     def after_stage(stage: str, iterations: int) -> None:
-        if config.data.holdout == 0:
+        if held_out is None:
             return
-        held_out = open_split(config.data, "holdout", config.seed)
         exits = [FINAL] if stage == "stage1" else [*network.exits, FINAL]
         miou = exit_mious(network, held_out, config, exits, device)
         log.append(f"{stage}-holdout", iterations, **miou)
@@ -73,7 +76,7 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
         after_stage=after_stage,
     )
     trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
-    write_rows(place.exits, candidate_rows(trained), EXITS)
+    write_rows(place.exits, [asdict(row) for row in trained], EXITS)
     save_weights(network, place.weights)
     place.checkpoint.unlink(missing_ok=True)
 

@@ -18,8 +18,8 @@ TREE = {
     "memoise": {"split", "device"} | RUN,
     "profile": {"runtime", "threads", "rounds", "name"} | RUN,
     "search": {
-        "setting", "target", "max_error", "min_miou", "max_latency", "max_macs", "checkpoint",
-        "latency_stat", "profile", "max_exits", "thresholds", "as_json",
+        "setting", "target", "max_error", "min_miou", "max_latency", "max_macs", "max_params",
+        "checkpoint", "latency_stat", "profile", "max_exits", "thresholds", "as_json",
     } | RUN,
     "export": {"search", "format", "output"} | RUN,
     "evaluate": {"bundle", "split", "threads", "as_json"} | RUN,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mess import workflow
 from mess.cli import main
@@ -56,25 +59,31 @@ def test_unknown_backbone(refuse: Callable[..., str]) -> None:
 
 def test_search_before_memoising(refuse: Callable[..., str], run: Run) -> None:
     shutil.rmtree(run.cache("calibration"))
-    assert "mess memoise" in refuse("search", "--run", run.path, "--target", "macs")
+    assert "mess memoise" in refuse(
+        "search", "--run", run.path, "--max-error", "0.05", "--target", "macs"
+    )
 
 
 def test_search_before_training_is_over(refuse: Callable[..., str], run: Run) -> None:
     run.weights.unlink()
-    assert "mess train-overprovisioned" in refuse("search", "--run", run.path)
+    assert "mess train-overprovisioned" in refuse(
+        "search", "--run", run.path, "--max-error", "0.05"
+    )
 
 
 def test_cache_of_other_weights(refuse: Callable[..., str], run: Run) -> None:
     weights = bytearray(run.weights.read_bytes())
     weights[-1] ^= 1
     run.weights.write_bytes(weights)
-    message = refuse("search", "--run", run.path, "--target", "macs")
+    message = refuse("search", "--run", run.path, "--max-error", "0.05", "--target", "macs")
     assert "stale" in message
     assert "weights" in message
 
 
 def test_infeasible_request_writes_nothing(refuse: Callable[..., str], run: Run) -> None:
-    message = refuse("search", "--run", run.path, "--target", "macs", "--max-macs", "5")
+    message = refuse(
+        "search", "--run", run.path, "--target", "macs", "--max-error", "0.05", "--max-macs", "5"
+    )
     assert "5" in message
     assert run.searches() == []
 
@@ -85,8 +94,10 @@ def test_share_that_looks_like_a_percentage(refuse: Callable[..., str], run: Run
 
 def test_missing_latency_profile(refuse: Callable[..., str], run: Run) -> None:
     shutil.rmtree(run.path / "latency")
-    assert "mess profile" in refuse("search", "--run", run.path, "--target", "latency")
-    assert "gpu" in refuse("search", "--run", run.path, "--profile", "gpu")
+    assert "mess profile" in refuse(
+        "search", "--run", run.path, "--max-error", "0.05", "--target", "latency"
+    )
+    assert "gpu" in refuse("search", "--run", run.path, "--max-error", "0.05", "--profile", "gpu")
 
 
 def test_altered_bundle(
@@ -107,9 +118,75 @@ def test_export_before_search(refuse: Callable[..., str], run: Run) -> None:
 def test_export_never_overwrites_other_files(run: Run, tmp_path: Path) -> None:
     workflow.search(run.path, target="macs", max_error=0.05)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(MessError, match=r"no bundle"):
+    with pytest.raises(MessError, match="is no bundle"):
         workflow.export(run.path, output=tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_cost_target_without_an_accuracy_to_keep(refuse: Callable[..., str], run: Run) -> None:
+    assert "Give --max-error" in refuse("search", "--run", run.path, "--target", "params")
+
+
+def test_device_that_is_not_there(refuse: Callable[..., str], run: Run) -> None:
+    shutil.rmtree(run.cache("calibration"))
+    assert "'tpu'" in refuse("memoise", "--run", run.path, "--device", "tpu")
+    assert "'cuda:99'" in refuse("memoise", "--run", run.path, "--device", "cuda:99")
+
+
+def test_two_processes_do_not_share_a_run(refuse: Callable[..., str], run: Run) -> None:
+    shutil.rmtree(run.cache("calibration"))
+    with run.locked():
+        assert "another process" in refuse("memoise", "--run", run.path)
+
+
+def test_bad_image_in_a_worker_is_one_message(refuse: Callable[..., str], tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((48, 64, 3), number, np.uint8)
+            Image.fromarray(pixels).save(root / split / "images" / f"{number}.png")
+            Image.fromarray(pixels[..., 0] % 2).save(root / split / "masks" / f"{number}.png")
+    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(root / "train" / "masks" / "2.png")
+    names = [{"id": i, "name": str(i), "color": [i, i, i]} for i in range(2)]
+    classes = {"num_classes": 2, "ignore_index": 255, "classes": names}
+    (root / "classes.json").write_text(json.dumps(classes))
+    options = ["data.kind=folder", f"data.root={root}", "data.workers=1", "data.holdout=0.0",
+               "training.batch_size=2"]  # fmt: skip
+    settings = [word for option in options for word in ("--set", option)]
+    message = refuse("train-overprovisioned", "--run", tmp_path / "run", *settings)
+    assert message.startswith("Run: ")
+    assert "Error: split 'train'" in message
+    assert "has value 9" in message
+
+
+def test_evaluating_a_bundle_of_other_weights(
+    refuse: Callable[..., str], run: Run, searched: Callable[..., Path]
+) -> None:
+    bundle = searched(target="macs", max_error=0.05)
+    manifest = bundle / "manifest.json"
+    weights = json.loads(manifest.read_text())["source"]["weights"]
+    manifest.write_text(manifest.read_text().replace(weights, "0" * 64))
+    assert "other weights" in refuse("evaluate", bundle)
+
+
+def test_predictions_that_would_overwrite_each_other(
+    refuse: Callable[..., str], run: Run, searched: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = searched(target="macs", max_error=0.05)
+    message = refuse("predict", bundle, tmp_path / "a/x.jpg", tmp_path / "b/x.png")
+    assert "x.png" in message
+
+
+def test_memoise_settings_may_change_after_training(run: Run) -> None:
+    """Weights stay, predictions and profile follow."""
+    before = run.weights.stat().st_mtime_ns
+    overrides = ["memoise.pixel_thresholds=[0.9]"]
+    workflow.train_overprovisioned(run=run.path, overrides=overrides)
+    result = workflow.search(run.path, target="latency", max_error=0.05)
+    assert run.weights.stat().st_mtime_ns == before
+    assert result["search"]["space"]["signals"] == ["share-top1-0.9", "share-top1-0.9-edges"]
 
 
 def test_run_of_another_configuration(refuse: Callable[..., str], run: Run) -> None:

@@ -1,0 +1,42 @@
+"""Measuring the parts of a run's network on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mess import latency
+from mess.cache.parquet import write_rows
+from mess.cache.schema import LATENCY
+from mess.files import sha256
+from mess.progress import Reporter
+from mess.run import Run
+from mess.signal_spec import configured_signals
+from mess.steps.networks import trained_network
+
+
+def measure_run(
+    place: Run, runtime: str, threads: int, rounds: int, name: str | None, reporter: Reporter
+) -> Path:
+    """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for."""
+    config = place.config()
+    specs = configured_signals(config.memoise)
+    timings = latency.profile(
+        trained_network(place, config, torch.device("cpu")),
+        config.data.size,
+        specs,
+        runtime=runtime,
+        threads=threads,
+        rounds=rounds,
+        reporter=reporter,
+    )
+    facts = latency.machine_facts(runtime, threads) | {
+        "weights": sha256(place.weights),
+        "signals": [spec.name for spec in specs],
+        "size": list(config.data.size),
+    }
+    path = place.latency(name or f"{runtime}-{threads}thread")
+    write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
+    reporter.message(f"Measured {len(timings)} parts, written to {path}.")
+    return path
