@@ -55,8 +55,3 @@ class Front(Generic[Payload]):
         self._points[start:stop] = [point]
         self._costs[start:stop] = [point.cost]
         return True
-
-    def best_within(self, cost: int) -> FrontPoint[Payload] | None:
-        """The most accurate candidate at no more than `cost`."""
-        at = bisect_right(self._costs, cost)
-        return self._points[at - 1] if at else None

@@ -90,6 +90,7 @@ REPORT = {name for name in FILES if name.startswith("mess.report")}
 UPPER = {
     "mess.workflow",
     "mess.cli",
+    "mess.console",
     "mess.assembly",
     "mess.run",
     "mess.__main__",
@@ -141,9 +142,10 @@ def test_networks_know_neither_cache_nor_search(name: str) -> None:
     assert not ours(name) & above
 
 
-@pytest.mark.parametrize("library", ["typer", "rich"])
-def test_the_command_line_alone_knows(library: str) -> None:
-    assert who_imports(library) == {"mess.cli"}
+def test_only_the_command_line_knows_typer_and_rich() -> None:
+    assert who_imports("typer") == {"mess.cli"}
+    assert who_imports("rich") == {"mess.console"}
+    assert [name for name in FILES if "mess.console" in ours(name)] == ["mess.cli"]
 
 
 @pytest.mark.parametrize("library", ["jinja2", "plotly"])

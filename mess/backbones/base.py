@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -38,12 +37,6 @@ class Backbone(nn.Module):
         for block in self.blocks:
             features = block(features)
         return self.head(features)
-
-
-class BackboneFactory(Protocol):
-    """Builds a backbone; `weights` is "none", "torchvision" or the path of a safetensors file."""
-
-    def __call__(self, num_classes: int, *, weights: str) -> Backbone: ...
 
 
 def load_pretrained(

@@ -1,0 +1,166 @@
+"""What a person sees on the terminal: progress, tables, messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from mess.progress import Reporter, Task
+
+_out = Console()
+_err = Console(stderr=True)
+
+
+def complain(text: str) -> None:
+    """Say an error on stderr."""
+    _err.print(f"Error: {text}", markup=False, soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Say a line, word for word."""
+    _out.print(text, markup=False, soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Write JSON to stdout, alone."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def print_exits(rows: Sequence[dict[str, Any]]) -> None:
+    """The candidate exits, one a line."""
+    table = Table()
+    for name in ("exit", "block"):
+        table.add_column(name, no_wrap=True)
+    for name in ("MACs (M)", "path (M)", "params (k)", "stride"):
+        table.add_column(name, justify="right")
+    table.add_column("status")
+    for row in rows:
+        table.add_row(
+            row["exit_id"],
+            row["block"],
+            f"{row['exit_macs'] / 1e6:,.1f}",
+            f"{(row['exit_macs'] + row['backbone_macs']) / 1e6:,.1f}",
+            f"{row['params'] / 1e3:,.1f}",
+            str(row["output_stride"]),
+            row["status"],
+        )
+    _out.print(table)
+    kept = sum(row["status"] == "kept" for row in rows)
+    say(f"{len(rows)} candidates, {kept} kept.")
+
+
+def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    """The exit each image took, and its label map's file."""
+    table = Table("image", "exit", "signal", "label map")
+    for row in rows:
+        signal = "" if row["signal"] is None else f"{row['signal']:.3f}"
+        table.add_row(row["image"], row["exit_id"], signal, row["label_map"])
+    _out.print(table)
+
+
+def print_search(result: dict[str, Any]) -> None:
+    """The chosen instance beside the network run to its end."""
+    table = Table("exit", "signal", "threshold", "images")
+    for exit_ in result["exits"]:
+        threshold = "" if exit_["threshold"] is None else f"{exit_['threshold']:.4f}"
+        table.add_row(
+            exit_["exit_id"], exit_["signal"] or "", threshold, f"{100 * exit_['exit_rate']:.1f}%"
+        )
+    _out.print(table)
+    _out.print(_comparison(result["predicted"], result["baseline"], ("miou", "macs", "latency_ms")))
+    found = result["search"]
+    certainty = "proven optimal" if found["optimal"] else f"gap {found['gap']}"
+    say(
+        f"{certainty} among {found['configurations']:,} configurations in "
+        f"{found['seconds']:.1f} s; error {result['error']:.4f}. Result: {result['path']}"
+    )
+
+
+def print_evaluation(report: dict[str, Any]) -> None:
+    """What a bundle did on a split."""
+    _out.print(_comparison(report, report["baseline"], ("miou", "macs", "latency_ms")))
+    for exit_ in report.get("exits", ()):
+        say(f"{exit_['exit_id']}: mIoU {exit_['miou']:.4f} after {exit_['latency_ms']:.2f} ms")
+    rates = ", ".join(f"{100 * rate:.1f}%" for rate in report["exit_rates"])
+    say(f"{report['images']} {report['split']} images, exit rates {rates}. {report['bundle']}")
+    if "agreement" in report:
+        agreement = report["agreement"]
+        say(
+            f"Same exit as predicted for {100 * agreement['same_exit']:.1f}% of the images; "
+            f"predicted mIoU {agreement['predicted_miou']:.4f}, "
+            f"{agreement['predicted_macs'] / 1e6:,.1f} M MACs."
+        )
+
+
+def _comparison(ours: dict[str, Any], baseline: dict[str, Any], keys: Sequence[str]) -> Table:
+    table = Table("", "instance", "run to its end", "ratio")
+    for key in keys:
+        if ours.get(key) is None:
+            continue
+        name, scale, digits = {
+            "miou": ("mIoU", 1.0, 4),
+            "macs": ("MACs (M)", 1e-6, 1),
+            "latency_ms": ("latency (ms)", 1.0, 2),
+        }[key]
+        mine, theirs = ours[key] * scale, baseline[key] * scale
+        ratio = "" if key == "miou" else f"{theirs / mine:.2f}x less"
+        table.add_row(name, f"{mine:,.{digits}f}", f"{theirs:,.{digits}f}", ratio)
+    return table
+
+
+class _RichTask:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, steps: float = 1, **figures: float) -> None:
+        text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self._progress.update(self._task, advance=steps, figures=text)
+
+
+class _RichReporter:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, soft_wrap=True, highlight=False)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        task = self._progress.add_task(name, total=total, completed=done, figures="")
+        yield _RichTask(self._progress, task)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )
+
+
+@contextmanager
+def reporter() -> Iterator[Reporter]:
+    """Progress on stderr: stdout is for the result, which may be JSON."""
+    with _progress(_err) as progress:
+        yield _RichReporter(progress)
