@@ -1,10 +1,11 @@
 """What is left of a calibrated instance on other images drawn alike.
 
-The official splits of a data set may differ from each other. Here the test split is halved at
-random, one half calibrates and the other tests, over several seeds; the network has seen neither.
-Only the memoised predictions are needed, nothing is run.
+The official splits of a data set may differ from each other. Here the test split is halved, one half
+calibrates and the other tests, over several seeds; the network has seen neither. The halves are made
+of runs of neighbouring images, since neighbours may be frames of one video. Only the memoised
+predictions are needed, nothing is run.
 
-    python benchmarks/transfer.py RUN [--errors 0.001 0.01] [--seeds 5]
+    python benchmarks/transfer.py RUN [--errors 0.001 0.01] [--seeds 5] [--blocks 8]
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--errors", type=float, nargs="+", default=[0.001, 0.01, 0.02])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="at least two")
+    parser.add_argument("--blocks", type=int, default=8, help="runs of images, half of them each")
     options = parser.parse_args()
     run = Run(options.run)
     workflow.memoise(run.path, split="test")
@@ -41,8 +43,12 @@ def main() -> None:
     for error in options.errors:
         ratios, errors = [], []
         for seed in range(options.seeds):
-            order = np.random.default_rng(seed).permutation(tables.images)
-            ours, others = (subset(tables, half) for half in np.array_split(order, 2))
+            blocks = np.array_split(np.arange(tables.images), options.blocks)
+            order = np.random.default_rng(seed).permutation(options.blocks)
+            ours, others = (
+                subset(tables, np.concatenate([blocks[block] for block in half]))
+                for half in np.array_split(order, 2)
+            )
             answer = search(ours, costs, Request(target="macs", max_error=error))
             there = evaluate(others, ticks, answer.configuration)
             baseline = evaluate(others, ticks, (Choice(others.final),))
