@@ -1,9 +1,9 @@
 """What is left of a calibrated instance on other images drawn alike.
 
-The official splits of a data set may differ from each other. Here the test split is halved, one half
-calibrates and the other tests, over several seeds; the network has seen neither. The halves are made
-of runs of neighbouring images, since neighbours may be frames of one video. Only the memoised
-predictions are needed, nothing is run.
+The official splits of a data set may differ from each other. Here the test split is halved, one
+half calibrates and the other tests, over several seeds; the network has seen neither. The halves
+are made of blocks of neighbouring images, since neighbours may be frames of one video. Only the
+memoised predictions are needed, nothing is run.
 
     python benchmarks/transfer.py RUN [--errors 0.001 0.01] [--seeds 5] [--blocks 8]
 """

@@ -118,7 +118,8 @@ def _comparison(ours: dict[str, Any], baseline: dict[str, Any], keys: Sequence[s
             "latency_ms": ("latency (ms)", 1.0, 2),
         }[key]
         mine, theirs = ours[key] * scale, baseline[key] * scale
-        ratio = "" if key == "miou" else f"{theirs / mine:.2f}x less"
+        ratio = f"{theirs / mine:.2f}x less" if mine <= theirs else f"{mine / theirs:.2f}x more"
+        ratio = "" if key == "miou" else ratio
         table.add_row(name, f"{mine:,.{digits}f}", f"{theirs:,.{digits}f}", ratio)
     return table
 
