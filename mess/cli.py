@@ -269,3 +269,8 @@ def main() -> None:
     except MessError as error:
         complain(str(error))
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}. Check the path, its permissions and space.")
+        sys.exit(1)

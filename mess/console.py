@@ -57,9 +57,12 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
             f"{(row['exit_macs'] + row['backbone_macs']) / 1e6:,.1f}",
             f"{row['params'] / 1e3:,.1f}",
             str(row["output_stride"]),
-            row["status"],
+            row["status"].partition(":")[0],
         )
     _out.print(table)
+    for row in rows:
+        if row["status"] != "kept":
+            say(f"{row['exit_id']} {row['status']}")
     kept = sum(row["status"] == "kept" for row in rows)
     say(f"{len(rows)} candidates, {kept} kept.")
 
@@ -97,7 +100,8 @@ def print_evaluation(report: dict[str, Any]) -> None:
     for exit_ in report.get("exits", ()):
         say(f"{exit_['exit_id']}: mIoU {exit_['miou']:.4f} after {exit_['latency_ms']:.2f} ms")
     rates = ", ".join(f"{100 * rate:.1f}%" for rate in report["exit_rates"])
-    say(f"{report['images']} {report['split']} images, exit rates {rates}. {report['bundle']}")
+    shares = "" if "exits" in report else f", exit rates {rates}"
+    say(f"{report['images']} {report['split']} images{shares}. Bundle: {report['bundle']}")
     if "agreement" in report:
         agreement = report["agreement"]
         say(

@@ -10,12 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from mess.config import Config, load_config
 from mess.errors import ConfigError, MessError, nearest
 from mess.files import write_text
 
 RUNS = Path("runs")
+
+_held: set[IO[str]] = set()
+"""Lock files of this process."""
+
+
+def _close_held() -> None:
+    # A forked data-loading worker would keep the lock for seconds after its parent was killed.
+    for file in _held:
+        os.close(file.fileno())
+
+
+os.register_at_fork(after_in_child=_close_held)
 
 
 class Run:
@@ -75,7 +88,11 @@ class Run:
                     f"another process is at work in {self.path}. Wait for it, or name another "
                     "folder with --run."
                 ) from None
-            yield
+            _held.add(file)
+            try:
+                yield
+            finally:
+                _held.discard(file)
 
     def config(self) -> Config:
         """The resolved configuration the run was begun with."""

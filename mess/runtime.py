@@ -31,7 +31,7 @@ class Answer:
     """The label map of the exit that answered, and what made the image leave there."""
 
     label_map: NDArray[np.uint8]
-    """(H, W) class ids at the bundle's input size."""
+    """(H, W) class ids at the bundle's input size, whatever the size of the image was."""
     exit_id: str
     exit_index: int
     """0-based, in order of depth."""
@@ -198,7 +198,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _loader(format_: str, path: Path, threads: int) -> Any:
     if format_ == "onnx":
         return lambda name: OnnxProgram(path / name, threads)
-    # Only the torch form needs torch.
-    from mess.torch_program import TorchProgram
+    try:  # only this form needs torch
+        from mess.torch_program import TorchProgram
+    except ImportError as error:
+        raise BundleError(
+            f"bundle {path} holds torch programs, and torch is not installed. Install it, or "
+            "export with --format onnx."
+        ) from error
 
     return lambda name: TorchProgram(path / name, threads)

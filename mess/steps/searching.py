@@ -34,7 +34,7 @@ def search_run(
     ):
         raise MessError(
             f"target {options['target']} without an accuracy to keep gives the cheapest exit, "
-            "however bad. Give --max-error (such as 0.01) or --min-miou."
+            "however bad. Give --max-error (such as 0.01), --min-miou or, for anytime, --checkpoint."
         )
     tables, manifest = load_tables(place)
     costs = load_costs(place, tables, manifest, profile)
@@ -106,4 +106,5 @@ def _name(request: Request) -> str:
         for name, value in request.constraints().items()
         if name not in ("latency_stat", "max_exits", "checkpoints")
     }
-    return "-".join([request.setting, request.target, *(f"{k}-{v}" for k, v in limits.items())])
+    parts = [request.setting, request.target, *(f"{k}-{v}" for k, v in limits.items())]
+    return "-".join(parts + ["p90"] * (request.latency_stat == "p90"))

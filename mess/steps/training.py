@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mess.assembly import CALIBRATION
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
 from mess.candidates import KEPT, TRAINED, candidates
@@ -34,6 +35,8 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
     device = pick_device(device_name)
     data = open_split(config.data, "train", config.seed)
     held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
+    if not place.checkpoint.exists():
+        _check(open_split(config.data, CALIBRATION, config.seed), reporter)
     classes = data.classes.num_classes
     rows = candidates(config, classes)
     # A checkpoint holds what the backbone started from; its file may be gone.
@@ -79,6 +82,14 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
     write_rows(place.exits, [asdict(row) for row in trained], EXITS)
     save_weights(network, place.weights)
     place.checkpoint.unlink(missing_ok=True)
+
+
+def _check(data: SegmentationData, reporter: Reporter) -> None:
+    """Read every image now: a damaged one should not show after hours of training."""
+    with reporter.task("checking calibration", len(data)) as task:
+        for index in range(len(data)):
+            data.read(index)
+            task.advance()
 
 
 def exit_mious(

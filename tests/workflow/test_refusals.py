@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +39,34 @@ def refuse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
     return lambda *words: refused(capsys, monkeypatch, *(str(word) for word in words))
+
+
+def folder_data(root: Path, *, bad: tuple[str, int]) -> Path:
+    """A folder data set of two classes; the mask of image `bad` holds a ninth."""
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((48, 64, 3), number, np.uint8)
+            Image.fromarray(pixels).save(root / split / "images" / f"{number}.png")
+            mask = np.full((48, 64), 9 if (split, number) == bad else number % 2, np.uint8)
+            Image.fromarray(mask).save(root / split / "masks" / f"{number}.png")
+    names = [{"id": i, "name": str(i), "color": [i, i, i]} for i in range(2)]
+    classes = {"num_classes": 2, "ignore_index": 255, "classes": names}
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+def settings(root: Path) -> list[str]:
+    """Options of a training on `root`, with data-loading workers."""
+    options = [
+        "data.kind=folder",
+        f"data.root={root}",
+        "data.workers=1",
+        "data.holdout=0.0",
+        "training.batch_size=2",
+    ]
+    return [word for option in options for word in ("--set", option)]
 
 
 def test_no_run(
@@ -139,24 +171,54 @@ def test_two_processes_do_not_share_a_run(refuse: Callable[..., str], run: Run) 
         assert "another process" in refuse("memoise", "--run", run.path)
 
 
+def test_a_killed_run_can_be_continued_at_once(run: Run) -> None:
+    """Workers outlive a killed parent by seconds; the lock must not."""
+    script = (
+        "import multiprocessing, os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from mess.run import Run\n"
+        "with Run(Path(sys.argv[1])).locked():\n"
+        "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,))\n"
+        "    worker.start()\n"
+        "    print(worker.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True
+    )
+    assert killed.stdout is not None
+    worker = int(killed.stdout.readline())
+    assert killed.wait() == -signal.SIGKILL
+    try:
+        with run.locked():
+            os.kill(worker, 0)  # it is still there
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        killed.stdout.close()
+
+
+def test_a_bad_calibration_mask_stops_before_training(
+    refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    root = folder_data(tmp_path / "data", bad=("val", 2))
+    message = refuse("train-overprovisioned", "--run", tmp_path / "run", *settings(root))
+    assert "has value 9" in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_output_that_cannot_be_made(
+    refuse: Callable[..., str], run: Run, searched: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = searched(target="macs", max_error=0.05)
+    image, blocked = tmp_path / "image.png", tmp_path / "file"
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(image)
+    blocked.write_text("in the way")
+    assert str(blocked) in refuse("predict", bundle, image, "--output", blocked)
+
+
 def test_bad_image_in_a_worker_is_one_message(refuse: Callable[..., str], tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for number in range(4):
-            pixels = np.full((48, 64, 3), number, np.uint8)
-            Image.fromarray(pixels).save(root / split / "images" / f"{number}.png")
-            Image.fromarray(pixels[..., 0] % 2).save(root / split / "masks" / f"{number}.png")
-    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(root / "train" / "masks" / "2.png")
-    names = [{"id": i, "name": str(i), "color": [i, i, i]} for i in range(2)]
-    classes = {"num_classes": 2, "ignore_index": 255, "classes": names}
-    (root / "classes.json").write_text(json.dumps(classes))
-    options = ["data.kind=folder", f"data.root={root}", "data.workers=1", "data.holdout=0.0",
-               "training.batch_size=2"]  # fmt: skip
-    settings = [word for option in options for word in ("--set", option)]
-    message = refuse("train-overprovisioned", "--run", tmp_path / "run", *settings)
-    assert message.startswith("Run: ")
+    root = folder_data(tmp_path / "data", bad=("train", 2))
+    message = refuse("train-overprovisioned", "--run", tmp_path / "run", *settings(root))
     assert "Error: split 'train'" in message
     assert "has value 9" in message
 
