@@ -34,7 +34,8 @@ def search_run(
     ):
         raise MessError(
             f"target {options['target']} without an accuracy to keep gives the cheapest exit, "
-            "however bad. Give --max-error (such as 0.01), --min-miou or, for anytime, --checkpoint."
+            "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
+            "--checkpoint."
         )
     tables, manifest = load_tables(place)
     costs = load_costs(place, tables, manifest, profile)
