@@ -10,7 +10,7 @@ import numpy as np
 
 from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import EXITS, LATENCY
-from mess.cache.store import Predictions, PredictionStore
+from mess.cache.store import PredictionStore
 from mess.config import Config
 from mess.errors import CacheError, nearest
 from mess.files import sha256
@@ -33,23 +33,16 @@ def load_tables(run: Run, split: str = CALIBRATION) -> tuple[Tables, dict[str, A
     manifest = store.checked_manifest(expected_identity(run, run.config(), rows))
     predictions = store.read(manifest)
     point = {row["exit_id"]: row["point"] for row in rows}
-    names = tuple(signal["name"] for signal in manifest["signals"])
-    return to_tables(predictions, point, names), manifest
-
-
-def to_tables(
-    predictions: Predictions, point: Mapping[str, int], signal_names: tuple[str, ...]
-) -> Tables:
-    """The cache's arrays as the searcher's tables."""
-    return Tables(
+    tables = Tables(
         exit_ids=predictions.exit_ids,
         point=np.array([point[exit_id] for exit_id in predictions.exit_ids]),
         label=predictions.label,
         intersection=predictions.intersection,
         predicted=predictions.predicted,
         signals=predictions.signals,
-        signal_names=signal_names,
+        signal_names=tuple(signal["name"] for signal in manifest["signals"]),
     )
+    return tables, manifest
 
 
 def expected_identity(

@@ -108,9 +108,9 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     Nothing is computed or downloaded: the network is laid out on the meta device. An exit that
     costs too much or leaves too few channels is listed with the reason in `status`.
     """
-    backbone = meta_backbone(config.backbone, num_classes)
+    backbone = _meta_backbone(config.backbone, num_classes)
     blocks = _profile(backbone, config.data.size)
-    points = place_points(config.exits, backbone, blocks)
+    points = _place_points(config.exits, backbone, blocks)
     last = blocks[points[-1]]
     head_macs, _ = macs.trace(backbone.head, last.shape)
     baseline = sum(block.macs for block in blocks) + head_macs
@@ -128,13 +128,13 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     return rows
 
 
-def meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
+def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
     """The backbone without memory or weights."""
     with torch.device("meta"):
         return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
 
 
-def place_points(config: ExitsConfig, backbone: Backbone, blocks: Sequence[_Block]) -> list[int]:
+def _place_points(config: ExitsConfig, backbone: Backbone, blocks: Sequence[_Block]) -> list[int]:
     """Block indices of the exit points, chosen by cost or by name."""
     if isinstance(config.points, int):
         return equidistant_points([block.macs for block in blocks], config.points)
@@ -175,7 +175,7 @@ def _candidate(
             f"a head needs {MIN_HEAD_CHANNELS}"
         )
         return _row(config, exit_id, point, blocks, index, architecture, 0, 0, status)
-    module = meta_exit(architecture, shape[1], num_classes, config.exits.dlb_channels)
+    module = _meta_exit(architecture, shape[1], num_classes, config.exits.dlb_channels)
     cost, _ = macs.trace(module, shape)
     path = sum(block.macs for block in blocks[: index + 1]) + cost
     status = _status(config.exits, cost / baseline, path / baseline)
@@ -198,7 +198,7 @@ def _status(limits: ExitsConfig, cost: float, path: float) -> str:
     return KEPT
 
 
-def meta_exit(
+def _meta_exit(
     architecture: ExitArchitecture, channels: int, num_classes: int, dlb_channels: int
 ) -> nn.Module:
     """An exit without memory."""

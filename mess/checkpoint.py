@@ -49,6 +49,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     try:
         with safe_open(path, framework="pt") as file:
             position = json.loads(file.metadata()["position"])
+            # An open safetensors file has keys but does not iterate.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(

@@ -1,0 +1,31 @@
+"""What is in the repository is what gets installed."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
+def test_every_package_is_listed() -> None:
+    """Setuptools installs only what the list names; one forgotten is missed by users alone."""
+    found = set()
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        for file in (ROOT / folder).rglob("__init__.py"):
+            inside = file.parent.relative_to(ROOT / folder).parts
+            found.add(".".join([package, *inside]))
+    assert found == set(SETUPTOOLS["packages"])
+
+
+def test_every_file_beside_the_code_is_packaged() -> None:
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        patterns = SETUPTOOLS["package-data"].get(package, [])
+        packaged = {file for pattern in patterns for file in (ROOT / folder).glob(pattern)}
+        others = {
+            file
+            for file in (ROOT / folder).rglob("*")
+            if file.is_file() and file.suffix not in (".py", ".pyc", ".nbi", ".nbc")
+        }
+        assert others == packaged
