@@ -121,6 +121,7 @@ def search(
     request: Request,
     progress: Progress | None = None,
     threads: int | None = None,
+    front: bool = True,
 ) -> Answer:
     """The best configuration for `request`, proven so within the space that the answer states.
 
@@ -129,7 +130,7 @@ def search(
     """
     start = time.perf_counter()
     goal = Goal.of(tables, to_ticks(tables, costs), request)
-    covered = cover(goal, progress=progress, threads=threads)
+    covered = cover(goal, collect=front, progress=progress, threads=threads)
     if covered.found.best is None:
         raise infeasible(goal, partial(_solve, threads=threads))
     configuration = covered.found.best[1]

@@ -1,11 +1,14 @@
-"""Up to two early exits before a last one, each image leaving by itself: exhaustive search."""
+"""Early exits before a last one, each image leaving by itself: exhaustive search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+from numba import get_num_threads
 
 from mess.errors import ConfigError
 from mess.search.budgeted import search_single
@@ -13,41 +16,47 @@ from mess.search.costs import LATENCY, PARAMS
 from mess.search.evaluate import Choice, Configuration
 from mess.search.found import NOTHING, Arrays, Found, Scan
 from mess.search.goal import Goal
-from mess.search.kernels import MEAN, NOBODY, P90, STORED, Aim, Pixels, Prices, scan_exits
+from mess.search.kernels import Aim, Pixels, Prices, scan_rows
 from mess.search.request import ACCURACY
 from mess.search.rounds import run_rounds
+from mess.search.screen import MEAN, NOBODY, P90, STORED, Window, screen
 from mess.search.tables import Tables
-from mess.search.thresholds import Ladder, ladder
+from mess.search.thresholds import Ladder, grid_size, ladder
+from mess.search.windows import Frame, bands, reaching, window
 
-MOST_EXITS = 3
+MOST_EXITS = 4
 """Exits in all that the exhaustive search covers."""
+
+_NO_FRONT = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 _OFFSET = 2**63
 """Above any code of a kernel: configurations with fewer exits come first in order."""
 
-Pair = tuple[int, int]
-"""First (or `NOBODY`) and second early exit."""
-
 
 def count_configurations(tables: Tables, rungs: Ladder, early: int) -> int:
-    """Configurations with `early` (1 or 2) early exits and one last exit."""
+    """Configurations with `early` early exits and one last exit."""
     per_exit = rungs.number.sum(axis=1)
-    return sum(
-        (int(per_exit[first]) if first != NOBODY else 1)
-        * int(per_exit[second])
-        * int((tables.point > tables.point[second]).sum())
-        for first, second in _pairs(tables, early)
-    )
+    chains = [1] + [0] * early
+    total = 0
+    for point in range(1, tables.points + 1):
+        here = tables.point == point
+        total += chains[early] * int(here.sum())
+        thresholds = int(per_exit[here].sum())
+        for size in range(early, 0, -1):
+            chains[size] += chains[size - 1] * thresholds
+    return total
 
 
 def ladders(goal: Goal) -> dict[int, Ladder]:
-    """Thresholds by number of early exits: all of them for one, a grid for two.
+    """Thresholds by number of early exits: all of them for one, a grid for more.
 
     Empty without signals: no image can leave early then.
     """
-    most = min(goal.request.max_exits, MOST_EXITS) - 1 if goal.tables.signal_names else 0
-    sizes = {1: None, 2: goal.request.thresholds}
-    rungs = {early: ladder(goal.tables, sizes[early]) for early in range(1, most + 1)}
+    most = min(goal.request.max_exits, goal.tables.points) - 1 if goal.tables.signal_names else 0
+    rungs = {
+        early: ladder(goal.tables, grid_size(early, goal.request.thresholds))
+        for early in range(1, most + 1)
+    }
     exits = goal.tables.exits
     for early, steps in rungs.items():
         if (exits * steps.number.shape[1] * int(steps.number.max())) ** early * exits >= NOTHING:
@@ -67,23 +76,171 @@ def search_dependent(
     threads: int | None = None,
     done: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Single exits, then every configuration with one and with two early exits.
+    """Single exits, then every configuration with one, two and three early exits.
 
     `rungs` come from `ladders`; `done` hears how many configurations are covered so far.
     """
     search_single(goal, found, range(goal.tables.exits))
-    pixels, prices, aim = pack_pixels(goal.tables), pack_prices(goal), pack_aim(goal, collect)
+    frame = Frame.of(goal.tables)
     for early, steps in rungs.items():
-        scan = partial(_scan, pixels, prices, aim, steps, goal.tables.point.astype(np.int64))
+        search = _Search(goal, frame, steps, early, threads)
+        if early == 1:
+            search.run_all(found, collect, done)
+        else:
+            search.run_best(found, done)
+            if collect:
+                search.run_front(found)
+
+
+class _Search:
+    """Every configuration with a number of early exits."""
+
+    def __init__(
+        self, goal: Goal, frame: Frame, steps: Ladder, early: int, threads: int | None
+    ) -> None:
+        self.goal, self.frame, self.steps, self.early, self.threads = (
+            goal, frame, steps, early, threads
+        )  # fmt: skip
+        self.pixels, self.prices = pack_pixels(goal.tables), pack_prices(goal)
+        self.sorted_prices = frame.sorted_prices(self.prices)
+        self.sorted_bins, self.sorted_number = frame.sorted_ladder(steps)
+        exits = goal.tables.exits
+        afters = [e for e in range(exits) if frame.after_E[e] < exits]
+        if early == 2:
+            self.tasks = [Task(NOBODY, 0, np.array([second])) for second in afters]
+        else:
+            self.tasks = [
+                Task(first, signal, np.arange(frame.after_E[first], exits))
+                for first in afters
+                for signal in range(steps.number.shape[1])
+            ]
+
+    def run_all(self, found: Found, collect: bool, done: Callable[[int], None]) -> None:
+        """One early exit: every row as it is."""
+        aim = pack_aim(self.goal, collect)
+        point = self.goal.tables.point
+
+        def scan(third: int, best: Arrays, front: tuple[Arrays, Arrays, Arrays]) -> Scan:
+            lasts = np.flatnonzero(point > point[third])
+            signals = np.flatnonzero(self.steps.number[third])
+            rows = np.full((len(lasts) * len(signals), 11), NOBODY, dtype=np.int64)
+            rows[:, 6], rows[:, 7] = third, np.repeat(signals, len(lasts))
+            rows[:, 8], rows[:, 9] = 0, self.steps.number[third, rows[:, 7]]
+            rows[:, 10] = np.tile(lasts, len(signals))
+            return self._scan_rows(aim, rows, best, front)
+
+        thirds = np.flatnonzero(point < point.max()).tolist()
+        self._rounds(found, thirds, scan, done)
+
+    def run_best(self, found: Found, done: Callable[[int], None]) -> None:
+        """More early exits, for the best configuration within the limits."""
+        goal = self.goal
+        place = self._window(self._reference(found))
+        target = goal.request.target
+        aim = pack_aim(goal, False)
+
+        def scan(
+            task: Task, best: Arrays, front: tuple[Arrays, Arrays, Arrays], ties: bool
+        ) -> Scan:
+            limit_M = self.prices.limit_M.copy()
+            miou = goal.miou_limit
+            if target == ACCURACY:
+                miou = max(miou, -int(best[0]))
+            elif ties:
+                limit_M[aim.target], miou = min(limit_M[aim.target], best[0]), -int(best[1])
+            else:
+                limit_M[aim.target] = min(limit_M[aim.target], best[0] - (not additive))
+            return self._screen_and_scan(task, reaching(place, miou), limit_M, aim, best, front)
+
+        additive = target == ACCURACY or self.prices.kind_M[aim.target] == MEAN
+        self._rounds(found, self.tasks, partial(scan, ties=False), done)
+        if not additive and found.best is not None:
+            # Many configurations cost the same then: a second pass for the most accurate of them.
+            self._rounds(found, self.tasks, partial(scan, ties=True), lambda _: None)
+
+    def run_front(self, found: Found) -> None:
+        """More early exits, for the front over all of them, whatever the limits."""
+        front_metric = self.goal.metrics.index(self.goal.front_metric)
+        aim = pack_aim(self.goal, True)
+        for band in bands(found.front.points, int(self.prices.kind_M[front_metric])):
+            place = self._window(band.reference)
+            place = place._replace(need=band.need - place.offset, slope=band.slope)
+            limit_M = np.full(len(self.prices.limit_M), NOTHING)
+            limit_M[front_metric] = band.limit
+
+            def scan(
+                task: Task,
+                best: Arrays,
+                front: tuple[Arrays, Arrays, Arrays],
+                place: Window = place,
+                limit_M: Arrays = limit_M,
+            ) -> Scan:
+                return self._screen_and_scan(task, place, limit_M, aim, best, front)
+
+            self._rounds(found, self.tasks, scan, lambda _: None)
+
+    def _reference(self, found: Found) -> Configuration:
+        """A configuration near those that matter: the best so far, or the most accurate."""
+        return found.best[1] if found.best is not None else found.front.points[-1].payload
+
+    def _window(self, reference: Configuration) -> Window:
+        with ThreadPoolExecutor(self.threads or get_num_threads()) as pool:
+            return window(self.goal, self.frame, self.steps, reference, pool)
+
+    def _screen_and_scan(
+        self,
+        task: Task,
+        place: Window,
+        limit_M: Arrays,
+        aim: Aim,
+        best: Arrays,
+        front: tuple[Arrays, Arrays, Arrays],
+    ) -> Scan:
+        rows, ruled_out = screen(
+            self.frame.counts,
+            place,
+            self.sorted_prices._replace(limit_M=limit_M),
+            self.sorted_bins,
+            self.sorted_number,
+            self.frame.after_E,
+            *task,
+            front[:2] if aim.collect else _NO_FRONT,
+        )
+        scanned = self._scan_rows(aim, self.frame.original(rows), best, front)
+        return scanned._replace(bounded=ruled_out)
+
+    def _scan_rows(
+        self, aim: Aim, rows: Arrays, best: Arrays, front: tuple[Arrays, Arrays, Arrays]
+    ) -> Scan:
+        best, evaluated, pruned, *points = scan_rows(
+            self.pixels, self.prices, aim, self.steps.bins, self.steps.number, rows, best, front
+        )
+        return Scan(best, evaluated, pruned, 0, *points)
+
+    def _rounds(
+        self,
+        found: Found,
+        tasks: Sequence[object],
+        scan: Callable[..., Scan],
+        done: Callable[[int], None],
+    ) -> None:
         run_rounds(
             found,
-            _pairs(goal.tables, early),
+            tasks,
             scan,
-            early * _OFFSET,
-            partial(decode, steps, goal.tables.exits, early),
-            threads,
-            lambda _: done(found.evaluated + found.pruned),
+            self.early * _OFFSET,
+            partial(decode, self.steps, self.goal.tables.exits, self.early),
+            self.threads,
+            lambda _: done(found.evaluated + found.pruned + found.bounded),
         )
+
+
+class Task(NamedTuple):
+    """The first early exit (or `NOBODY`) with its signal, and the second ones to try behind it."""
+
+    first: int
+    signal: int
+    seconds: Arrays
 
 
 def decode(steps: Ladder, exits: int, early: int, code: int) -> Configuration:
@@ -132,38 +289,7 @@ def pack_aim(goal: Goal, collect: bool) -> Aim:
     target = goal.request.target
     return Aim(
         target=-1 if target == ACCURACY else goal.metrics.index(target),
-        macs=goal.metrics.index("macs"),
         front=goal.metrics.index(goal.front_metric),
         collect=collect,
         miou=goal.miou_limit,
-    )
-
-
-def _pairs(tables: Tables, early: int) -> list[Pair]:
-    """Pairs of early exits that leave a deeper point for a last one."""
-    seconds = [e for e in range(tables.exits) if tables.point[e] < tables.point.max()]
-    if early == 1:
-        return [(NOBODY, second) for second in seconds]
-    return [
-        (first, second)
-        for first in seconds
-        for second in seconds
-        if tables.point[first] < tables.point[second]
-    ]
-
-
-def _scan(
-    pixels: Pixels,
-    prices: Prices,
-    aim: Aim,
-    steps: Ladder,
-    point: Arrays,
-    pair: Pair,
-    best: Arrays,
-    front: tuple[Arrays, Arrays, Arrays],
-) -> Scan:
-    first, second = pair
-    lasts = np.flatnonzero(point > point[second])
-    return Scan._make(
-        scan_exits(pixels, prices, aim, steps.bins, steps.number, first, second, lasts, best, front)
     )

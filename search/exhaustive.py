@@ -14,6 +14,7 @@ from mess.search.budgeted import search_single
 from mess.search.dependent import MOST_EXITS, count_configurations, ladders, search_dependent
 from mess.search.found import Found
 from mess.search.goal import Goal
+from mess.search.thresholds import grid_size
 from mess.search.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
 
 Progress = Callable[[int, int], None]
@@ -66,15 +67,15 @@ def _cover_dependent(
     }
     total = sum(counts.values())
     search_dependent(goal, found, rungs, collect, threads, lambda done: hear(done, total))
-    size = goal.request.thresholds
+    sizes = {early: grid_size(early, goal.request.thresholds) for early in rungs}
     space = _space(
         goal,
         "every choice of up to max_exits exits, at most one a point, the last at any point, with "
-        "every signal of every early exit; with one early exit every distinct threshold, with two "
-        f"a grid of at most {size} quantiles of the distinct thresholds of each exit and signal",
+        "every signal of every early exit; with one early exit every distinct threshold, with more "
+        "a grid of at most so many quantiles of the distinct thresholds of each exit and signal",
         max_exits=goal.request.max_exits,
         signals=list(goal.tables.signal_names),
-        thresholds={"one early exit": "all", "two early exits": size},
+        thresholds={str(early): "all" if size is None else size for early, size in sizes.items()},
         configurations_by_exits={str(exits): count for exits, count in counts.items()},
     )
     return Covered(found=found, configurations=total, space=space)

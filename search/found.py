@@ -20,11 +20,16 @@ Arrays = NDArray[np.int64]
 
 
 class Scan(NamedTuple):
-    """What a kernel returns: its best rank, counts, and the points that are new to the front."""
+    """What a kernel returns: its best rank, counts, and the points that are new to the front.
+
+    evaluated: configurations whose mIoU was computed; pruned: ruled out by their cost alone;
+    bounded: ruled out by a bound on the mIoU of many at once.
+    """
 
     best: NDArray[np.int64]
     evaluated: int
     pruned: int
+    bounded: int
     cost: NDArray[np.int64]
     miou: NDArray[np.int64]
     code: NDArray[np.int64]
@@ -42,6 +47,7 @@ class Found:
         self.front: Front[Configuration] = Front()
         self.evaluated = 0
         self.pruned = 0
+        self.bounded = 0
 
     def offer(self, rank: Rank, configuration: Configuration) -> None:
         """Keep a candidate that meets all constraints if it is the best so far."""
@@ -65,8 +71,9 @@ class Found:
         """Take over what a kernel found."""
         self.evaluated += int(scan.evaluated)
         self.pruned += int(scan.pruned)
+        self.bounded += int(scan.bounded)
         objective, tie, code = (int(value) for value in scan.best)
         if code not in (-1, NOTHING):
             self.offer(Rank(objective, tie, offset + code), decode(code))
-        for cost, miou, code in zip(*(a.tolist() for a in scan[3:]), strict=True):
+        for cost, miou, code in zip(*(a.tolist() for a in scan[4:]), strict=True):
             self.front.insert(FrontPoint(cost, miou, offset + code, decode(code)))

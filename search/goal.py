@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from mess.errors import ConfigError
-from mess.search.costs import MACS, TICKS, Ticks
+from mess.search.costs import TICKS, Ticks
 from mess.search.evaluate import (
     Choice,
     Configuration,
@@ -33,7 +33,7 @@ class Rank(NamedTuple):
     """The tie rule: the smallest rank wins.
 
     objective: the target's cost, or minus the mIoU when accuracy is maximised.
-    tie: minus the mIoU, or the MACs when accuracy is maximised.
+    tie: minus the mIoU, or the cost in the front's metric when accuracy is maximised.
     order: fewer exits first, then the configuration in lexicographic order of (exit index, signal
         index, threshold), as one number.
     Costs are totals over the images in whole steps, mIoU is in steps of 1e-12.
@@ -55,7 +55,7 @@ class Checkpoint(NamedTuple):
 class Goal:
     """Limits and ranking of a request on given tables.
 
-    metrics: the metrics that decide something: target, limits, front and, for ties, MACs.
+    metrics: the metrics that decide something: target, limits and front.
     limits: totals over the images in whole steps, by metric.
     miou_limit: in steps; -1 without an accuracy constraint.
     """
@@ -73,7 +73,7 @@ class Goal:
     @classmethod
     def of(cls, tables: Tables, ticks: Mapping[str, Ticks], request: Request) -> Goal:
         """Resolve the limits of `request` against the baseline, the `final` exit alone."""
-        needed = set(request.limits) | {MACS, request.cost_metric(ticks)}
+        needed = set(request.limits) | {request.cost_metric(ticks)}
         for metric in sorted(needed - set(ticks)):
             raise ConfigError(
                 f"the request needs {metric}, but only {', '.join(ticks)} are known; "
@@ -97,7 +97,7 @@ class Goal:
     def rank(self, totals: Mapping[str, int], miou: int, order: int) -> Rank:
         """Rank of a candidate with the given totals, mIoU (steps) and order."""
         if self.request.target == ACCURACY:
-            return Rank(-miou, totals[MACS], order)
+            return Rank(-miou, totals[self.front_metric], order)
         return Rank(totals[self.request.target], -miou, order)
 
     def evaluate(self, configuration: Configuration) -> Evaluation:

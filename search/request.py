@@ -26,7 +26,8 @@ class Request:
     max_latency_ms, max_macs, max_params: upper limits on the cost; any number of them at once.
     latency_stat: what latency means in target and limit, the `mean` or the `p90` over the images.
     max_exits: exits of an instance in all, the last one included.
-    thresholds: size of the threshold grid of each exit where two early exits are searched.
+    thresholds: size of the threshold grid of each exit where two early exits are searched; three
+        have round(thresholds ** (2 / 3)) each, and a single one every distinct threshold.
     checkpoints: anytime only, pairs (cost, mIoU): by that cost some exit delivers that mIoU. The
         cost is in the unit of `cost_metric`. Without any there is one at half of the baseline's
         cost. It asks for the mIoU that `max_error` and `min_miou` ask for when a cost is minimised,
@@ -43,7 +44,7 @@ class Request:
     max_params: float | None = None
     latency_stat: str = "mean"
     max_exits: int = 3
-    thresholds: int = 16
+    thresholds: int = 64
     checkpoints: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:

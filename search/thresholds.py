@@ -48,6 +48,15 @@ def grid(thresholds: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return thresholds[(2 * np.arange(size) + 1) * count // (2 * size)]
 
 
+def grid_size(early: int, thresholds: int) -> int | None:
+    """Thresholds of each of `early` exits; None: all that separate the images.
+
+    Two early exits have `thresholds` each. Three have fewer, so that every choice of exits has about
+    as many combinations.
+    """
+    return None if early < 2 else max(1, round(thresholds ** (2 / early)))
+
+
 def ladder(tables: Tables, size: int | None = None) -> Ladder:
     """All separating thresholds of the tables, or a grid of at most `size` an exit and signal."""
     signals = range(len(tables.signal_names))

@@ -200,7 +200,7 @@ def expect(
     def rank(candidate: Candidate) -> tuple[Any, ...]:
         size = (len(candidate.selected), candidate.selected)
         if request.target == "accuracy":
-            return (-quality(candidate), candidate.cost["macs"], *size)
+            return (-quality(candidate), candidate.cost[metric], *size)
         return (candidate.cost[request.target], -quality(candidate), *size)
 
     front: list[Candidate] = []
