@@ -51,11 +51,17 @@ def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts that `write_rows` stored beside the rows."""
+    facts = find_facts(path)
+    if facts is None:
+        raise CacheError(f"{path} lacks the facts about its making. {_NEXT_MOVE}")
+    return facts
+
+
+def find_facts(path: Path) -> dict[str, Any] | None:
+    """The facts beside the rows; None where none were stored, as by earlier versions."""
     with _readable(path):
         metadata = pq.read_schema(path).metadata or {}
-        if _FACTS not in metadata:
-            raise CacheError(f"{path} lacks the facts about its making. {_NEXT_MOVE}")
-        return json.loads(metadata[_FACTS])
+        return json.loads(metadata[_FACTS]) if _FACTS in metadata else None
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from typing import Any
 from mess.search.costs import LATENCY, MACS, PARAMS, Cost, to_ticks
 from mess.search.evaluate import Configuration, Evaluation
 from mess.search.exhaustive import Progress, cover
+from mess.search.explanation import explain
 from mess.search.front import FrontPoint
 from mess.search.goal import MIOU_STEPS, Goal
 from mess.search.infeasible import Best, infeasible
+from mess.search.relaxation import gap
 from mess.search.request import ANYTIME, Request
 from mess.search.tables import Tables
 
@@ -25,17 +27,27 @@ _KEYS = {MACS: "macs", LATENCY: "latency_ms", PARAMS: "params"}
 class Answer:
     """The best configuration of the stated space, and the front of all of them.
 
-    evaluation holds the figures of `configuration` by the plain definition, not the kernels'.
+    evaluation: the figures of `configuration` by the plain definition, not the kernels'.
+    front: empty where it was not asked for; front_proven: whether it is that of the whole space.
+    evaluated, pruned: configurations whose mIoU was computed, and those ruled out by their cost
+        alone (`by_cost`) or by a bound on the mIoU of many at once (`by_bound`). Less than all after
+        an interrupt.
+    gap: 0 if `configuration` is proven optimal; otherwise by how much another one may be better, as
+        `mess.search.relaxation.gap` states it; None where no bound is known.
     """
 
     goal: Goal
     configuration: Configuration
     evaluation: Evaluation
     front: tuple[FrontPoint[Configuration], ...]
+    front_proven: bool
     space: dict[str, Any]
     configurations: int
     evaluated: int
+    pruned: Mapping[str, int]
+    gap: float | None
     seconds: float
+    algorithm: str = "exhaustive"
 
     def to_result(self) -> dict[str, Any]:
         """The content of `result.json`, without `cache`.
@@ -54,15 +66,16 @@ class Answer:
             "baseline": _figures(self.goal.baseline),
             "error": self.goal.baseline.miou - self.evaluation.miou,
             "search": {
-                "algorithm": "exhaustive",
+                "algorithm": self.algorithm,
                 "space": self.space,
                 "configurations": self.configurations,
                 "evaluated": self.evaluated,
-                "pruned": self.configurations - self.evaluated,
-                "optimal": True,
-                "gap": 0.0,
+                "pruned": dict(self.pruned),
+                "optimal": self.gap == 0,
+                "gap": self.gap,
                 "seconds": self.seconds,
             },
+            "explanation": self._explanation(),
         }
         if request.setting == ANYTIME:
             result["checkpoints"] = self._checkpoints()
@@ -79,8 +92,15 @@ class Answer:
             evaluation = self.goal.evaluate(point.payload)
             row = _figures(evaluation) | {"miou": self.goal.quality(evaluation)}
             row["configuration"] = json.dumps(self._exits(point.payload, evaluation))
-            rows.append(row | {"proven": True})
+            rows.append(row | {"proven": self.front_proven})
         return rows
+
+    def _explanation(self) -> dict[str, Any]:
+        """See `explain`; empty for an answer that is not proven."""
+        if self.gap != 0:
+            return {}
+        front = self.front if self.front_proven else None
+        return explain(self.goal, front, self.configuration, _solve)
 
     def _exits(self, configuration: Configuration, evaluation: Evaluation) -> list[dict[str, Any]]:
         tables, rows = self.goal.tables, []
@@ -125,33 +145,42 @@ def search(
 ) -> Answer:
     """The best configuration for `request`, proven so within the space that the answer states.
 
-    Neither answer nor counts depend on `threads` (default: all cores). Raises `InfeasibleError`
-    with the nearest feasible requests, and `ConfigError` for a request that cannot be searched.
+    First the answer is proven, then the `front` of the whole space. An interrupt (Ctrl-C) returns
+    the best so far with its proven gap, or the proven answer with an unproven front. Neither answer
+    nor counts depend on `threads` (default: all cores). Raises `InfeasibleError` with the nearest
+    feasible requests, and `ConfigError` for a request that cannot be searched.
     """
     start = time.perf_counter()
     goal = Goal.of(tables, to_ticks(tables, costs), request)
     covered = cover(goal, collect=front, progress=progress, threads=threads)
-    if covered.found.best is None:
+    found = covered.found
+    if found.best is None:
         raise infeasible(goal, partial(_solve, threads=threads))
-    configuration = covered.found.best[1]
+    rank, configuration = found.best
     return Answer(
         goal=goal,
         configuration=configuration,
         evaluation=goal.evaluate(configuration),
-        front=covered.found.front.points,
+        front=found.front.points if front else (),
+        front_proven=found.front_proven,
         space=covered.space,
         configurations=covered.configurations,
-        evaluated=covered.found.evaluated,
+        evaluated=found.evaluated,
+        pruned={"by_cost": found.pruned, "by_bound": found.bounded},
+        gap=0.0 if found.proven else gap(goal, rank.objective),
         seconds=time.perf_counter() - start,
     )
 
 
-def _solve(goal: Goal, threads: int | None) -> Best | None:
-    best = cover(goal, collect=False, threads=threads).found.best
-    if best is None:
+def _solve(goal: Goal, threads: int | None = None) -> Best | None:
+    found = cover(goal, collect=False, threads=threads).found
+    if not found.proven:
+        raise KeyboardInterrupt
+    if found.best is None:
         return None
-    evaluation = goal.evaluate(best[1])
-    return Best(best[1], evaluation.costs, evaluation.miou, goal.quality(evaluation))
+    configuration = found.best[1]
+    evaluation = goal.evaluate(configuration)
+    return Best(configuration, evaluation.costs, evaluation.miou, goal.quality(evaluation))
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

@@ -37,13 +37,15 @@ def search_anytime(
     found: Found,
     collect: bool = True,
     threads: int | None = None,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Every choice of early exits before the network's own head."""
+    """Every choice of early exits before the network's own head; `done` hears the share covered."""
     tables, depth = goal.tables, min(goal.request.max_exits, goal.tables.points) - 1
     _final_alone(goal, found)
     early = _early(goal)
+    starts = range(len(early.index_E))
     if depth == 0 or len(early.index_E) == 0:
+        found.proven = found.front_proven = True
         return
     if (depth + 2) * tables.exits ** (depth + 1) >= 2**62:
         raise ConfigError(
@@ -51,6 +53,7 @@ def search_anytime(
             "can be numbered; lower max_exits"
         )
     if goal.miou_limit > miou_steps(goal.baseline.miou):
+        found.proven = True
         return
     scan = partial(
         _scan,
@@ -62,15 +65,11 @@ def search_anytime(
         depth,
         tables.exits,
     )
+    decode = partial(_decode, tables.exits, depth)
     run_rounds(
-        found,
-        range(len(early.index_E)),
-        scan,
-        0,
-        partial(_decode, tables.exits, depth),
-        threads,
-        done,
+        found, starts, scan, 0, decode, threads, lambda finished: done(finished / len(starts))
     )
+    found.proven, found.front_proven = True, collect
 
 
 def _final_alone(goal: Goal, found: Found) -> None:

@@ -27,6 +27,11 @@ from mess.search.windows import Frame, bands, reaching, window
 MOST_EXITS = 4
 """Exits in all that the exhaustive search covers."""
 
+Done = Callable[[int, float], None]
+"""Hears which share of the configurations with a number of early exits is done."""
+
+FrontArrays = tuple[Arrays, Arrays, Arrays]
+
 _NO_FRONT = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 _OFFSET = 2**63
@@ -74,22 +79,37 @@ def search_dependent(
     rungs: dict[int, Ladder],
     collect: bool = True,
     threads: int | None = None,
-    done: Callable[[int], None] = lambda _: None,
+    done: Done = lambda _early, _share: None,
 ) -> None:
     """Single exits, then every configuration with one, two and three early exits.
 
-    `rungs` come from `ladders`; `done` hears how many configurations are covered so far.
+    `rungs` come from `ladders`. First the best configuration is proven; then, to `collect` the front
+    of those with several early exits, they are searched again in every piece of the front.
     """
     search_single(goal, found, range(goal.tables.exits))
     frame = Frame.of(goal.tables)
-    for early, steps in rungs.items():
-        search = _Search(goal, frame, steps, early, threads)
-        if early == 1:
+    searches = [_Search(goal, frame, steps, early, threads) for early, steps in rungs.items()]
+    for search in searches:
+        if search.early == 1:
             search.run_all(found, collect, done)
         else:
             search.run_best(found, done)
-            if collect:
-                search.run_front(found)
+    found.proven = True
+    if collect:
+        for search in searches[1:]:
+            search.run_front(found, done)
+        found.front_proven = True
+
+
+class _Task(NamedTuple):
+    """The first early exit (or `NOBODY`) with its signal, and the second ones to try behind it.
+
+    All of them are positions by rising point.
+    """
+
+    first: int
+    signal: int
+    seconds: Arrays
 
 
 class _Search:
@@ -98,29 +118,17 @@ class _Search:
     def __init__(
         self, goal: Goal, frame: Frame, steps: Ladder, early: int, threads: int | None
     ) -> None:
-        self.goal, self.frame, self.steps, self.early, self.threads = (
-            goal, frame, steps, early, threads
-        )  # fmt: skip
+        self.goal, self.frame, self.steps = goal, frame, steps
+        self.early, self.threads = early, threads
         self.pixels, self.prices = pack_pixels(goal.tables), pack_prices(goal)
         self.sorted_prices = frame.sorted_prices(self.prices)
         self.sorted_bins, self.sorted_number = frame.sorted_ladder(steps)
-        exits = goal.tables.exits
-        afters = [e for e in range(exits) if frame.after_E[e] < exits]
-        if early == 2:
-            self.tasks = [Task(NOBODY, 0, np.array([second])) for second in afters]
-        else:
-            self.tasks = [
-                Task(first, signal, np.arange(frame.after_E[first], exits))
-                for first in afters
-                for signal in range(steps.number.shape[1])
-            ]
 
-    def run_all(self, found: Found, collect: bool, done: Callable[[int], None]) -> None:
-        """One early exit: every row as it is."""
-        aim = pack_aim(self.goal, collect)
-        point = self.goal.tables.point
+    def run_all(self, found: Found, collect: bool, done: Done) -> None:
+        """One early exit: every threshold."""
+        aim, point = pack_aim(self.goal, collect), self.goal.tables.point
 
-        def scan(third: int, best: Arrays, front: tuple[Arrays, Arrays, Arrays]) -> Scan:
+        def scan(third: int, best: Arrays, front: FrontArrays) -> Scan:
             lasts = np.flatnonzero(point > point[third])
             signals = np.flatnonzero(self.steps.number[third])
             rows = np.full((len(lasts) * len(signals), 11), NOBODY, dtype=np.int64)
@@ -130,58 +138,63 @@ class _Search:
             return self._scan_rows(aim, rows, best, front)
 
         thirds = np.flatnonzero(point < point.max()).tolist()
-        self._rounds(found, thirds, scan, done)
+        self._rounds(found, thirds, scan, partial(done, 1))
 
-    def run_best(self, found: Found, done: Callable[[int], None]) -> None:
-        """More early exits, for the best configuration within the limits."""
-        goal = self.goal
-        place = self._window(self._reference(found))
-        target = goal.request.target
-        aim = pack_aim(goal, False)
+    def run_best(self, found: Found, done: Done) -> None:
+        """Several early exits, for the best configuration within the limits."""
+        goal, aim = self.goal, pack_aim(self.goal, False)
+        near = found.best[1] if found.best else found.front.points[-1].payload
+        place = self._window(near)
+        additive = aim.target < 0 or self.prices.kind_M[aim.target] == MEAN
 
-        def scan(
-            task: Task, best: Arrays, front: tuple[Arrays, Arrays, Arrays], ties: bool
-        ) -> Scan:
-            limit_M = self.prices.limit_M.copy()
-            miou = goal.miou_limit
-            if target == ACCURACY:
+        def scan(task: _Task, best: Arrays, front: FrontArrays, ties: bool = False) -> Scan:
+            limit_M, miou = self.prices.limit_M.copy(), goal.miou_limit
+            if aim.target < 0:
                 miou = max(miou, -int(best[0]))
             elif ties:
-                limit_M[aim.target], miou = min(limit_M[aim.target], best[0]), -int(best[1])
+                limit_M[aim.target], miou = best[0], -int(best[1])
             else:
-                limit_M[aim.target] = min(limit_M[aim.target], best[0] - (not additive))
+                limit = int(best[0]) if additive else int(best[0]) - 1
+                limit_M[aim.target] = min(int(limit_M[aim.target]), limit)
             return self._screen_and_scan(task, reaching(place, miou), limit_M, aim, best, front)
 
-        additive = target == ACCURACY or self.prices.kind_M[aim.target] == MEAN
-        self._rounds(found, self.tasks, partial(scan, ties=False), done)
-        if not additive and found.best is not None:
-            # Many configurations cost the same then: a second pass for the most accurate of them.
-            self._rounds(found, self.tasks, partial(scan, ties=True), lambda _: None)
+        self._rounds(found, self._tasks(), scan, partial(done, self.early))
+        if not additive and found.best:
+            # Very many configurations cost the same then: only the most accurate ones matter.
+            self._rounds(found, self._tasks(), partial(scan, ties=True), None)
 
-    def run_front(self, found: Found) -> None:
-        """More early exits, for the front over all of them, whatever the limits."""
-        front_metric = self.goal.metrics.index(self.goal.front_metric)
-        aim = pack_aim(self.goal, True)
-        for band in bands(found.front.points, int(self.prices.kind_M[front_metric])):
+    def run_front(self, found: Found, done: Done) -> None:
+        """Several early exits, for the front over all of them, whatever the limits."""
+        metric, aim = self.goal.metrics.index(self.goal.front_metric), pack_aim(self.goal, True)
+        pieces = list(bands(found.front.points, int(self.prices.kind_M[metric])))
+        for position, band in enumerate(pieces):
             place = self._window(band.reference)
             place = place._replace(need=band.need - place.offset, slope=band.slope)
             limit_M = np.full(len(self.prices.limit_M), NOTHING)
-            limit_M[front_metric] = band.limit
+            limit_M[metric] = band.limit
 
             def scan(
-                task: Task,
+                task: _Task,
                 best: Arrays,
-                front: tuple[Arrays, Arrays, Arrays],
+                front: FrontArrays,
                 place: Window = place,
                 limit_M: Arrays = limit_M,
             ) -> Scan:
                 return self._screen_and_scan(task, place, limit_M, aim, best, front)
 
-            self._rounds(found, self.tasks, scan, lambda _: None)
+            self._rounds(found, self._tasks(), scan, None)
+            done(self.early, (position + 1) / len(pieces))
 
-    def _reference(self, found: Found) -> Configuration:
-        """A configuration near those that matter: the best so far, or the most accurate."""
-        return found.best[1] if found.best is not None else found.front.points[-1].payload
+    def _tasks(self) -> list[_Task]:
+        after, exits = self.frame.after_E, self.goal.tables.exits
+        firsts = [e for e in range(exits) if after[e] < exits]
+        if self.early == 2:
+            return [_Task(NOBODY, 0, np.array([second])) for second in firsts]
+        return [
+            _Task(first, signal, np.arange(after[first], exits))
+            for first in firsts
+            for signal in range(self.steps.number.shape[1])
+        ]
 
     def _window(self, reference: Configuration) -> Window:
         with ThreadPoolExecutor(self.threads or get_num_threads()) as pool:
@@ -189,14 +202,14 @@ class _Search:
 
     def _screen_and_scan(
         self,
-        task: Task,
+        task: _Task,
         place: Window,
         limit_M: Arrays,
         aim: Aim,
         best: Arrays,
-        front: tuple[Arrays, Arrays, Arrays],
+        front: FrontArrays,
     ) -> Scan:
-        rows, ruled_out = screen(
+        rows, bounded = screen(
             self.frame.counts,
             place,
             self.sorted_prices._replace(limit_M=limit_M),
@@ -207,11 +220,9 @@ class _Search:
             front[:2] if aim.collect else _NO_FRONT,
         )
         scanned = self._scan_rows(aim, self.frame.original(rows), best, front)
-        return scanned._replace(bounded=ruled_out)
+        return scanned._replace(bounded=bounded)
 
-    def _scan_rows(
-        self, aim: Aim, rows: Arrays, best: Arrays, front: tuple[Arrays, Arrays, Arrays]
-    ) -> Scan:
+    def _scan_rows(self, aim: Aim, rows: Arrays, best: Arrays, front: FrontArrays) -> Scan:
         best, evaluated, pruned, *points = scan_rows(
             self.pixels, self.prices, aim, self.steps.bins, self.steps.number, rows, best, front
         )
@@ -222,8 +233,9 @@ class _Search:
         found: Found,
         tasks: Sequence[object],
         scan: Callable[..., Scan],
-        done: Callable[[int], None],
+        done: Callable[[float], None] | None,
     ) -> None:
+        """Run the tasks; with `done`, which hears the share that is, their counts are added."""
         run_rounds(
             found,
             tasks,
@@ -231,16 +243,8 @@ class _Search:
             self.early * _OFFSET,
             partial(decode, self.steps, self.goal.tables.exits, self.early),
             self.threads,
-            lambda _: done(found.evaluated + found.pruned + found.bounded),
+            (lambda finished: done(finished / len(tasks))) if done else None,
         )
-
-
-class Task(NamedTuple):
-    """The first early exit (or `NOBODY`) with its signal, and the second ones to try behind it."""
-
-    first: int
-    signal: int
-    seconds: Arrays
 
 
 def decode(steps: Ladder, exits: int, early: int, code: int) -> Configuration:

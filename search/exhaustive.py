@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from mess.search.budgeted import search_single
 from mess.search.dependent import MOST_EXITS, count_configurations, ladders, search_dependent
 from mess.search.found import Found
 from mess.search.goal import Goal
-from mess.search.thresholds import grid_size
 from mess.search.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
+from mess.search.thresholds import grid_size
 
 Progress = Callable[[int, int], None]
 """Hears how much of a search is done, and of how much."""
@@ -36,37 +37,49 @@ def cover(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Covered:
-    """Search the whole space; `collect` asks for the front besides the best configuration."""
-    found = Found()
+    """Search the whole space; `collect` asks for the front besides the best configuration.
+
+    An interrupt (Ctrl-C) ends the search early: `found.proven` and `found.front_proven` say what is
+    complete. It is passed on as long as nothing has been found.
+    """
     hear = progress or (lambda _done, _total: None)
     if goal.request.setting == INPUT_DEPENDENT:
-        return _cover_dependent(goal, found, collect, hear, threads)
+        return _cover_dependent(goal, collect, hear, threads)
     if goal.request.setting == ANYTIME:
-        return _cover_anytime(goal, found, collect, hear, threads)
+        return _cover_anytime(goal, collect, hear, threads)
     exits, statement = np.arange(goal.tables.exits), "every exit alone"
     if goal.request.setting == FINAL_ONLY:
         exits = exits[goal.tables.point == goal.tables.points]
         statement = "every exit at the last point alone"
+    found = Found()
     search_single(goal, found, exits.tolist())
+    found.proven = found.front_proven = True
     hear(len(exits), len(exits))
     space = _space(goal, statement, exits=len(exits))
     return Covered(found=found, configurations=len(exits), space=space)
 
 
-def _cover_dependent(
-    goal: Goal, found: Found, collect: bool, hear: Progress, threads: int | None
-) -> Covered:
-    if goal.request.max_exits > MOST_EXITS:
+def _cover_dependent(goal: Goal, collect: bool, hear: Progress, threads: int | None) -> Covered:
+    if min(goal.request.max_exits, goal.tables.points) > MOST_EXITS:
         raise ConfigError(
             f"the exhaustive search covers at most {MOST_EXITS} exits in all, got "
-            f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}"
+            f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}, or search with "
+            "`--algorithm optuna`, which proves nothing"
         )
-    rungs = ladders(goal)
-    counts = {1: goal.tables.exits} | {
-        early + 1: count_configurations(goal.tables, steps, early) for early, steps in rungs.items()
+    found, rungs = Found(), ladders(goal)
+    counts = {0: goal.tables.exits} | {
+        early: count_configurations(goal.tables, steps, early) for early, steps in rungs.items()
     }
     total = sum(counts.values())
-    search_dependent(goal, found, rungs, collect, threads, lambda done: hear(done, total))
+    work = total + (sum(n for early, n in counts.items() if early > 1) if collect else 0)
+
+    def done(early: int, share: float) -> None:
+        before = sum(n for size, n in counts.items() if size < early)
+        again = total - counts[0] - counts[1] if found.proven else 0
+        hear(before + again + int(share * counts[early]), work)
+
+    with _interruptible(found):
+        search_dependent(goal, found, rungs, collect, threads, done)
     sizes = {early: grid_size(early, goal.request.thresholds) for early in rungs}
     space = _space(
         goal,
@@ -76,16 +89,15 @@ def _cover_dependent(
         max_exits=goal.request.max_exits,
         signals=list(goal.tables.signal_names),
         thresholds={str(early): "all" if size is None else size for early, size in sizes.items()},
-        configurations_by_exits={str(exits): count for exits, count in counts.items()},
+        configurations_by_exits={str(early + 1): count for early, count in counts.items()},
     )
     return Covered(found=found, configurations=total, space=space)
 
 
-def _cover_anytime(
-    goal: Goal, found: Found, collect: bool, hear: Progress, threads: int | None
-) -> Covered:
-    early = int((goal.tables.point < goal.tables.points).sum())
-    search_anytime(goal, found, collect, threads, lambda done: hear(done, early))
+def _cover_anytime(goal: Goal, collect: bool, hear: Progress, threads: int | None) -> Covered:
+    found = Found()
+    with _interruptible(found):
+        search_anytime(goal, found, collect, threads, lambda share: hear(int(1000 * share), 1000))
     space = _space(
         goal,
         "every choice of early exits, at most one a point before the last, and the network's own "
@@ -95,6 +107,15 @@ def _cover_anytime(
     )
     configurations = count_choices(goal.tables, goal.request.max_exits)
     return Covered(found=found, configurations=configurations, space=space)
+
+
+@contextmanager
+def _interruptible(found: Found) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if found.best is None:
+            raise
 
 
 def _space(goal: Goal, statement: str, **details: Any) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class Scan(NamedTuple):
 class Found:
     """The best candidate and the front, in Python; kernels see both as arrays.
 
+    evaluated, pruned, bounded: configurations, as in `Scan`. proven: whether every configuration has
+    been covered, so that `best` is the best; front_proven: whether the front is that of all of them.
+
     A kernel numbers its own configurations by `code`. Orders are `offset + code`, so that searches
     with fewer exits, which have smaller offsets, win ties.
     """
@@ -48,6 +51,8 @@ class Found:
         self.evaluated = 0
         self.pruned = 0
         self.bounded = 0
+        self.proven = False
+        self.front_proven = False
 
     def offer(self, rank: Rank, configuration: Configuration) -> None:
         """Keep a candidate that meets all constraints if it is the best so far."""
@@ -67,11 +72,14 @@ class Found:
         cost, miou, code = np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
         return cost, miou, code
 
-    def merge(self, scan: Scan, offset: int, decode: Callable[[int], Configuration]) -> None:
-        """Take over what a kernel found."""
-        self.evaluated += int(scan.evaluated)
-        self.pruned += int(scan.pruned)
-        self.bounded += int(scan.bounded)
+    def merge(
+        self, scan: Scan, offset: int, decode: Callable[[int], Configuration], count: bool = True
+    ) -> None:
+        """Take over what a kernel found, and `count` its configurations."""
+        if count:
+            self.evaluated += int(scan.evaluated)
+            self.pruned += int(scan.pruned)
+            self.bounded += int(scan.bounded)
         objective, tie, code = (int(value) for value in scan.best)
         if code not in (-1, NOTHING):
             self.offer(Rank(objective, tie, offset + code), decode(code))

@@ -29,7 +29,7 @@ def run_rounds(
     offset: int,
     decode: Callable[[int], Configuration],
     threads: int | None = None,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[int], None] | None = None,
 ) -> None:
     """Merge `scan(task, best=..., front=...)` of every task into `found`.
 
@@ -41,5 +41,6 @@ def run_rounds(
             batch = tasks[start : start + ROUND]
             best, front = found.best_array(offset), found.front_arrays(offset)
             for result in pool.map(partial(scan, best=best, front=front), batch):
-                found.merge(result, offset, decode)
-            done(start + len(batch))
+                found.merge(result, offset, decode, count=done is not None)
+            if done:
+                done(start + len(batch))

@@ -116,9 +116,7 @@ def screen(counts, window, prices, bins_EKI, number_EK, after_E, first, s1, seco
             spread_4RL = _row_spreads(
                 counts, window, first, second, deeper, bin1_I, rows1, bin2_I, rows2
             )
-            score_R, left_R2 = _early_scores(
-                window, first, second, bin1_I, rows1, bin2_I, rows2
-            )
+            score_R, left_R2 = _early_scores(window, first, second, bin1_I, rows1, bin2_I, rows2)
             for third in range(deeper, exits):
                 lanes = exits - after_E[third]
                 for s3 in range(signals if lanes else 0):
@@ -362,9 +360,20 @@ def _before_front(
         if t < stop - start:
             score_T[t] += window.score_IE[i, last] - window.score_IE[i, third]
             stay_T[t] += 1
-    slack = window.offset + window.rounding + window.share * min(
-        _product(spread_4RL[:, row, last - deeper], window.spread_EK24GE[third, s3, 0, :, group, last]),
-        _product(spread_4RL[:, row, third - deeper], window.spread_EK24GE[third, s3, 1, :, group, last]),
+    slack = (
+        window.offset
+        + window.rounding
+        + window.share
+        * min(
+            _product(
+                spread_4RL[:, row, last - deeper],
+                window.spread_EK24GE[third, s3, 0, :, group, last],
+            ),
+            _product(
+                spread_4RL[:, row, third - deeper],
+                window.spread_EK24GE[third, s3, 1, :, group, last],
+            ),
+        )
     )
     path_M3, delay_M = paths(prices, first, s1, second, s2, third, s3)
     m = window.front
@@ -446,8 +455,9 @@ def _mark(window, spread_4RL, row, third, s3, group, at_third, at_last, lane0, t
         # Short loops over few arrays, indexed in full, are what the compiler vectorises.
         for lane in range(len(top_L)):
             z = spread_4RL[k, row, at_last + lane] + spread[third, s3, 0, k, group, lane0 + lane]
-            y = spread_4RL[k + 1, row, at_last + lane] + (
-                spread[third, s3, 0, k + 1, group, lane0 + lane]
+            y = (
+                spread_4RL[k + 1, row, at_last + lane]
+                + (spread[third, s3, 0, k + 1, group, lane0 + lane])
             )
             early_L[lane] += z * y
         for lane in range(len(top_L)):
@@ -502,12 +512,12 @@ def _mark(window, spread_4RL, row, third, s3, group, at_third, at_last, lane0, t
     third2, third3 = spread_4RL[2, row, at_third], spread_4RL[3, row, at_third]
     best = np.float32(-np.inf)
     for lane in range(len(top_L)):
-        early = (spread_4RL[0, row, at_last + lane] + spread[third, s3, 0, 0, group, lane0 + lane]) * (
-            spread_4RL[1, row, at_last + lane] + spread[third, s3, 0, 1, group, lane0 + lane]
-        )
-        early += (spread_4RL[2, row, at_last + lane] + spread[third, s3, 0, 2, group, lane0 + lane]) * (
-            spread_4RL[3, row, at_last + lane] + spread[third, s3, 0, 3, group, lane0 + lane]
-        )
+        early = (
+            spread_4RL[0, row, at_last + lane] + spread[third, s3, 0, 0, group, lane0 + lane]
+        ) * (spread_4RL[1, row, at_last + lane] + spread[third, s3, 0, 1, group, lane0 + lane])
+        early += (
+            spread_4RL[2, row, at_last + lane] + spread[third, s3, 0, 2, group, lane0 + lane]
+        ) * (spread_4RL[3, row, at_last + lane] + spread[third, s3, 0, 3, group, lane0 + lane])
         late = (third0 + spread[third, s3, 1, 0, group, lane0 + lane]) * (
             third1 + spread[third, s3, 1, 1, group, lane0 + lane]
         )

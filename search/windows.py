@@ -89,7 +89,9 @@ class Frame(NamedTuple):
         return rows
 
 
-def window(goal: Goal, frame: Frame, steps: Ladder, reference: Configuration, pool: Executor) -> Window:
+def window(
+    goal: Goal, frame: Frame, steps: Ladder, reference: Configuration, pool: Executor
+) -> Window:
     """The bound around what `reference` answers, for early exits with the thresholds of `steps`.
 
     It asks for nothing yet: `need` and `slope` are 0.

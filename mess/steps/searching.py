@@ -13,7 +13,10 @@ from mess.files import write_json
 from mess.progress import Reporter, Task
 from mess.run import Run, new_folder
 from mess.search.answer import search
+from mess.search.costs import to_ticks
+from mess.search.goal import Goal
 from mess.search.request import ACCURACY, Request
+from mess.steps.reuse import dependencies, earlier_answer, sealed
 
 
 def search_run(
@@ -23,10 +26,12 @@ def search_run(
     checkpoints: Sequence[str],
     profile: str | None,
     reporter: Reporter,
+    fresh: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Search, write result.json and front.parquet, and return the result with `id` and `path`.
 
+    An earlier search's front answers at once where it proves the answer, unless `fresh` is set.
     `options` are further fields of `Request`.
     """
     if options["target"] != ACCURACY and not (
@@ -52,16 +57,25 @@ def search_run(
         checkpoints=tuple(_checkpoint(text) for text in checkpoints),
         **options,
     )
-    with reporter.task("searching", 1) as task:
-        answer = search(tables, costs, request, _progress(task))
+    goal, excluded = Goal.of(tables, to_ticks(tables, costs), request), excluded_exits(place)
+    depends = dependencies(goal, costs, manifest, excluded)
+    earlier = None if fresh else earlier_answer(place, depends, goal, reporter)
+    if earlier is None:
+        with reporter.task("searching", 1) as task:
+            answer = search(tables, costs, request, _progress(task))
+    else:
+        answer = earlier.answer
     result = answer.to_result()
-    result["search"]["space"]["excluded"] = excluded_exits(place)
+    result["search"]["space"]["excluded"] = excluded
+    result["search"]["source"] = earlier.search_id if earlier else None
     result |= {
         "cache": {"weights": manifest["weights"], "data": manifest["data"]},
+        "costs": depends["costs"],
         "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
     }
     folder = new_folder(place.path / "searches", _name(request))
-    write_rows(folder / "front.parquet", answer.front_rows(), FRONT)
+    rows = answer.front_rows()
+    write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))
     write_json(folder / "result.json", result)
     return {"id": folder.name, "path": str(folder), **result}
 

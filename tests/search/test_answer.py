@@ -52,6 +52,7 @@ def test_result_has_the_published_keys(cache: Cache) -> None:
         "baseline",
         "error",
         "search",
+        "explanation",
     ]
     assert result["constraints"] == {
         "max_error": 0.3,
@@ -68,9 +69,9 @@ def test_result_has_the_published_keys(cache: Cache) -> None:
         assert list(result[name]) == ["miou", "macs", "latency_ms", "params"]
     assert result["error"] == result["baseline"]["miou"] - result["predicted"]["miou"]
     run = result["search"]
-    assert run["evaluated"] + run["pruned"] == run["configurations"]
+    assert run["evaluated"] + sum(run["pruned"].values()) == run["configurations"]
     assert (run["algorithm"], run["optimal"], run["gap"]) == ("exhaustive", True, 0.0)
-    assert "grid of at most 4" in run["space"]["statement"]
+    assert run["space"]["thresholds"] == {"1": "all", "2": 4}
 
 
 def test_latency_is_null_without_a_profile(cache: Cache) -> None:
@@ -185,7 +186,7 @@ def test_each_suggestion_of_an_infeasible_request_is_feasible(cache: Cache, sett
 
 def test_infeasible_checkpoints(cache: Cache) -> None:
     request = Request(setting="anytime", target="latency", checkpoints=((0.001, 0.9),))
-    with pytest.raises(InfeasibleError, match=r"mIoU 0.9 by 0.001 ms.*ower the checkpoints"):
+    with pytest.raises(InfeasibleError, match=r"by 0.001 ms; .*Replace --checkpoint 0.001=0.9 "):
         search(*cache, request)
 
 

@@ -13,6 +13,7 @@ from mess.search.answer import search
 from mess.search.costs import Cost, to_ticks
 from mess.search.request import Request
 from mess.search.tables import Tables
+from tests.search.conftest import MakeCache
 
 
 @pytest.fixture
@@ -141,11 +142,13 @@ def test_bad_requests(request_: dict[str, Any], message: str) -> None:
         Request(**request_)
 
 
-def test_more_exits_than_the_exhaustive_search_covers(
-    tables: Tables, costs: dict[str, Cost]
-) -> None:
-    with pytest.raises(ConfigError, match=r"at most 3 exits in all, got max_exits=4"):
-        search(tables, costs, Request(target="macs", max_exits=4))
+def test_more_exits_than_the_exhaustive_search_covers(make_cache: MakeCache) -> None:
+    tables, costs = make_cache(np.random.default_rng(0), points=5, per_point=1, images=3)
+    with pytest.raises(ConfigError, match=r"at most 4 exits in all, got max_exits=5"):
+        search(tables, costs, Request(target="macs", max_exits=5))
+    # With fewer points than that, more exits cannot be chosen anyway.
+    tables, costs = make_cache(np.random.default_rng(0), points=2, images=3)
+    assert search(tables, costs, Request(target="macs", max_exits=9)).gap == 0
 
 
 def test_inputs_are_frozen_and_keyword_only(tables: Tables) -> None:
