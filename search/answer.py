@@ -30,8 +30,8 @@ class Answer:
     evaluation: the figures of `configuration` by the plain definition, not the kernels'.
     front: empty where it was not asked for; front_proven: whether it is that of the whole space.
     evaluated, pruned: configurations whose mIoU was computed, and those ruled out by their cost
-        alone (`by_cost`) or by a bound on the mIoU of many at once (`by_bound`). Less than all after
-        an interrupt.
+        alone (`by_cost`) or by a bound on the mIoU of many at once (`by_bound`). After an interrupt
+        they are less than all.
     gap: 0 if `configuration` is proven optimal; otherwise by how much another one may be better, as
         `mess.search.relaxation.gap` states it; None where no bound is known.
     """

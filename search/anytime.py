@@ -149,7 +149,6 @@ def _scan(
     best: Arrays,
     front: tuple[Arrays, Arrays, Arrays],
 ) -> Scan:
-    best, evaluated, pruned, *points = scan_anytime(
-        early, last, checkpoints, prices, aim, start, depth, radix, best, front
+    return Scan._make(
+        scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, best, front)
     )
-    return Scan(best, evaluated, 0, pruned, *points)

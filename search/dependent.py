@@ -83,8 +83,8 @@ def search_dependent(
 ) -> None:
     """Single exits, then every configuration with one, two and three early exits.
 
-    `rungs` come from `ladders`. First the best configuration is proven; then, to `collect` the front
-    of those with several early exits, they are searched again in every piece of the front.
+    `rungs` come from `ladders`. First the best configuration is proven; then, to `collect` the
+    front, those with several early exits are searched again in every piece of it.
     """
     search_single(goal, found, range(goal.tables.exits))
     frame = Frame.of(goal.tables)
@@ -223,10 +223,8 @@ class _Search:
         return scanned._replace(bounded=bounded)
 
     def _scan_rows(self, aim: Aim, rows: Arrays, best: Arrays, front: FrontArrays) -> Scan:
-        best, evaluated, pruned, *points = scan_rows(
-            self.pixels, self.prices, aim, self.steps.bins, self.steps.number, rows, best, front
-        )
-        return Scan(best, evaluated, pruned, 0, *points)
+        bins, number = self.steps.bins, self.steps.number
+        return Scan._make(scan_rows(self.pixels, self.prices, aim, bins, number, rows, best, front))
 
     def _rounds(
         self,

@@ -38,8 +38,8 @@ class Scan(NamedTuple):
 class Found:
     """The best candidate and the front, in Python; kernels see both as arrays.
 
-    evaluated, pruned, bounded: configurations, as in `Scan`. proven: whether every configuration has
-    been covered, so that `best` is the best; front_proven: whether the front is that of all of them.
+    evaluated, pruned, bounded: configurations, as in `Scan`. proven: whether every configuration
+    has been covered, so that `best` is the best; front_proven: whether the front is that of all.
 
     A kernel numbers its own configurations by `code`. Orders are `offset + code`, so that searches
     with fewer exits, which have smaller offsets, win ties.
@@ -64,11 +64,11 @@ class Found:
         if self.best is None:
             return np.full(3, NOTHING, dtype=np.int64)
         objective, tie, order = self.best[0]
-        return np.array([objective, tie, max(order - offset, -1)], dtype=np.int64)
+        return np.array([objective, tie, _code(order, offset)], dtype=np.int64)
 
     def front_arrays(self, offset: int) -> tuple[Arrays, Arrays, Arrays]:
         """Costs, mIoUs and codes along the front."""
-        rows = [(p.cost, p.miou, max(p.order - offset, -1)) for p in self.front.points]
+        rows = [(p.cost, p.miou, _code(p.order, offset)) for p in self.front.points]
         cost, miou, code = np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
         return cost, miou, code
 
@@ -85,3 +85,8 @@ class Found:
             self.offer(Rank(objective, tie, offset + code), decode(code))
         for cost, miou, code in zip(*(a.tolist() for a in scan[4:]), strict=True):
             self.front.insert(FrontPoint(cost, miou, offset + code, decode(code)))
+
+
+def _code(order: int, offset: int) -> int:
+    """What compares with a kernel's codes as `order` does: NOTHING where there are more exits."""
+    return min(max(order - offset, -1), NOTHING)

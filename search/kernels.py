@@ -125,7 +125,7 @@ def scan_rows(pixels, prices, aim, bins_EKI, number_EK, rows_Q, best, front):
                     cost_F, miou_F, code_F, fresh_F, size, cost, miou, mine
                 )
     new = np.flatnonzero(fresh_F[:size])
-    return best, evaluated, pruned, cost_F[new], miou_F[new], code_F[new]
+    return best, evaluated, pruned, 0, cost_F[new], miou_F[new], code_F[new]
 
 
 @njit(cache=True, nogil=True)
@@ -327,7 +327,7 @@ def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, bes
             )
         cursor_D[level] = early.after_E[e]
     new = np.flatnonzero(fresh_F[:size])
-    return best, evaluated, pruned, cost_F[new], miou_F[new], code_F[new]
+    return best, evaluated, 0, pruned, cost_F[new], miou_F[new], code_F[new]
 
 
 @njit(cache=True, nogil=True)

@@ -1,20 +1,20 @@
 """The accuracy bound that rules out most configurations, compiled.
 
-mIoU is a mean of ratios, so it is bounded from above by a linear function of the pixel counts around
-a reference: with z = hits - iou0 * union and y = union - union0 of a class,
+mIoU is a mean of ratios, so it is bounded from above by a linear function of the pixel counts
+around a reference: with z = hits - iou0 * union and y = union - union0 of a class, exactly
 
-    iou = iou0 + z / union0 - z * y / (union * union0),
+    iou = iou0 + z / union0 - z * y / (union * union0).
 
-exactly. The second term is a sum over the images, one number an image and exit (its score); the last
-term is of second order. It is bounded by Cauchy-Schwarz over the classes, the parts of z and y that
-a row fixes taken as they are and the deepest early exit's as if it could choose its images.
+The second term is a sum over the images, one number an image and exit (its score). The last term is
+of second order; it is bounded by Cauchy-Schwarz over the classes, the parts of z and y that a row
+fixes taken as they are and the deepest early exit's as if it could choose its images.
 
 A row is a choice of early exits but the deepest, with their thresholds; what they answer is fixed.
 The deepest early exit with all its thresholds (columns) and every last exit (lanes) are scanned at
 once: neither the number of classes nor a third loop over the images enters.
 
-Suffixes of array names as in `mess.search.kernels`; R rows, T columns, L exits deeper than the row's
-by rising point (the lanes of a column are the end of that list), C classes that have labels.
+Suffixes of array names as in `mess.search.kernels`; R rows, T columns, L exits deeper than those of
+the row by rising point (the lanes of a column end that list), C classes that have labels.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Window(NamedTuple):
 def screen(counts, window, prices, bins_EKI, number_EK, after_E, first, s1, seconds, front):
     """Rows that may hold a configuration that matters, with `first` and each of `seconds` early.
 
-    Exits are numbered by rising point and `after_E` is the first exit behind the point of each. With
-    a `front` (costs and mIoUs in steps, possibly empty) a configuration only matters if it is not
-    behind it.
+    Exits are numbered by rising point and `after_E` is the first exit behind the point of each.
+    With a `front` (costs and mIoUs in steps, possibly empty) a configuration only matters if it is
+    not behind it.
     Returns shape (Q, 11), each (first, signal, threshold, second, signal, threshold, deepest early
     exit, signal, its first threshold and the one to stop before, last exit), and the number of
     configurations that were ruled out.
@@ -245,7 +245,7 @@ def _scan_lanes(
     window, prices, early, deeper, first_last, bin3_I, columns, order_I, start_R, score_R, left_R2,
     rows1, rows2, spread_4RL,
 ):  # fmt: skip
-    """Whether an affordable configuration may reach what is needed, shape (R, GROUPS, L), or any."""
+    """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any."""
     first, s1, second, s2, third, s3 = early
     images, exits = window.score_IE.shape
     lanes, metrics = exits - first_last, len(prices.kind_M)
@@ -344,7 +344,7 @@ def _before_front(
     window, prices, early, order_I, start_R, row, rows1, rows2, bin1_I, bin2_I, bin3_I, start, stop,
     score, left_2, last, deeper, spread_4RL, group, front,
 ):  # fmt: skip
-    """The first column from `start` to `stop` that may not be behind the front, and past the last."""
+    """First and past the last column from `start` to `stop` that may not be behind the front."""
     first, s1, second, s2, third, s3 = early
     cost_F, miou_F = front
     images = window.score_IE.shape[0]
@@ -449,65 +449,6 @@ def _mark(window, spread_4RL, row, third, s3, group, at_third, at_last, lane0, t
     """
     share, rounding = np.float32(window.share), np.float32(window.rounding)
     spread = window.spread_EK24GE
-    early_L, late_L = np.zeros_like(top_L), np.zeros_like(top_L)
-    for k in range(0, 4, 2):
-        third_z, third_y = spread_4RL[k, row, at_third], spread_4RL[k + 1, row, at_third]
-        # Short loops over few arrays, indexed in full, are what the compiler vectorises.
-        for lane in range(len(top_L)):
-            z = spread_4RL[k, row, at_last + lane] + spread[third, s3, 0, k, group, lane0 + lane]
-            y = (
-                spread_4RL[k + 1, row, at_last + lane]
-                + (spread[third, s3, 0, k + 1, group, lane0 + lane])
-            )
-            early_L[lane] += z * y
-        for lane in range(len(top_L)):
-            z = third_z + spread[third, s3, 1, k, group, lane0 + lane]
-            late_L[lane] += z * (third_y + spread[third, s3, 1, k + 1, group, lane0 + lane])
-    best = np.float32(-np.inf)
-    for lane in range(len(top_L)):
-        top_L[lane] += min(early_L[lane], late_L[lane]) * share + rounding
-    for lane in range(len(top_L)):
-        best = max(best, top_L[lane])
-    if best < 0:
-        return False
-    for lane in range(len(top_L)):
-        kept_RGL[row, group, lane] = top_L[lane] >= 0
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _advance(new_TL, t, run_L, own_2L, lim0, lim1, need, top_L):
-    """Add a column to the running sums, and keep the largest affordable one less what it needs."""
-    for lane in range(len(run_L)):
-        value = run_L[lane] + new_TL[t, lane]
-        run_L[lane] = value
-        fits = (own_2L[0, lane] <= lim0) & (own_2L[1, lane] <= lim1)
-        value = value - need if fits else np.float32(-np.inf)
-        top_L[lane] = max(top_L[lane], value)
-
-
-@njit(cache=True, nogil=True)
-def _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L):
-    """The same where the sums of earlier rows are added."""
-    for lane in range(len(run_L)):
-        value = run_L[lane] + new_TL[t, lane]
-        run_L[lane] = value
-        value += sum_RTL[r2, t, lane]
-        sum_RTL[r2, t, lane] = value
-        fits = (own_2L[0, lane] <= lim0) & (own_2L[1, lane] <= lim1)
-        value = value - need if fits else np.float32(-np.inf)
-        top_L[lane] = max(top_L[lane], value)
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _mark(window, spread_4RL, row, third, s3, group, at_third, at_last, lane0, top_L, kept_RGL):
-    """Mark the lanes that reach what is needed with the most that the second order can add.
-
-    Returns whether there are any. Arrays are indexed in full, which keeps their layout known and the
-    loop vectorised.
-    """
-    share, rounding = np.float32(window.share), np.float32(window.rounding)
-    spread = window.spread_EK24GE
     third0, third1 = spread_4RL[0, row, at_third], spread_4RL[1, row, at_third]
     third2, third3 = spread_4RL[2, row, at_third], spread_4RL[3, row, at_third]
     best = np.float32(-np.inf)
@@ -552,7 +493,7 @@ def paths(prices, first, s1, second, s2, third, s3):
 
 @njit(cache=True, nogil=True)
 def _slots(prices):
-    """Which of the two limits of a cell a metric uses; -1: none, its limit does not depend on it."""
+    """Which of the two limits of a column a metric uses; -1: none, no limit by column."""
     slot_M = np.full(len(prices.kind_M), -1, dtype=np.int64)
     used = 0
     for m in range(len(slot_M)):
@@ -564,7 +505,7 @@ def _slots(prices):
 
 @njit(cache=True, nogil=True)
 def _early_scores(window, first, second, bin1_I, rows1, bin2_I, rows2):
-    """By row: score of what `first` and `second` answer, and how many images each of them answers."""
+    """By row: score of what `first` and `second` answer, and how many images each answers."""
     score_R = np.zeros(rows1 * rows2)
     left_R2 = np.zeros((rows1 * rows2, 2), dtype=np.int64)
     for i in range(len(bin1_I)):
@@ -598,7 +539,7 @@ def _rest_scores(window, third, order_I, start_R, rows2):
 def _limits(
     window, prices, slot_M, path_M3, delay_M, left_2, base, images, stay_T, lim_2T, need_T
 ):  # fmt: skip
-    """Fill, for each column, the largest affordable cost of a last exit alone, and what it needs."""
+    """Fill, by column, the largest affordable cost of a last exit alone, and what is needed."""
     reach3 = images - left_2[0] - left_2[1]
     need_T[:] = np.float32(window.need - base)
     if window.slope != 0.0:
@@ -637,8 +578,10 @@ def _limits(
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def spreads(counts, gain_C, loss_C, above_C, below_C, bins_EKI, number_EK, first_last, third, out):
-    """Fill `Window.spread_EK24GE` for the deepest early exit `third`, lasts from `first_last` on."""
+def spreads(
+    counts, gain_C, loss_C, above_C, below_C, bins_EKI, number_EK, first_last, third, out
+):  # fmt: skip
+    """Fill `Window.spread_EK24GE` of the early exit `third` with lasts from `first_last` on."""
     exits, images, classes = counts.hits_EIC.shape
     sums_G4C = np.empty((GROUPS + 1, 4, classes), dtype=np.float32)
     for signal in range(bins_EKI.shape[1]):

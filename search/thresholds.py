@@ -51,8 +51,8 @@ def grid(thresholds: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 def grid_size(early: int, thresholds: int) -> int | None:
     """Thresholds of each of `early` exits; None: all that separate the images.
 
-    Two early exits have `thresholds` each. Three have fewer, so that every choice of exits has about
-    as many combinations.
+    Two early exits have `thresholds` each. Three have fewer, so that every choice of exits has
+    about as many combinations.
     """
     return None if early < 2 else max(1, round(thresholds ** (2 / early)))
 

@@ -1,4 +1,4 @@
-"""Where the bound of `mess.search.screen` is put: references, and what a configuration must reach."""
+"""Where the bound of `mess.search.screen` is put, and what a configuration must reach."""
 
 from __future__ import annotations
 
@@ -142,9 +142,7 @@ def reaching(place: Window, miou: int) -> Window:
 
 
 class Band(NamedTuple):
-    """A piece of the front: a configuration matters if miou - slope * cost >= need (mIoU in [0, 1]),
-    and its cost is at most `limit`.
-    """
+    """A piece of the front: what matters costs `limit` at most, miou - slope * cost >= need."""
 
     reference: Configuration
     need: float

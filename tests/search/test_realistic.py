@@ -1,0 +1,202 @@
+"""The search where its bound rules out nearly everything, against evaluating everything in NumPy.
+
+The caches of `make_cache` are too small for that: here exits resemble each other, as in a network.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mess.search.answer import search
+from mess.search.costs import Cost
+from mess.search.request import Request
+from mess.search.tables import Tables
+from mess.search.thresholds import Ladder, ladder
+
+THRESHOLDS = 16
+PER_EXIT = {1: None, 2: 16, 3: 6}
+
+
+def network(seed: int, classes: int = 7) -> tuple[Tables, dict[str, Cost]]:
+    """Four points of two exits: deeper ones fail less, on the same difficult images."""
+    rng = np.random.default_rng(seed)
+    images = 60
+    point = np.array([4, *np.repeat([1, 2, 3, 4], 2)])
+    label = rng.integers(0, 400, (images, classes)) * (rng.random((images, classes)) < 0.5)
+    label[:, rng.random(classes) < 0.15] = 0
+    label[0, 0] += 1
+    difficulty = rng.normal(size=images)
+    reach = -1 + 0.9 * point + 0.4 * rng.normal(size=len(point))
+    logit = difficulty - reach[:, None] + 0.3 * rng.normal(size=(len(point), images))
+    wrong = 0.1 + 0.6 / (1 + np.exp(-1.5 * logit))
+    per_class = (wrong[:, :, None] * rng.uniform(0.7, 1.3, (*wrong.shape, classes))).clip(0, 1)
+    hits = np.floor(label * (1 - per_class)).astype(np.int32)
+    missed = (label - hits).sum(axis=2, keepdims=True)
+    extra = np.floor(missed * rng.dirichlet(np.ones(classes), wrong.shape))
+    extra[:, :, label.sum(axis=0) == 0] *= rng.random() < 0.5
+    sure = -logit + 0.4 * rng.normal(size=logit.shape)
+    signals = np.stack([sure, np.rint(4 * sure) / 4], axis=2).astype(np.float32)
+    tables = Tables(
+        exit_ids=("final", *(f"p{p}-crm{2**k}-b0-fcn" for p in (1, 2, 3, 4) for k in range(2))),
+        point=point,
+        label=label,
+        intersection=hits,
+        predicted=hits + extra.astype(np.int32),
+        signals=signals[:, :, : 1 + seed % 2],
+        signal_names=("sure", "coarse")[: 1 + seed % 2],
+    )
+
+    def cost(unit: float, latency: bool) -> Cost:
+        exits, count = len(point), len(tables.signal_names)
+
+        def part(low: int, high: int, shape: int | tuple[int, int]) -> NDArray[np.float64]:
+            return rng.integers(low, high, shape).astype(np.float64) * unit
+
+        return Cost(
+            backbone=np.arange(5.0) * 100 * unit,
+            exit=part(2, 40, exits),
+            signal=part(0, 3, (exits, count)) * latency,
+            answer=part(1, 9, exits) * latency,
+            resume=part(0, 6, exits) * latency,
+        )
+
+    return tables, {
+        "macs": cost(1000, False),
+        "latency": cost(1 / 64, True),
+        "params": cost(10, False),
+    }
+
+
+class Space(NamedTuple):
+    """Every configuration: costs in the order of `METRICS`, p90 latency last, mIoU, and exits."""
+
+    cost_4X: NDArray[np.float64]
+    miou_X: NDArray[np.float64]
+    exits_X: NDArray[np.int64]
+
+
+METRICS = ("latency", "macs", "params", "p90")
+
+
+def enumerate_space(tables: Tables, costs: dict[str, Cost]) -> Space:
+    points = [np.flatnonzero(tables.point == p).tolist() for p in (1, 2, 3, 4)]
+    chains = [
+        tuple(e for e in chain if e >= 0)
+        for chain in product(*([-1, *exits] for exits in points))
+        if any(e >= 0 for e in chain)
+    ]
+    ladders = {early: ladder(tables, size) for early, size in PER_EXIT.items()}
+    found = [measure(tables, costs, chain, ladders.get(len(chain) - 1)) for chain in chains]
+    cost, miou, exits = zip(*found, strict=True)
+    return Space(np.concatenate(cost, axis=1), np.concatenate(miou), np.concatenate(exits))
+
+
+def measure(
+    tables: Tables, costs: dict[str, Cost], chain: tuple[int, ...], rungs: Ladder | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    early, images = chain[:-1], np.arange(tables.images)
+    blocks = []
+    for signals in product(range(len(tables.signal_names)), repeat=len(early)):
+        thresholds = [
+            rungs.values[e][s] for e, s in zip(early, signals, strict=True) if rungs is not None
+        ]
+        for chosen in product(*thresholds):
+            depth = np.full(tables.images, len(early))
+            for position in reversed(range(len(early))):
+                observed = tables.signals[early[position], :, signals[position]]
+                depth[observed >= chosen[position]] = position
+            blocks.append((signals, depth))
+    depth_XI = np.array([depth for _, depth in blocks])
+    answer_XI = np.asarray(chain)[depth_XI]
+    hits = tables.intersection[answer_XI, images].sum(axis=1, dtype=np.int64)
+    predicted = tables.predicted[answer_XI, images].sum(axis=1, dtype=np.int64)
+    union = predicted + tables.label.sum(axis=0) - hits
+    miou = np.nanmean(np.where(union > 0, hits / np.maximum(union, 1), np.nan), axis=1)
+    counts = np.stack([(depth_XI == d).sum(axis=1) for d in range(len(chain))], axis=1)
+    cost = np.empty((4, len(blocks)))
+    for m, metric in enumerate(METRICS):
+        paths = np.array([path_costs(tables, costs, metric, chain, s) for s, _ in blocks])
+        if metric == "params":
+            cost[m] = paths[:, -1]
+        elif metric == "p90":
+            left = 10 * np.cumsum(counts, axis=1) >= 9 * tables.images
+            cost[m] = paths[np.arange(len(blocks)), left.argmax(axis=1)]
+        else:
+            # All parts are multiples of a power of two: totals are exact.
+            cost[m] = (counts * paths).sum(axis=1) / tables.images
+    return cost, miou, np.full(len(blocks), len(chain))
+
+
+def path_costs(
+    tables: Tables,
+    costs: dict[str, Cost],
+    metric: str,
+    chain: tuple[int, ...],
+    signals: tuple[int, ...],
+) -> list[float]:
+    part = costs["latency" if metric == "p90" else metric]
+    paths, delay = [], 0.0
+    for position, e in enumerate(chain):
+        delay += part.exit[e]
+        if position < len(signals):
+            delay += part.signal[e, signals[position]]
+        paths.append(part.backbone[tables.point[e]] + delay + part.answer[e])
+        delay += part.resume[e]
+    return paths
+
+
+def front_of(cost: NDArray[np.float64], miou: NDArray[np.float64]) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for x in np.lexsort((-miou, cost)):
+        c, m = float(cost[x]), float(miou[x])
+        if not points or round(m * 1e12) > round(points[-1][1] * 1e12):
+            points.append((c, m))
+    return points
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_answers_and_fronts_equal_the_enumeration(seed: int) -> None:
+    tables, costs = network(seed)
+    space = enumerate_space(tables, costs)
+    base = search(tables, costs, Request(setting="final-only", target="accuracy")).goal.baseline
+    rng = np.random.default_rng(seed)
+    sizes, ruled_out, among = set(), 0, 0
+    asked = [("latency", "mean"), ("latency", "p90"), ("macs", "mean"), ("accuracy", "mean")]
+    for (target, stat), error in product([*asked, ("params", "mean")], (0.0, 0.02)):
+        metric = ("p90" if stat == "p90" else "latency") if target == "latency" else target
+        wanted = np.rint(space.miou_X * 1e12) >= round((base.miou - error) * 1e12)
+        limits: dict[str, Any] = {"max_error": error}
+        if target == "accuracy":
+            limit = float(np.quantile(space.cost_4X[1], rng.uniform(0.1, 0.6)))
+            limits, metric = {"max_macs": limit}, "macs"
+            wanted = space.cost_4X[1] <= limit + 1e-6
+        request = Request(
+            target=target, latency_stat=stat, max_exits=4, thresholds=THRESHOLDS, **limits
+        )
+        answer = search(tables, costs, request)
+        cost_X = space.cost_4X[METRICS.index(metric)]
+        if target == "accuracy":
+            assert answer.evaluation.miou == pytest.approx(space.miou_X[wanted].max(), abs=1e-12)
+        else:
+            key = "latency" if metric == "p90" else metric
+            assert answer.evaluation.costs[key] == pytest.approx(cost_X[wanted].min(), rel=1e-12)
+            ties = wanted & np.isclose(cost_X, cost_X[wanted].min(), rtol=1e-12)
+            assert answer.evaluation.miou == pytest.approx(space.miou_X[ties].max(), abs=1e-12)
+        sizes.add(len(answer.configuration))
+        rows = answer.front_rows()
+        name = {"p90": "latency_ms", "latency": "latency_ms"}.get(metric, metric)
+        expected = front_of(cost_X, space.miou_X)
+        assert [row[name] for row in rows] == pytest.approx([c for c, _ in expected], rel=1e-12)
+        assert [row["miou"] for row in rows] == pytest.approx([m for _, m in expected], abs=1e-12)
+        assert answer.configurations == len(space.miou_X)
+        assert answer.evaluated + sum(answer.pruned.values()) == answer.configurations
+        ruled_out += answer.pruned["by_bound"]
+        among += answer.configurations
+    # Otherwise the bound was not put to the test.
+    assert ruled_out > 0.3 * among
+    assert max(sizes) > 2

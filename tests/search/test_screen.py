@@ -1,0 +1,84 @@
+"""The bound of the screen against the mIoU it bounds."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mess.search.costs import to_ticks
+from mess.search.dependent import pack_prices
+from mess.search.evaluate import Choice, Configuration
+from mess.search.found import NOTHING
+from mess.search.goal import Goal, miou_steps
+from mess.search.request import Request
+from mess.search.screen import NOBODY, screen
+from mess.search.thresholds import ladder
+from mess.search.windows import Frame, reaching, window
+from tests.search.test_realistic import network
+
+EMPTY = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+
+
+def drawn(
+    rng: np.random.Generator, goal: Goal, early: int, steps: int
+) -> list[tuple[int, int, int]]:
+    """Exits by rising point, each with a signal and an index of threshold, unused in the last."""
+    points = np.sort(rng.choice(np.arange(1, 5), early + 1, replace=False))
+    exits = [int(rng.choice(np.flatnonzero(goal.tables.point == p))) for p in points]
+    signals = len(goal.tables.signal_names)
+    return [(e, int(rng.integers(signals)), int(rng.integers(steps))) for e in exits]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_configuration_is_more_accurate_than_its_bound(seed: int, classes: int) -> None:
+    """Rows are kept where the least mIoU asked for is that of one of their configurations.
+
+    With a single class the bound is nearly tight, so that an error in any part of it shows.
+    """
+    tables, costs = network(seed, classes)
+    goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs"))
+    frame, rng = Frame.of(tables), np.random.default_rng(seed)
+    steps = ladder(tables, 10)
+    bins, number = frame.sorted_ladder(steps)
+    prices = frame.sorted_prices(pack_prices(goal))
+    prices = prices._replace(limit_M=np.full_like(prices.limit_M, NOTHING))
+    at = np.argsort(frame.order_E)
+    ruled_out = 0
+    # Any configuration may be the reference, good or bad.
+    with ThreadPoolExecutor(1) as pool:
+        places = [
+            window(goal, frame, steps, (Choice(int(exit_)),), pool)
+            for exit_ in rng.integers(tables.exits, size=12)
+        ]
+    for draw in range(120):
+        place, early = places[draw % len(places)], 2 + draw % 2
+        chosen = drawn(rng, goal, early, 10)
+        configuration: Configuration = (
+            *(Choice(e, s, float(steps.values[e][s][t])) for e, s, t in chosen[:-1]),
+            Choice(chosen[-1][0]),
+        )
+        miou = miou_steps(goal.evaluate(configuration).miou)
+        (second, s2, r2), (third, s3, t), (last, _, _) = chosen[-3:]
+        first, s1, r1 = chosen[0] if early == 3 else (NOBODY, 0, 0)
+        rows, pruned = screen(
+            frame.counts,
+            reaching(place, miou),
+            prices,
+            bins,
+            number,
+            frame.after_E,
+            at[first] if early == 3 else NOBODY,
+            s1,
+            np.array([at[second]]),
+            EMPTY,
+        )
+        rows = frame.original(rows)
+        mine = (rows[:, [0, 1, 2, 3, 5, 6, 7, 10]] == [
+            first, s1, r1, second, r2, third, s3, last
+        ]).all(axis=1) & (rows[:, 4] == s2)  # fmt: skip
+        assert ((rows[mine, 8] <= t) & (t < rows[mine, 9])).any()
+        ruled_out += pruned
+    assert ruled_out > 0
