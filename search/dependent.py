@@ -215,6 +215,7 @@ class _Search:
             self.sorted_prices._replace(limit_M=limit_M),
             self.sorted_bins,
             self.sorted_number,
+            self.frame.point_E,
             self.frame.after_E,
             *task,
             front[:2] if aim.collect else _NO_FRONT,

@@ -70,6 +70,7 @@ class Window(NamedTuple):
         a last one (axis 5) have, in each group of thresholds: norms over the classes of z below,
         y above, z above, y below 0. On axis 2: what the early exit can change if the last one
         answered all, and the other way round.
+    most_EK24GN: the largest of them over the last exits of each point.
     rounding: what float32 sums may lose, in mIoU.
     """
 
@@ -82,6 +83,7 @@ class Window(NamedTuple):
     extra0_C: NDArray[np.float64]
     share: float
     spread_EK24GE: NDArray[np.float32]
+    most_EK24GN: NDArray[np.float32]
     offset: float
     need: float
     slope: float
@@ -90,10 +92,12 @@ class Window(NamedTuple):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def screen(counts, window, prices, bins_EKI, number_EK, after_E, first, s1, seconds, front):
+def screen(
+    counts, window, prices, bins_EKI, number_EK, point_E, after_E, first, s1, seconds, front
+):  # fmt: skip
     """Rows that may hold a configuration that matters, with `first` and each of `seconds` early.
 
-    Exits are numbered by rising point and `after_E` is the first exit behind the point of each.
+    Exits are numbered by rising point: `point_E` from 0, `after_E` the first exit behind it.
     With a `front` (costs and mIoUs in steps, possibly empty) a configuration only matters if it is
     not behind it.
     Returns shape (Q, 11), each (first, signal, threshold, second, signal, threshold, deepest early
@@ -116,6 +120,7 @@ def screen(counts, window, prices, bins_EKI, number_EK, after_E, first, s1, seco
             spread_4RL = _row_spreads(
                 counts, window, first, second, deeper, bin1_I, rows1, bin2_I, rows2
             )
+            most_4RN = _most(spread_4RL, point_E[deeper:], window.most_EK24GN.shape[5])
             score_R, left_R2 = _early_scores(window, first, second, bin1_I, rows1, bin2_I, rows2)
             for third in range(deeper, exits):
                 lanes = exits - after_E[third]
@@ -127,6 +132,7 @@ def screen(counts, window, prices, bins_EKI, number_EK, after_E, first, s1, seco
                     kept_RGL, kept = _scan_lanes(
                         window, prices, early, deeper, after_E[third], bins_EKI[third, s3],
                         columns, order_I, start_R, score_R, left_R2, rows1, rows2, spread_4RL,
+                        most_4RN, point_E, after_E,
                     )  # fmt: skip
                     ruled_out += rows1 * rows2 * lanes * columns
                     width = _width(columns)
@@ -243,7 +249,7 @@ def _corner(counts_IC, bin1_I, rows1, bin2_I, rows2):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _scan_lanes(
     window, prices, early, deeper, first_last, bin3_I, columns, order_I, start_R, score_R, left_R2,
-    rows1, rows2, spread_4RL,
+    rows1, rows2, spread_4RL, most_4RN, point_E, after_E,
 ):  # fmt: skip
     """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any."""
     first, s1, second, s2, third, s3 = early
@@ -331,8 +337,8 @@ def _scan_lanes(
                 _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L)
             if over or t % width == width - 1 or t == columns - 1:
                 kept |= _mark(
-                    window, spread_4RL, row, third, s3, t // width, third - deeper,
-                    first_last - deeper, first_last, top_L, kept_RGL,
+                    window, spread_4RL, most_4RN, point_E, after_E, row, third, s3, t // width,
+                    deeper, first_last, top_L, kept_RGL,
                 )  # fmt: skip
             if over:
                 break
@@ -360,21 +366,10 @@ def _before_front(
         if t < stop - start:
             score_T[t] += window.score_IE[i, last] - window.score_IE[i, third]
             stay_T[t] += 1
-    slack = (
-        window.offset
-        + window.rounding
-        + window.share
-        * min(
-            _product(
-                spread_4RL[:, row, last - deeper],
-                window.spread_EK24GE[third, s3, 0, :, group, last],
-            ),
-            _product(
-                spread_4RL[:, row, third - deeper],
-                window.spread_EK24GE[third, s3, 1, :, group, last],
-            ),
-        )
-    )
+    slack = window.offset + window.rounding + window.share * _second_order(
+        spread_4RL, row, third - deeper, spread_4RL, last - deeper, window.spread_EK24GE, third, s3,
+        group, last,
+    )  # fmt: skip
     path_M3, delay_M = paths(prices, first, s1, second, s2, third, s3)
     m = window.front
     path_last = delay_M[m] + prices.backbone_ME[m, last] + prices.exit_ME[m, last]
@@ -390,13 +385,6 @@ def _before_front(
             begin = min(begin, start + t)
             end = start + t + 1
     return begin, end
-
-
-@njit(cache=True, nogil=True)
-def _product(fixed_4, free_4):
-    """The second order, by Cauchy-Schwarz, of a fixed and a free part."""
-    below = (fixed_4[0] + free_4[0]) * (fixed_4[1] + free_4[1])
-    return below + (fixed_4[2] + free_4[2]) * (fixed_4[3] + free_4[3])
 
 
 @njit(cache=True, nogil=True)
@@ -441,37 +429,62 @@ def _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L)
         top_L[lane] = max(top_L[lane], value)
 
 
+@njit(cache=True, nogil=True)
+def _most(spread_4RL, point_L, points):
+    """The largest norms over the exits of each point, shape (4, R, N)."""
+    most_4RN = np.zeros((4, spread_4RL.shape[1], points), dtype=np.float32)
+    for k in range(4):
+        for row in range(spread_4RL.shape[1]):
+            for lane, point in enumerate(point_L):
+                most_4RN[k, row, point] = max(most_4RN[k, row, point], spread_4RL[k, row, lane])
+    return most_4RN
+
+
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _mark(window, spread_4RL, row, third, s3, group, at_third, at_last, lane0, top_L, kept_RGL):
+def _mark(
+    window, spread_4RL, most_4RN, point_E, after_E, row, third, s3, group, deeper, first_last,
+    top_L, kept_RGL,
+):  # fmt: skip
     """Mark the lanes that reach what is needed with the most that the second order can add.
 
-    Returns whether there are any.
+    Mostly what it can add at any last exit of a point is not enough for the best of them. Returns
+    whether any lane is marked.
     """
     share, rounding = np.float32(window.share), np.float32(window.rounding)
-    spread = window.spread_EK24GE
-    third0, third1 = spread_4RL[0, row, at_third], spread_4RL[1, row, at_third]
-    third2, third3 = spread_4RL[2, row, at_third], spread_4RL[3, row, at_third]
-    best = np.float32(-np.inf)
-    for lane in range(len(top_L)):
-        early = (
-            spread_4RL[0, row, at_last + lane] + spread[third, s3, 0, 0, group, lane0 + lane]
-        ) * (spread_4RL[1, row, at_last + lane] + spread[third, s3, 0, 1, group, lane0 + lane])
-        early += (
-            spread_4RL[2, row, at_last + lane] + spread[third, s3, 0, 2, group, lane0 + lane]
-        ) * (spread_4RL[3, row, at_last + lane] + spread[third, s3, 0, 3, group, lane0 + lane])
-        late = (third0 + spread[third, s3, 1, 0, group, lane0 + lane]) * (
-            third1 + spread[third, s3, 1, 1, group, lane0 + lane]
+    some, last = False, first_last
+    while last < len(point_E):
+        start, last, point = last - first_last, after_E[last], point_E[last]
+        best = np.float32(-np.inf)
+        for lane in range(start, last - first_last):
+            best = max(best, top_L[lane])
+        slack = _second_order(
+            spread_4RL, row, third - deeper, most_4RN, point, window.most_EK24GN, third, s3, group,
+            point,
+        )  # fmt: skip
+        if best + slack * share + rounding < 0:
+            continue
+        for lane in range(start, last - first_last):
+            slack = _second_order(
+                spread_4RL, row, third - deeper, spread_4RL, first_last - deeper + lane,
+                window.spread_EK24GE, third, s3, group, first_last + lane,
+            )  # fmt: skip
+            kept_RGL[row, group, lane] = top_L[lane] + slack * share + rounding >= 0
+            some |= kept_RGL[row, group, lane]
+    return some
+
+
+@njit(cache=True, nogil=True)
+def _second_order(spread_4RL, row, at_third, fixed_4RX, x, free_EK24GY, third, s3, group, y):
+    """The second order by Cauchy-Schwarz, from whichever side bounds it better."""
+    early = late = np.float32(0)
+    for k in range(0, 4, 2):
+        early += (fixed_4RX[k, row, x] + free_EK24GY[third, s3, 0, k, group, y]) * (
+            fixed_4RX[k + 1, row, x] + free_EK24GY[third, s3, 0, k + 1, group, y]
         )
-        late += (third2 + spread[third, s3, 1, 2, group, lane0 + lane]) * (
-            third3 + spread[third, s3, 1, 3, group, lane0 + lane]
+        late += (spread_4RL[k, row, at_third] + free_EK24GY[third, s3, 1, k, group, y]) * (
+            spread_4RL[k + 1, row, at_third] + free_EK24GY[third, s3, 1, k + 1, group, y]
         )
-        top_L[lane] += min(early, late) * share + rounding
-        best = max(best, top_L[lane])
-    if best < 0:
-        return False
-    for lane in range(len(top_L)):
-        kept_RGL[row, group, lane] = top_L[lane] >= 0
-    return True
+    return min(early, late)
 
 
 @njit(cache=True, nogil=True)
@@ -579,9 +592,10 @@ def _limits(
 
 @njit(cache=True, nogil=True, fastmath=True)
 def spreads(
-    counts, gain_C, loss_C, above_C, below_C, bins_EKI, number_EK, first_last, third, out
+    counts, gain_C, loss_C, above_C, below_C, bins_EKI, number_EK, point_E, first_last, third, out,
+    most,
 ):  # fmt: skip
-    """Fill `Window.spread_EK24GE` of the early exit `third` with lasts from `first_last` on."""
+    """Fill a window's spreads, and the `most` of them, of `third` before every deeper last exit."""
     exits, images, classes = counts.hits_EIC.shape
     sums_G4C = np.empty((GROUPS + 1, 4, classes), dtype=np.float32)
     for signal in range(bins_EKI.shape[1]):
@@ -607,7 +621,10 @@ def spreads(
                 for c in range(classes):
                     sums_G4C[g, 1, c] *= above_C[c]
                     sums_G4C[g, 3, c] *= below_C[c]
-            _norms(sums_G4C, above_C, below_C, out[third, signal, :, :, :, last])
+            norms_24G = out[third, signal, :, :, :, last]
+            _norms(sums_G4C, above_C, below_C, norms_24G)
+            most_24G = most[third, signal, :, :, :, point_E[last]]
+            most_24G[:] = np.maximum(most_24G, norms_24G)
 
 
 @njit(cache=True, nogil=True, fastmath=True)

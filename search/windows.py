@@ -32,6 +32,7 @@ class Frame(NamedTuple):
     """
 
     order_E: NDArray[np.int64]
+    point_E: NDArray[np.int64]
     after_E: NDArray[np.int64]
     counts: Counts
     label_C: NDArray[np.float64]
@@ -52,6 +53,7 @@ class Frame(NamedTuple):
         stray = tables.predicted[:, :, ~labelled].min(axis=0) > 0
         return cls(
             order_E=order,
+            point_E=np.asarray(point - 1, dtype=np.int64),
             after_E=np.searchsorted(point, point, side="right"),
             counts=Counts(
                 np.ascontiguousarray(hits, dtype=np.float32),
@@ -108,10 +110,13 @@ def window(
     bins, number = frame.sorted_ladder(steps)
     exits, signals = number.shape
     spread = np.zeros((exits, signals, 2, 4, GROUPS, exits), dtype=np.float32)
+    most = np.zeros((exits, signals, 2, 4, GROUPS, goal.tables.points), dtype=np.float32)
 
     def fill(third: int) -> None:
-        first_last = frame.after_E[third]
-        spreads(frame.counts, gain, loss, above, below, bins, number, first_last, third, spread)
+        weights, first_last = (gain, loss, above, below), frame.after_E[third]
+        spreads(
+            frame.counts, *weights, bins, number, frame.point_E, first_last, third, spread, most
+        )
 
     list(pool.map(fill, range(exits)))
     score = frame.share * (
@@ -128,6 +133,7 @@ def window(
         extra0_C=extra0,
         share=frame.share,
         spread_EK24GE=spread,
+        most_EK24GN=most,
         offset=float(frame.share * (iou0 * extra0 / union0).sum()),
         need=0.0,
         slope=0.0,

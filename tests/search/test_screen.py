@@ -69,6 +69,7 @@ def test_no_configuration_is_more_accurate_than_its_bound(seed: int, classes: in
             prices,
             bins,
             number,
+            frame.point_E,
             frame.after_E,
             at[first] if early == 3 else NOBODY,
             s1,
