@@ -45,6 +45,16 @@ class Target(StrEnum):
     accuracy = "accuracy"
 
 
+class Algorithm(StrEnum):
+    exhaustive = "exhaustive"
+    optuna = "optuna"
+
+
+class Sampler(StrEnum):
+    tpe = "tpe"
+    nsga2 = "nsga2"
+
+
 class LatencyStat(StrEnum):
     mean = "mean"
     p90 = "p90"
@@ -174,10 +184,15 @@ def search(
     ] = None,
     latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = LatencyStat.mean,
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
-    max_exits: Annotated[int, typer.Option(min=1, help="Exits in all.")] = 3,
-    thresholds: Annotated[
-        int, typer.Option(min=1, help="Grid of each exit where two early exits are searched.")
-    ] = 16,
+    max_exits: Annotated[int, typer.Option(min=1, help="Proven up to 4.")] = 3,
+    thresholds: Annotated[int, typer.Option(min=1, help="Each of two early exits.")] = 64,
+    no_front: Annotated[bool, typer.Option("--no-front", help="Only the answer.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore earlier fronts.")] = False,
+    algorithm: Annotated[
+        Algorithm, typer.Option(help="optuna samples, unproven.")
+    ] = Algorithm.exhaustive,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of optuna, in all. [2000]")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="Of optuna. [tpe]")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best instance without retraining."""
@@ -196,6 +211,11 @@ def search(
             profile=profile,
             max_exits=max_exits,
             thresholds=thresholds,
+            front=not no_front,
+            fresh=fresh,
+            algorithm=algorithm.value,
+            trials=trials,
+            sampler=None if sampler is None else sampler.value,
             reporter=listener,
         )
     if as_json:

@@ -87,7 +87,12 @@ def print_search(result: dict[str, Any]) -> None:
     _out.print(table)
     _out.print(_comparison(result["predicted"], result["baseline"], ("miou", "macs", "latency_ms")))
     found = result["search"]
-    certainty = "proven optimal" if found["optimal"] else f"gap {found['gap']}"
+    certainty = "proven optimal"
+    if not found["optimal"]:
+        certainty = f"best of {found['evaluated']:,} trials, not proven,"
+        if found["gap"] is not None:
+            unit = " mIoU" if result["target"] == "accuracy" else " of the cost"
+            certainty = f"interrupted: best so far, at most {found['gap']:.3g}{unit} from the best"
     source = found.get("source")
     how = f", read off the front of {source}" if source else f" in {found['seconds']:.1f} s"
     say(

@@ -74,6 +74,9 @@ class Run:
     def search(self, search_id: str) -> Path:
         return self.path / "searches" / search_id
 
+    def study(self, key: str) -> Path:
+        return self.path / "studies" / f"{key}.journal"
+
     def bundle(self, name: str) -> Path:
         return self.path / "exports" / name
 

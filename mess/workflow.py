@@ -107,14 +107,24 @@ def search(
     latency_stat: str = "mean",
     profile: str | None = None,
     max_exits: int = 3,
-    thresholds: int = 16,
+    thresholds: int = 64,
+    front: bool = True,
+    fresh: bool = False,
+    algorithm: str = "exhaustive",
+    trials: int | None = None,
+    sampler: str | None = None,
     reporter: Reporter = _SILENT,
 ) -> dict[str, Any]:
     """Find the best instance without retraining; returns result.json, `id` and `path` added.
 
     `max_latency` is in ms, `max_macs` a number or "0.5x" of the baseline's. A checkpoint is
     "COST=MIOU" in the unit of the target; for target accuracy in that of the first limit, else in
-    ms. Raises InfeasibleError when nothing meets the limits.
+    ms. Without `front` only the answer is proven. An earlier search's front answers at once where
+    it proves the answer, unless `fresh`. Raises InfeasibleError when nothing meets the limits.
+
+    `algorithm` "optuna" samples what is too large to be proven: `trials` (2000 by default) of the
+    study in all, which the same call goes on with, also in several processes at once; `sampler` is
+    "tpe" or "nsga2".
     """
     from mess.steps.searching import search_run
 
@@ -132,6 +142,11 @@ def search(
         profile=profile,
         max_exits=max_exits,
         thresholds=thresholds,
+        front=front,
+        fresh=fresh,
+        algorithm=algorithm,
+        trials=trials,
+        sampler=sampler,
         reporter=reporter,
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from mess.errors import InfeasibleError
 from mess.search.costs import LATENCY, MACS, PARAMS, Cost, to_ticks
 from mess.search.evaluate import Configuration, Evaluation
 from mess.search.exhaustive import Progress, cover
@@ -18,6 +19,7 @@ from mess.search.goal import MIOU_STEPS, Goal
 from mess.search.infeasible import Best, infeasible
 from mess.search.relaxation import gap
 from mess.search.request import ANYTIME, Request
+from mess.search.sampling import sample
 from mess.search.tables import Tables
 
 _KEYS = {MACS: "macs", LATENCY: "latency_ms", PARAMS: "params"}
@@ -142,6 +144,8 @@ def search(
     progress: Progress | None = None,
     threads: int | None = None,
     front: bool = True,
+    algorithm: str = "exhaustive",
+    **sampling: Any,
 ) -> Answer:
     """The best configuration for `request`, proven so within the space that the answer states.
 
@@ -149,9 +153,14 @@ def search(
     the best so far with its proven gap, or the proven answer with an unproven front. Neither answer
     nor counts depend on `threads` (default: all cores). Raises `InfeasibleError` with the nearest
     feasible requests, and `ConfigError` for a request that cannot be searched.
+
+    Algorithm `optuna` samples instead, and proves nothing beyond instances with two exits, which it
+    starts from; `sampling` are options of `mess.search.sampling.sample`.
     """
     start = time.perf_counter()
     goal = Goal.of(tables, to_ticks(tables, costs), request)
+    if algorithm == "optuna":
+        return _sampled(goal, start, progress, threads, **sampling)
     covered = cover(goal, collect=front, progress=progress, threads=threads)
     found = covered.found
     if found.best is None:
@@ -169,6 +178,39 @@ def search(
         pruned={"by_cost": found.pruned, "by_bound": found.bounded},
         gap=0.0 if found.proven else gap(goal, rank.objective),
         seconds=time.perf_counter() - start,
+    )
+
+
+def _sampled(
+    goal: Goal, start: float, progress: Progress | None, threads: int | None, **sampling: Any
+) -> Answer:
+    """The best of a study that begins with the exact answer and front of up to two exits."""
+    few = replace(goal, request=replace(goal.request, max_exits=min(2, goal.request.max_exits)))
+    exact = cover(few, threads=threads).found
+    starts = [point.payload for point in exact.front.points]
+    if exact.best is not None:
+        starts.insert(0, exact.best[1])
+    sampled = sample(goal, starts=starts, progress=progress, **sampling)
+    found = sampled.found
+    if found.best is None:
+        raise InfeasibleError(
+            f"none of {found.evaluated} trials meets the limits. Raise --trials or relax a limit; "
+            "a search with fewer exits, without --algorithm optuna, says by how much."
+        )
+    configuration = found.best[1]
+    return Answer(
+        goal=goal,
+        configuration=configuration,
+        evaluation=goal.evaluate(configuration),
+        front=found.front.points,
+        front_proven=False,
+        space=sampled.space,
+        configurations=sampled.configurations,
+        evaluated=found.evaluated,
+        pruned={"by_cost": 0, "by_bound": 0},
+        gap=None,
+        seconds=time.perf_counter() - start,
+        algorithm="optuna",
     )
 
 

@@ -18,7 +18,7 @@ from mess.search.screen import EPSILON, GROUPS, MARGIN, MEAN, Counts, Window, sp
 from mess.search.tables import Tables
 from mess.search.thresholds import Ladder
 
-BANDS = 16
+BANDS = 8
 """Pieces of the front, each with a reference of its own."""
 
 

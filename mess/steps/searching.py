@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mess.assembly import DEFAULT_PROFILE, excluded_exits, load_costs, load_tables
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
-from mess.errors import MessError
+from mess.errors import MessError, nearest
 from mess.files import write_json
 from mess.progress import Reporter, Task
 from mess.run import Run, new_folder
@@ -16,7 +19,14 @@ from mess.search.answer import search
 from mess.search.costs import to_ticks
 from mess.search.goal import Goal
 from mess.search.request import ACCURACY, Request
+from mess.search.sampling import SAMPLERS
 from mess.steps.reuse import dependencies, earlier_answer, sealed
+
+EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
+ALGORITHMS = (EXHAUSTIVE, OPTUNA)
+
+TRIALS = 2000
+"""Of a study in all, where the caller does not say."""
 
 
 def search_run(
@@ -26,14 +36,20 @@ def search_run(
     checkpoints: Sequence[str],
     profile: str | None,
     reporter: Reporter,
+    algorithm: str = EXHAUSTIVE,
+    trials: int | None = None,
+    sampler: str | None = None,
+    front: bool = True,
     fresh: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Search, write result.json and front.parquet, and return the result with `id` and `path`.
 
-    An earlier search's front answers at once where it proves the answer, unless `fresh` is set.
-    `options` are further fields of `Request`.
+    An earlier search's front answers at once where it proves the answer, unless `fresh` is set or
+    `algorithm` is `optuna`: that goes on with its own study. `options` are further fields of
+    `Request`.
     """
+    _check_algorithm(algorithm, trials, sampler)
     if options["target"] != ACCURACY and not (
         checkpoints or any(options[name] is not None for name in ("max_error", "min_miou"))
     ):
@@ -59,10 +75,13 @@ def search_run(
     )
     goal, excluded = Goal.of(tables, to_ticks(tables, costs), request), excluded_exits(place)
     depends = dependencies(goal, costs, manifest, excluded)
-    earlier = None if fresh else earlier_answer(place, depends, goal, reporter)
+    sampling = {}
+    if algorithm == OPTUNA:
+        sampling = _sampling(place, depends, request, trials, sampler or SAMPLERS[0])
+    earlier = None if fresh or sampling else earlier_answer(place, depends, goal, reporter)
     if earlier is None:
         with reporter.task("searching", 1) as task:
-            answer = search(tables, costs, request, _progress(task))
+            answer = search(tables, costs, request, _progress(task), front=front, **sampling)
     else:
         answer = earlier.answer
     result = answer.to_result()
@@ -78,6 +97,34 @@ def search_run(
     write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))
     write_json(folder / "result.json", result)
     return {"id": folder.name, "path": str(folder), **result}
+
+
+def _check_algorithm(algorithm: str, trials: int | None, sampler: str | None) -> None:
+    if algorithm not in ALGORITHMS:
+        raise MessError(f"unknown algorithm {algorithm!r}; {nearest(algorithm, ALGORITHMS)}")
+    if algorithm == OPTUNA:
+        return
+    for name, value in (("trials", trials), ("sampler", sampler)):
+        if value is not None:
+            raise MessError(
+                f"{name} {value} means nothing to the exhaustive search, which covers its whole "
+                f"space. Add --algorithm optuna, or leave --{name} out."
+            )
+
+
+def _sampling(
+    place: Run, depends: Mapping[str, Any], request: Request, trials: int | None, sampler: str
+) -> dict[str, Any]:
+    """Options of `search`; the study is that of the same cache, costs, request and sampler."""
+    content = json.dumps([dict(depends), asdict(request), sampler], sort_keys=True)
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return {
+        "algorithm": OPTUNA,
+        "trials": TRIALS if trials is None else trials,
+        "sampler": sampler,
+        "seed": place.config().seed,
+        "storage": place.study(key),
+    }
 
 
 def _progress(task: Task) -> Callable[[int, int], None]:

@@ -1,0 +1,283 @@
+"""How long searches take: ours, enumeration in NumPy, Optuna's samplers and evolution.
+
+    python benchmarks/search.py [--parts table scaling baselines figure] [--exits 2 3 4] [--trial]
+        [--no-front] [--threads 1] [--limit SECONDS] [--output FILE]
+
+Everything runs on random caches that look like a trained network's (`random_caches.py`), in the
+input-dependent setting with target MACs.
+
+- table: the exact search for several errors and caches, with and without the front.
+- scaling: its time and memory against the number of images, each in a process of its own.
+- baselines: the exact search, enumeration and samplers in turns on the same cache, each on one
+  thread. A sampler runs until a candidate that meets the error costs at most 1% more than the
+  proven optimum, or until the limit; outside the main space, of three exits among all
+  architectures, it has a fifth of the limit. Enumeration runs whole in small spaces, where it has
+  to find the same cost. In larger ones it is timed on a random sample of choices of exits, and its
+  seconds are those of a configuration in the sample times the configurations of the space. "Cost
+  first" leaves out the choices of exits that cannot be cheap enough; in a sample it knows the
+  proven optimum from the start, which is the best that can happen to it.
+- figure: the baselines drawn, into FILE with the suffix .svg.
+
+Every figure is in FILE as soon as it is measured: given again, the command goes on. `--trial` takes
+small sizes, and minutes. Needs Optuna 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from results import Results, Row, machine_facts
+from search_exact import measure, measure_apart
+from search_figure import Point, draw
+from search_race import EXACT, race
+
+from mess.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    seeds: caches of the table; `seeds_dear` of its dear rows: fronts, eight signals, four exits.
+    scaled, seeds_scaled: numbers of images and caches of the scaling, with a front on the first.
+    raced: architectures a point of the baselines' spaces; `rounds` caches each, with samplers and
+        a front on the first `races` of them. Odd, so that there is a middle one.
+    error: mIoU that an answer may lose in scaling and baselines.
+    sample_seconds: how long a sample of enumeration takes.
+    whole: configurations up to which enumeration runs whole.
+    limit: seconds of a sampler in the main space.
+    """
+
+    images: int = 500
+    architectures: int = 56
+    thresholds: int = 64
+    errors: tuple[float, ...] = (0.0, 0.003, 0.01, 0.05)
+    seeds: int = 5
+    seeds_dear: int = 2
+    scaled: tuple[int, ...] = (125, 250, 500, 1000, 1449)
+    seeds_scaled: int = 3
+    raced: tuple[int, ...] = (4, 14, 56)
+    rounds: int = 5
+    races: int = 3
+    error: float = 0.01
+    sample_seconds: float = 10.0
+    whole: int = 50_000_000
+    limit: float = 600.0
+
+
+FULL = Plan()
+TRIAL = Plan(
+    images=120,
+    architectures=4,
+    thresholds=8,
+    seeds=2,
+    seeds_dear=1,
+    scaled=(60, 120),
+    seeds_scaled=1,
+    raced=(2, 4),
+    rounds=3,
+    races=1,
+    sample_seconds=0.5,
+    whole=100_000,
+    limit=5.0,
+)
+
+
+def main() -> None:
+    parts = {"table": table, "scaling": scaling, "baselines": baselines, "figure": figure}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--exits", type=int, nargs="+", default=[2, 3, 4], help="max_exits")
+    parser.add_argument("--trial", action="store_true", help="small sizes")
+    parser.add_argument(
+        "--no-front", dest="front", action="store_false", help="leave searches with a front out"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of table and scaling")
+    parser.add_argument("--limit", type=float, help="seconds of a sampler")
+    parser.add_argument("--output", type=Path, default=Path("runs/search-benchmark.json"))
+    options = parser.parse_args()
+    plan = TRIAL if options.trial else FULL
+    if options.limit is not None:
+        plan = replace(plan, limit=options.limit)
+    results = Results(options.output, machine_facts("mess", "numpy", "numba", "optuna"))
+    for part in options.parts:
+        parts[part](plan, options, results)
+
+
+def table(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """The exact search for every error, cache and kind of space."""
+    kinds = [(exits, 1, plan.seeds if exits < 4 else plan.seeds_dear) for exits in options.exits]
+    kinds += [(exits, 8, plan.seeds_dear) for exits in options.exits if exits < 4]
+    rows = []
+    for seed in range(plan.seeds):
+        for max_exits, signals, seeds in kinds:
+            fronts = [False, True] if options.front and seed < plan.seeds_dear else [False]
+            for error, front in product(plan.errors if seed < seeds else (), fronts):
+                case = search_case("table", plan, max_exits=max_exits, signals=signals, seed=seed)
+                case |= {"error": error, "front": front, "threads": options.threads}
+                rows.append(results.measure(case, partial(measure, case)))
+    print(
+        "| exits allowed | signals | front | configurations | evaluated | median (s) "
+        "| slowest (s) | median by error (s) | answers by exits used |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for (max_exits, signals, front), some in grouped(rows, "max_exits", "signals", "front"):
+        seconds = [row["seconds"] for row in some]
+        by_error = "; ".join(
+            f"{error:g}: {show(median(row['seconds'] for row in alike))}"
+            for (error,), alike in grouped(some, "error")
+        )
+        used = [len(row["rates"]) for row in some]
+        print(
+            f"| {max_exits} | {signals} | {'yes' if front else 'no'} "
+            f"| {median(row['configurations'] for row in some):.2e} "
+            f"| {median(row['evaluated'] / row['configurations'] for row in some):.2%} "
+            f"| {show(median(seconds))} | {show(max(seconds))} | {by_error} "
+            f"| {'; '.join(f'{exits}: {used.count(exits)}' for exits in sorted(set(used)))} |"
+        )
+
+
+def scaling(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """Time and memory of the exact search with three exits against the number of images."""
+    rows = []
+    for seed, images, front in product(range(plan.seeds_scaled), plan.scaled, (False, True)):
+        case = search_case("scaling", plan, max_exits=3, signals=1, seed=seed)
+        case |= {"error": plan.error, "front": front, "threads": options.threads, "images": images}
+        if not front or (options.front and seed == 0):
+            rows.append(results.measure(case, partial(measure_apart, case)))
+    print(
+        "| images | front | median (s) | slowest (s) | resident before (MB) | peak (MB) |\n"
+        "| --- | --- | --- | --- | --- | --- |"
+    )
+    for (images, front), some in grouped(rows, "images", "front"):
+        seconds = [row["seconds"] for row in some]
+        print(
+            f"| {images} | {'yes' if front else 'no'} "
+            f"| {show(median(seconds))} | {show(max(seconds))} "
+            f"| {median(row['resident_mb'] for row in some):.0f} "
+            f"| {max(row['peak_mb'] for row in some):.0f} |"
+        )
+
+
+def baselines(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """All methods side by side."""
+    print(
+        "| exits allowed | architectures | configurations | method | seconds | x exact (range) "
+        "| remarks |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    rows = raced(plan, options, results)
+    for (max_exits, architectures), some in grouped(rows, "max_exits", "architectures"):
+        exact = {row["seed"]: row for row in some if row["method"] == EXACT}
+        size = median(row["configurations"] for row in exact.values())
+        for (method,), own in grouped(some, "method"):
+            ratios = [
+                row | {"seconds": row["seconds"] / exact[row["seed"]]["seconds"]} for row in own
+            ]
+            ends = (min(ratios, key=lateness), max(ratios, key=lateness))
+            print(
+                f"| {max_exits} | {architectures} | {size:.2e} | {method} "
+                f"| {arrival(middle(own))} | {arrival(middle(ratios))} "
+                f"({' to '.join(arrival(end) for end in ends)}) | {remarks(own)} |"
+            )
+
+
+def figure(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """The baselines' seconds drawn against the size of the space."""
+    panels: dict[str, dict[str, list[Point]]] = {}
+    rows = raced(plan, options, results)
+    for (max_exits, _), some in grouped(rows, "max_exits", "architectures"):
+        methods = panels.setdefault(f"up to {max_exits} exits", {})
+        size = median(row["configurations"] for row in some if row["method"] == EXACT)
+        for (method,), own in grouped(some, "method"):
+            typical = middle(own)
+            point = Point(round(size), typical["seconds"], typical["kind"])
+            methods.setdefault(method, []).append(point)
+    path = options.output.with_suffix(".svg")
+    write_text(path, draw(panels))
+    print(path)
+
+
+def raced(plan: Plan, options: argparse.Namespace, results: Results) -> list[Row]:
+    """All methods in turns on the same caches."""
+    rows = []
+    for seed, max_exits, architectures in product(range(plan.rounds), options.exits, plan.raced):
+        case = search_case("baselines", plan, max_exits=max_exits, signals=1, seed=seed)
+        case |= {"error": plan.error, "architectures": architectures}
+        main_space = (max_exits, architectures) == (3, plan.architectures)
+        limit = plan.limit if main_space else plan.limit / 5
+        rows += race(
+            results,
+            case,
+            sample_seconds=plan.sample_seconds,
+            whole=plan.whole,
+            front=options.front and seed < plan.races,
+            limit=limit if seed < plan.races else None,
+        )
+    return rows
+
+
+def search_case(part: str, plan: Plan, *, max_exits: int, signals: int, seed: int) -> Row:
+    """What the cases of all parts have in common."""
+    return {
+        "part": part,
+        "images": plan.images,
+        "architectures": plan.architectures,
+        "thresholds": plan.thresholds,
+        "max_exits": max_exits,
+        "signals": signals,
+        "seed": seed,
+    }
+
+
+def grouped(rows: Sequence[Row], *names: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Rows by their values of `names`, in the order in which these first occur."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(groups.items())
+
+
+def lateness(row: Row) -> tuple[bool, float]:
+    """Order of rows by seconds; what did not arrive is later than all that did."""
+    return row["kind"] == "not reached", row["seconds"]
+
+
+def middle(rows: Sequence[Row]) -> Row:
+    """The row of median seconds."""
+    return sorted(rows, key=lateness)[len(rows) // 2]
+
+
+def arrival(row: Row) -> str:
+    """Seconds, or after how many it had not arrived."""
+    return f"{'> ' if row['kind'] == 'not reached' else ''}{show(row['seconds'])}"
+
+
+def remarks(rows: Sequence[Row]) -> str:
+    """How enumeration was timed, or how far samplers came."""
+    if any(row["kind"] == "extrapolated" for row in rows):
+        return f"extrapolated from {sum(row['timed'] for row in rows):.2e} configurations"
+    if "gap" not in rows[0]:
+        return ""
+    arrived = sum(row["kind"] == "measured" for row in rows)
+    gaps = ["nothing feasible" if row["gap"] is None else f"{row['gap']:.1%}" for row in rows]
+    evaluated = median(row["evaluated"] for row in rows)
+    return (
+        f"{arrived} of {len(rows)} arrived; above the optimum: {', '.join(gaps)}; "
+        f"{evaluated:,.0f} evaluated"
+    )
+
+
+def show(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()
