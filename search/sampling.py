@@ -1,8 +1,9 @@
 """Sampling a space that is too large to be proven: Optuna proposes, the plain definition judges.
 
 A trial is what Optuna's sampler proposes with the threshold of each early exit moved to where it is
-best, or where that was tried before a neighbour of it. With the thresholds as proposed three times
-the trials found less; and without neighbours most trials soon repeated earlier ones.
+best, or where that was tried before a neighbour of it. After 300 trials the best was 4.0% (TPE) and
+3.6% (NSGA-II) dearer than the known optimum (four made-up caches with 337 exits, three seeds);
+without neighbours 4.2% and 6.6%, and with the thresholds as proposed, after 900, 7.8% and 4.8%.
 
 This is the only file that knows Optuna, and it imports it when a search starts.
 """
@@ -76,9 +77,9 @@ def sample(
 ) -> Sampled:
     """The best of `trials` configurations of the input-dependent or the anytime space.
 
-    starts: configurations of the space, the best first, such as the exact answer and the front of a
-        smaller one. The first trials are taken from them, a tenth of all and at least one, and none
-        is lost: the outcome is never worse than any of them.
+    starts: configurations of the space, such as the exact answer and the front of a smaller one.
+        The first trials, a tenth of all and at least one, are the best of them and those nearest to
+        it in cost. None is lost: the outcome is never worse than any of them.
     trials: of the study in all, those of earlier runs and other processes included.
     sampler: `tpe` (multivariate tree-structured Parzen estimator) or `nsga2`, which takes a
         fraction of the time for a trial.
@@ -109,7 +110,8 @@ def sample(
     hear = progress or (lambda _done, _total: None)
     with _quiet():
         study = _Study(space, sampler, seed, storage, name)
-        seeds = [start for start in starts if start not in study.tried][: max(1, trials // 10)]
+        first = _nearest_to_best(scores)[: max(1, trials // 10)]
+        seeds = [start for start in first if start not in study.tried]
         try:
             while study.trials < trials and len(study.tried) < space.configurations:
                 proposal = study.ask()
@@ -285,8 +287,8 @@ class _Space:
             + (
                 "the last one the network's own head"
                 if self.anytime
-                else "the last at any point, with every signal of every early exit and a grid of "
-                "its thresholds"
+                else "the last at any point, with every signal of every early exit; with one early "
+                "exit every distinct threshold, with more a grid of at most so many quantiles"
             ),
             "candidates": tables.exits,
             "points": tables.points,
@@ -338,6 +340,14 @@ def _score(space: _Space, configuration: Configuration) -> _Score:
         quality=quality,
         excess=excess,
     )
+
+
+def _nearest_to_best(scores: Mapping[Configuration, _Score]) -> list[Configuration]:
+    """The best one, then the others by the distance of their cost from its."""
+    best = min(scores.values(), key=lambda score: score[:2], default=None)
+    if best is None:
+        return []
+    return sorted(scores, key=lambda one: (abs(scores[one].cost - best.cost), scores[one][:2]))
 
 
 def _excess(goal: Goal, evaluation: Evaluation) -> dict[str, float]:
@@ -462,9 +472,10 @@ class _FileLock:
 
     def acquire(self) -> bool:
         if self._file is None:
-            self._file = self._path.open("ab+")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            _drop_torn_line(self._file)
+            file = self._path.open("ab+")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _drop_torn_line(file)
+            self._file = file
         self._depth += 1
         return True
 

@@ -37,7 +37,7 @@ MEAN, P90, STORED = 0, 1, 2
 EPSILON = 2.0**-23
 
 GROUPS = 8
-"""Pieces of the deepest early exit's thresholds: the second order is bounded in each by itself."""
+"""Most pieces of the deepest early exit's thresholds: each has its own bound of the second order."""
 
 MARGIN = 1e-9
 """In mIoU: larger than the rounding of a score's constant parts, far smaller than any effect."""
@@ -163,8 +163,8 @@ def screen(
 
 @njit(cache=True, nogil=True)
 def _width(columns):
-    """Thresholds of a group."""
-    return (columns + GROUPS - 1) // GROUPS
+    """Thresholds of a group: at least four, as each group is looked at by itself."""
+    return max(4, (columns + GROUPS - 1) // GROUPS)
 
 
 @njit(cache=True, nogil=True)
@@ -419,13 +419,14 @@ def _advance(new_TL, t, run_L, own_2L, lim0, lim1, need, top_L):
 @njit(cache=True, nogil=True)
 def _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L):
     """The same where the sums of earlier rows are added."""
+    # In two loops over few arrays each: the compiler vectorises no loop over many.
     for lane in range(len(run_L)):
         value = run_L[lane] + new_TL[t, lane]
         run_L[lane] = value
-        value += sum_RTL[r2, t, lane]
-        sum_RTL[r2, t, lane] = value
+        sum_RTL[r2, t, lane] += value
+    for lane in range(len(run_L)):
         fits = (own_2L[0, lane] <= lim0) & (own_2L[1, lane] <= lim1)
-        value = value - need if fits else np.float32(-np.inf)
+        value = sum_RTL[r2, t, lane] - need if fits else np.float32(-np.inf)
         top_L[lane] = max(top_L[lane], value)
 
 

@@ -93,3 +93,10 @@ def test_where_an_answer_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
     told["search"]["source"] = "that"
     print_search(told)
     assert "among 9 configurations, read off the front of that; error" in capsys.readouterr().out
+
+
+def test_a_sampled_answer_claims_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    told = result()
+    told["search"] |= {"optimal": False, "gap": None, "evaluated": 2000}
+    print_search(told)
+    assert "best of 2,000 trials, not proven, among 9 configurations" in capsys.readouterr().out

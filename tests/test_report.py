@@ -243,6 +243,9 @@ def test_gap_is_said(searched: Run) -> None:
     text = read(searched).text
     assert "Not proven optimal, gap 0.0321 among 10 configurations (10 evaluated) in 250 ms" in text
     assert "optuna" in text
+    result = json.loads((searched.search("second") / "result.json").read_text())
+    write_search(searched, "third", search=result["search"] | {"gap": None})
+    assert "Not proven optimal, no bound known, among 10 configurations" in read(searched).text
 
 
 def test_nothing_is_loaded_from_elsewhere(searched: Run) -> None:

@@ -167,7 +167,7 @@ def test_never_worse_than_the_start(cache: Cache, sampler: str) -> None:
 
 
 def test_no_start_is_lost(cache: Cache) -> None:
-    """More starts than trials are taken from them: all the same they are in answer and front."""
+    """With fewer trials than starts all of them are in answer and front."""
     goal = goal_of(cache, REQUEST)
     singles: list[Configuration] = [(Choice(exit_),) for exit_ in range(goal.tables.exits)]
     kept = [single for single in singles if meets(goal, goal.evaluate(single))]
