@@ -37,7 +37,7 @@ MEAN, P90, STORED = 0, 1, 2
 EPSILON = 2.0**-23
 
 GROUPS = 8
-"""Most pieces of the deepest early exit's thresholds: each has its own bound of the second order."""
+"""Most pieces of the deepest early exit's thresholds; the second order is bounded in each."""
 
 MARGIN = 1e-9
 """In mIoU: larger than the rounding of a score's constant parts, far smaller than any effect."""
