@@ -1,0 +1,106 @@
+"""A search that is stopped says how far from the best it may be, and never that it is optimal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mess.search.answer import search
+from mess.search.costs import to_ticks
+from mess.search.goal import Goal
+from mess.search.relaxation import gap, highest_miou, lowest_cost
+from mess.search.request import Request
+from tests.search.conftest import MakeCache
+from tests.search.test_realistic import network
+
+
+def interrupt_at(share: float) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done >= share * total:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("setting", ["input-dependent", "anytime"])
+@pytest.mark.parametrize("target", ["latency", "macs", "params", "accuracy"])
+@pytest.mark.parametrize("stat", ["mean", "p90"])
+def test_no_answer_is_better_than_the_relaxation(
+    make_cache: MakeCache, setting: str, target: str, stat: str
+) -> None:
+    for seed in range(12):
+        tables, costs = make_cache(np.random.default_rng(seed), images=5, twins=seed % 2 == 0)
+        limits: dict[str, Any] = {"max_error": 0.05 * (seed % 3)} if target != "accuracy" else {}
+        request = Request(setting=setting, target=target, latency_stat=stat, **limits)
+        if setting == "anytime" and target != "accuracy":
+            baseline = Goal.of(tables, to_ticks(tables, costs), request).baseline
+            request = Request(
+                setting=setting,
+                target=target,
+                latency_stat=stat,
+                checkpoints=((baseline.costs[target] + 1, 0.0),),
+                **limits,
+            )
+        answer = search(tables, costs, request, front=False, threads=1)
+        goal = answer.goal
+        if target == "accuracy":
+            best = goal.quality(answer.evaluation) * max(1, len(goal.checkpoints))
+            assert best <= highest_miou(goal) + 1e-12
+            assert gap(goal, -round(best * 1e12)) >= 0
+        else:
+            best = answer.evaluation.totals[target]
+            assert lowest_cost(goal) <= best * (1 + 1e-12)
+            assert 0 <= gap(goal, best) <= 1
+            # Twice the optimum is at least half its cost away from it.
+            assert best == 0 or gap(goal, 2 * best) >= 0.5 - 1e-9
+
+
+def test_the_relaxation_says_something_on_a_network() -> None:
+    """Not only that costs are positive."""
+    tables, costs = network(0)
+    goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs", max_error=0.0))
+    cheapest = min(costs["macs"].backbone[1] + costs["macs"].exit[1:3])
+    assert lowest_cost(goal) > 1.05 * cheapest * tables.images
+    assert highest_miou(goal) < 1
+
+
+def test_interrupted_before_the_answer_is_proven() -> None:
+    tables, costs = network(1)
+    request = Request(target="latency", max_error=0.01, thresholds=16)
+    whole = search(tables, costs, request)
+    part = search(tables, costs, request, progress=interrupt_at(1e-3))
+    assert part.gap is not None
+    assert 0 < part.gap < 1
+    result = part.to_result()
+    assert not result["search"]["optimal"]
+    assert result["explanation"] == {}
+    assert not any(row["proven"] for row in part.front_rows())
+    covered = part.evaluated + sum(part.pruned.values())
+    assert covered < part.configurations == whole.configurations
+    # What it holds is real, and the gap is not too small.
+    assert part.evaluation.miou >= part.goal.baseline.miou - 0.01 - 1e-12
+    best = whole.evaluation.costs["latency"]
+    assert best >= part.evaluation.costs["latency"] * (1 - part.gap) * (1 - 1e-12)
+
+
+def test_interrupted_before_the_front_is_proven() -> None:
+    tables, costs = network(1)
+    request = Request(target="latency", max_error=0.01, thresholds=16)
+    whole = search(tables, costs, request)
+    part = search(tables, costs, request, progress=interrupt_at(0.6))
+    assert part.gap == 0
+    assert part.to_result()["search"]["optimal"]
+    assert part.configuration == whole.configuration
+    assert not any(row["proven"] for row in part.front_rows())
+    assert all(row["proven"] for row in whole.front_rows())
+    assert set(part.to_result()["explanation"]) == {"metric", "unit", "binding"}
+
+
+def test_interrupted_with_nothing_found() -> None:
+    tables, costs = network(1)
+    request = Request(target="latency", min_miou=0.999, thresholds=4)
+    with pytest.raises(KeyboardInterrupt):
+        search(tables, costs, request, progress=interrupt_at(0.0))
