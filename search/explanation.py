@@ -102,8 +102,17 @@ def _improves(without: Goal, reached: int, front: Sequence[Point] | None, solve:
             return False
         if meets(without, evaluation):
             return True
+    if not _limited(without):
+        # More exits than one cost more than the cheaper of them alone.
+        without = replace(without, request=replace(without.request, max_exits=1))
     found = solve(without)
     return found is not None and objective(without, without.evaluate(found.configuration)) < reached
+
+
+def _limited(goal: Goal) -> bool:
+    """Whether anything keeps the goal's target from its extreme."""
+    asks = goal.miou_limit >= 0 or any(point.miou > 0 for point in goal.checkpoints)
+    return goal.request.target == ACCURACY or bool(goal.limits) or asks
 
 
 def _less_accurate(

@@ -26,7 +26,7 @@ def gap(goal: Goal, objective: int) -> float:
     """
     if goal.request.target == ACCURACY:
         return max(0.0, highest_miou(goal) + objective / MIOU_STEPS)
-    return max(0.0, 1 - lowest_cost(goal) / objective) if objective else 0.0
+    return float(max(0.0, 1 - lowest_cost(goal) / objective)) if objective else 0.0
 
 
 def highest_miou(goal: Goal) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_interrupted_before_the_answer_is_proven() -> None:
     part = search(tables, costs, request, progress=interrupt_at(1e-3))
     assert part.gap is not None
     assert 0 < part.gap < 1
-    result = part.to_result()
+    result = json.loads(json.dumps(part.to_result()))
     assert not result["search"]["optimal"]
     assert result["explanation"] == {}
     assert not any(row["proven"] for row in part.front_rows())
