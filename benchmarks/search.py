@@ -1,7 +1,7 @@
 """How long searches take: ours, enumeration in NumPy, Optuna's samplers and evolution.
 
     python benchmarks/search.py [--parts table scaling baselines figure] [--exits 2 3 4] [--trial]
-        [--no-front] [--threads 1] [--limit SECONDS] [--output FILE]
+        [--no-front] [--threads N] [--limit SECONDS] [--output FILE]
 
 Everything runs on random caches that look like a trained network's (`random_caches.py`), in the
 input-dependent setting with target MACs.
@@ -25,6 +25,7 @@ small sizes, and minutes. Needs Optuna 5.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--no-front", dest="front", action="store_false", help="leave searches with a front out"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of table and scaling")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of table and scaling")
     parser.add_argument("--limit", type=float, help="seconds of a sampler")
     parser.add_argument("--output", type=Path, default=Path("runs/search-benchmark.json"))
     options = parser.parse_args()
