@@ -38,7 +38,6 @@ class Frame(NamedTuple):
     label_C: NDArray[np.float64]
     least_C: NDArray[np.float64]
     share: float
-    classes: NDArray[np.bool_]
 
     @classmethod
     def of(cls, tables: Tables) -> Frame:
@@ -62,7 +61,6 @@ class Frame(NamedTuple):
             label_C=label[labelled].astype(np.float64),
             least_C=label[labelled] + extra.min(axis=0).sum(axis=0, dtype=np.float64),
             share=1.0 / (int(labelled.sum()) + int(stray.any(axis=0).sum())),
-            classes=labelled,
         )
 
     def sorted_prices(self, prices: Prices) -> Prices:
