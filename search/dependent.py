@@ -22,7 +22,7 @@ from mess.search.rounds import run_rounds
 from mess.search.screen import MEAN, NOBODY, P90, STORED, Window, screen
 from mess.search.tables import Tables
 from mess.search.thresholds import Ladder, grid_size, ladder
-from mess.search.windows import Frame, bands, reaching, window
+from mess.search.windows import Frame, along, bands, reaching, window
 
 MOST_EXITS = 4
 """Exits in all that the exhaustive search covers."""
@@ -168,8 +168,7 @@ class _Search:
         metric, aim = self.goal.metrics.index(self.goal.front_metric), pack_aim(self.goal, True)
         pieces = list(bands(found.front.points, int(self.prices.kind_M[metric])))
         for position, band in enumerate(pieces):
-            place = self._window(band.reference)
-            place = place._replace(need=band.need - place.offset, slope=band.slope)
+            place = along(self._window(band.reference), band, self.goal, self.steps)
             limit_M = np.full(len(self.prices.limit_M), NOTHING)
             limit_M[metric] = band.limit
 

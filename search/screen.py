@@ -394,8 +394,8 @@ def total(kind, path_3, path_last, left_2, stay, images):
         return path_last * images
     if kind == MEAN:
         reach3 = images - left_2[0] - left_2[1] - stay
-        total = left_2[0] * path_3[0] + left_2[1] * path_3[1] + reach3 * path_3[2]
-        return total + stay * path_last
+        early = left_2[0] * path_3[0] + left_2[1] * path_3[1] + reach3 * path_3[2]
+        return early + stay * path_last
     if 10 * left_2[0] >= 9 * images:
         return path_3[0] * images
     if 10 * (left_2[0] + left_2[1]) >= 9 * images:
@@ -419,14 +419,13 @@ def _advance(new_TL, t, run_L, own_2L, lim0, lim1, need, top_L):
 @njit(cache=True, nogil=True)
 def _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L):
     """The same where the sums of earlier rows are added."""
-    # In two loops over few arrays each: the compiler vectorises no loop over many.
     for lane in range(len(run_L)):
         value = run_L[lane] + new_TL[t, lane]
         run_L[lane] = value
-        sum_RTL[r2, t, lane] += value
-    for lane in range(len(run_L)):
+        value += sum_RTL[r2, t, lane]
+        sum_RTL[r2, t, lane] = value
         fits = (own_2L[0, lane] <= lim0) & (own_2L[1, lane] <= lim1)
-        value = sum_RTL[r2, t, lane] - need if fits else np.float32(-np.inf)
+        value = value - need if fits else np.float32(-np.inf)
         top_L[lane] = max(top_L[lane], value)
 
 

@@ -25,7 +25,8 @@ BANDS = 8
 class Frame(NamedTuple):
     """What the screen reads, exits by rising point.
 
-    order_E: the exit's index in the tables; after_E: the first exit behind each one's point.
+    order_E: the exit's index in the tables; point_E: its point, from 0; after_E: the first exit
+        behind that point.
     label_C: labelled pixels of the classes that have any; share: 1 / least number of classes that
         count in the mIoU of any configuration.
     least_C: a lower bound of a class's union in any configuration.
@@ -120,7 +121,6 @@ def window(
     score = frame.share * (
         frame.counts.hits_EIC @ (1 / union0) - frame.counts.extra_EIC @ (iou0 / union0)
     )
-    terms = goal.tables.images + 3 * int(number.max())
     return Window(
         score_IE=np.ascontiguousarray(score.T, dtype=np.float32),
         gain_C=gain,
@@ -136,13 +136,28 @@ def window(
         need=0.0,
         slope=0.0,
         front=goal.metrics.index(goal.front_metric),
-        rounding=float(2 * EPSILON * terms * np.abs(score).sum(axis=1).max()),
+        rounding=_rounding(goal, steps, float(np.abs(score).sum(axis=1).max())),
     )
 
 
 def reaching(place: Window, miou: int) -> Window:
     """The window for configurations of at least `miou` (in steps)."""
     return place._replace(need=miou / MIOU_STEPS - MARGIN - place.offset)
+
+
+def along(place: Window, band: Band, goal: Goal, steps: Ladder) -> Window:
+    """The window for configurations that are not behind the front in `band`."""
+    ticks = goal.ticks[goal.front_metric]
+    dearest = float((ticks.backbone + ticks.exit + ticks.answer).max()) * goal.tables.images
+    # A slope adds what the last exit costs to every sum of scores.
+    rounding = place.rounding + _rounding(goal, steps, band.slope * dearest)
+    return place._replace(need=band.need - place.offset, slope=band.slope, rounding=rounding)
+
+
+def _rounding(goal: Goal, steps: Ladder, size: float) -> float:
+    """What sums in single precision may lose, if their terms are at most `size` together."""
+    terms = goal.tables.images + 3 * int(steps.number.max())
+    return 2 * EPSILON * terms * size
 
 
 class Band(NamedTuple):
