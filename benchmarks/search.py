@@ -1,21 +1,22 @@
 """How long searches take: ours, enumeration in NumPy, Optuna's samplers and evolution.
 
     python benchmarks/search.py [--parts table scaling baselines figure] [--exits 2 3 4] [--trial]
-        [--no-front] [--threads N] [--limit SECONDS] [--output FILE]
+        [--no-front] [--threads N] [--patience TIMES] [--output FILE]
 
 Everything runs on random caches that look like a trained network's (`random_caches.py`), in the
 input-dependent setting with target MACs.
 
-- table: the exact search for several errors and caches, with and without the front.
+- table: the exact search for several errors and caches; for one error also with the front, and with
+  eight signals an exit instead of one.
 - scaling: its time and memory against the number of images, each in a process of its own.
 - baselines: the exact search, enumeration and samplers in turns on the same cache, each on one
   thread. A sampler runs until a candidate that meets the error costs at most 1% more than the
-  proven optimum, or until the limit; outside the main space, of three exits among all
-  architectures, it has a fifth of the limit. Enumeration runs whole in small spaces, where it has
-  to find the same cost. In larger ones it is timed on a random sample of choices of exits, and its
-  seconds are those of a configuration in the sample times the configurations of the space. "Cost
-  first" leaves out the choices of exits that cannot be cheap enough; in a sample it knows the
-  proven optimum from the start, which is the best that can happen to it.
+  proven optimum, or until it has taken so many times longer than the exact search (--patience).
+  Enumeration runs whole in small spaces, where it has to find the same cost. In larger ones it is
+  timed on a random sample of choices of exits, and its seconds are those of a configuration in the
+  sample times the configurations of the space. "Cost first" leaves out the choices of exits that
+  cannot be cheap enough; in a sample it knows the proven optimum from the start, which is the best
+  that can happen to it.
 - figure: the baselines drawn, into FILE with the suffix .svg.
 
 Every figure is in FILE as soon as it is measured: given again, the command goes on. `--trial` takes
@@ -47,13 +48,14 @@ class Plan:
     """What is measured.
 
     seeds: caches of the table; `seeds_dear` of its dear rows: fronts, eight signals, four exits.
-    scaled, seeds_scaled: numbers of images and caches of the scaling, with a front on the first.
-    raced: architectures a point of the baselines' spaces; `rounds` caches each, with samplers and
-        a front on the first `races` of them. Odd, so that there is a middle one.
-    error: mIoU that an answer may lose in scaling and baselines.
+    scaled, seeds_scaled: numbers of images and caches of the scaling.
+    raced: the baselines' spaces, each exits allowed and architectures a point; `rounds` caches
+        each, with samplers and a front on the first `races` of them. Odd, so that there is a
+        middle one.
+    error: mIoU that an answer may lose in fronts, scaling and baselines.
     sample_seconds: how long a sample of enumeration takes.
     whole: configurations up to which enumeration runs whole.
-    limit: seconds of a sampler in the main space.
+    patience: how many times longer than the exact search a sampler may take.
     """
 
     images: int = 500
@@ -61,16 +63,20 @@ class Plan:
     thresholds: int = 64
     errors: tuple[float, ...] = (0.0, 0.003, 0.01, 0.05)
     seeds: int = 5
-    seeds_dear: int = 2
+    seeds_dear: int = 1
     scaled: tuple[int, ...] = (125, 250, 500, 1000, 1449)
     seeds_scaled: int = 3
-    raced: tuple[int, ...] = (4, 14, 56)
-    rounds: int = 5
-    races: int = 3
+    raced: tuple[tuple[int, int], ...] = (
+        *((2, 4), (2, 14), (2, 56)),
+        *((3, 4), (3, 14), (3, 56)),
+        *((4, 4), (4, 14)),
+    )
+    rounds: int = 3
+    races: int = 1
     error: float = 0.01
     sample_seconds: float = 10.0
     whole: int = 50_000_000
-    limit: float = 600.0
+    patience: float = 120.0
 
 
 FULL = Plan()
@@ -82,12 +88,12 @@ TRIAL = Plan(
     seeds_dear=1,
     scaled=(60, 120),
     seeds_scaled=1,
-    raced=(2, 4),
+    raced=((2, 2), (2, 4), (3, 2), (3, 4), (4, 2)),
     rounds=3,
     races=1,
     sample_seconds=0.5,
     whole=100_000,
-    limit=5.0,
+    patience=20.0,
 )
 
 
@@ -101,12 +107,12 @@ def main() -> None:
         "--no-front", dest="front", action="store_false", help="leave searches with a front out"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of table and scaling")
-    parser.add_argument("--limit", type=float, help="seconds of a sampler")
+    parser.add_argument("--patience", type=float, help="times a sampler may take longer")
     parser.add_argument("--output", type=Path, default=Path("runs/search-benchmark.json"))
     options = parser.parse_args()
     plan = TRIAL if options.trial else FULL
-    if options.limit is not None:
-        plan = replace(plan, limit=options.limit)
+    if options.patience is not None:
+        plan = replace(plan, patience=options.patience)
     results = Results(options.output, machine_facts("mess", "numpy", "numba", "optuna"))
     for part in options.parts:
         parts[part](plan, options, results)
@@ -114,16 +120,19 @@ def main() -> None:
 
 def table(plan: Plan, options: argparse.Namespace, results: Results) -> None:
     """The exact search for every error, cache and kind of space."""
-    kinds = [(exits, 1, plan.seeds if exits < 4 else plan.seeds_dear) for exits in options.exits]
-    kinds += [(exits, 8, plan.seeds_dear) for exits in options.exits if exits < 4]
+    extras = [(8, False), (1, True)] if options.front else [(8, False)]
+    wanted: list[tuple[int, int, bool, int, float]] = []
+    for max_exits in options.exits:
+        seeds = range(plan.seeds if max_exits < 4 else plan.seeds_dear)
+        wanted += [(max_exits, 1, False, *each) for each in product(seeds, plan.errors)]
+        if max_exits < 4:
+            each_dear = product(extras, range(plan.seeds_dear))
+            wanted += [(max_exits, *extra, seed, plan.error) for extra, seed in each_dear]
     rows = []
-    for seed in range(plan.seeds):
-        for max_exits, signals, seeds in kinds:
-            fronts = [False, True] if options.front and seed < plan.seeds_dear else [False]
-            for error, front in product(plan.errors if seed < seeds else (), fronts):
-                case = search_case("table", plan, max_exits=max_exits, signals=signals, seed=seed)
-                case |= {"error": error, "front": front, "threads": options.threads}
-                rows.append(results.measure(case, partial(measure, case)))
+    for max_exits, signals, front, seed, error in wanted:
+        case = search_case("table", plan, max_exits=max_exits, signals=signals, seed=seed)
+        case |= {"error": error, "front": front, "threads": options.threads}
+        rows.append(results.measure(case, partial(measure, case)))
     print(
         "| exits allowed | signals | front | configurations | evaluated | median (s) "
         "| slowest (s) | median by error (s) | answers by exits used |\n"
@@ -148,20 +157,18 @@ def table(plan: Plan, options: argparse.Namespace, results: Results) -> None:
 def scaling(plan: Plan, options: argparse.Namespace, results: Results) -> None:
     """Time and memory of the exact search with three exits against the number of images."""
     rows = []
-    for seed, images, front in product(range(plan.seeds_scaled), plan.scaled, (False, True)):
+    for seed, images in product(range(plan.seeds_scaled), plan.scaled):
         case = search_case("scaling", plan, max_exits=3, signals=1, seed=seed)
-        case |= {"error": plan.error, "front": front, "threads": options.threads, "images": images}
-        if not front or (options.front and seed == 0):
-            rows.append(results.measure(case, partial(measure_apart, case)))
+        case |= {"error": plan.error, "front": False, "threads": options.threads, "images": images}
+        rows.append(results.measure(case, partial(measure_apart, case)))
     print(
-        "| images | front | median (s) | slowest (s) | resident before (MB) | peak (MB) |\n"
-        "| --- | --- | --- | --- | --- | --- |"
+        "| images | median (s) | slowest (s) | resident before (MB) | peak (MB) |\n"
+        "| --- | --- | --- | --- | --- |"
     )
-    for (images, front), some in grouped(rows, "images", "front"):
+    for (images,), some in grouped(rows, "images"):
         seconds = [row["seconds"] for row in some]
         print(
-            f"| {images} | {'yes' if front else 'no'} "
-            f"| {show(median(seconds))} | {show(max(seconds))} "
+            f"| {images} | {show(median(seconds))} | {show(max(seconds))} "
             f"| {median(row['resident_mb'] for row in some):.0f} "
             f"| {max(row['peak_mb'] for row in some):.0f} |"
         )
@@ -208,18 +215,18 @@ def figure(plan: Plan, options: argparse.Namespace, results: Results) -> None:
 def raced(plan: Plan, options: argparse.Namespace, results: Results) -> list[Row]:
     """All methods in turns on the same caches."""
     rows = []
-    for seed, max_exits, architectures in product(range(plan.rounds), options.exits, plan.raced):
+    for seed, (max_exits, architectures) in product(range(plan.rounds), plan.raced):
+        if max_exits not in options.exits:
+            continue
         case = search_case("baselines", plan, max_exits=max_exits, signals=1, seed=seed)
         case |= {"error": plan.error, "architectures": architectures}
-        main_space = (max_exits, architectures) == (3, plan.architectures)
-        limit = plan.limit if main_space else plan.limit / 5
         rows += race(
             results,
             case,
             sample_seconds=plan.sample_seconds,
             whole=plan.whole,
             front=options.front and seed < plan.races,
-            limit=limit if seed < plan.races else None,
+            patience=plan.patience if seed < plan.races else None,
         )
     return rows
 

@@ -31,13 +31,13 @@ def race(
     sample_seconds: float,
     whole: int,
     front: bool,
-    limit: float | None,
+    patience: float | None,
 ) -> list[Row]:
     """All rows of a round; the seed of `case` chooses the cache and drives the samplers.
 
     Enumeration runs whole up to `whole` configurations, otherwise on a sample of so many seconds.
-    `front` asks for the exact search with its front too. Samplers have `limit` seconds, or do not
-    run. A row's `kind` says what its `seconds` are:
+    `front` asks for the exact search with its front too. Samplers have `patience` times the seconds
+    of the exact search, or do not run. A row's `kind` says what its `seconds` are:
     "measured", "extrapolated", or "not reached" when a sampler was stopped then.
     """
 
@@ -50,10 +50,10 @@ def race(
     for method, cost_first in NUMPY.items():
         measurement = partial(enumerated, optimum, cost_first, sample_seconds, whole)
         rows.append(results.measure({**case, "method": method}, measurement))
-    if limit is not None:
+    if patience is not None:
         for method in METHODS:
-            measurement = partial(sampled, optimum, method, limit)
-            theirs = {**case, "method": method, "limit": limit}
+            measurement = partial(sampled, optimum, method, patience * optimum["seconds"])
+            theirs = {**case, "method": method, "patience": patience}
             rows.append(results.measure(theirs, measurement))
     return rows
 
