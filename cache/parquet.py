@@ -27,10 +27,29 @@ def write_rows(
 ) -> None:
     """Write rows atomically; `facts` (JSON) go into the file's own metadata."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    with atomic_path(path) as temporary:
+        write_table(temporary, table, facts)
+
+
+def write_table(
+    path: Path,
+    table: pa.Table,
+    facts: Mapping[str, Any] | None = None,
+    encoding: Mapping[str, str] | None = None,
+) -> None:
+    """Write a table, not atomically; `encoding` of columns where the writer's own is worse."""
     if facts is not None:
         table = table.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    encoding = dict(encoding or {})
+    plain = [name for name in table.column_names if name not in encoding]
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        # A column has a dictionary or an encoding of its own.
+        use_dictionary=plain if encoding else True,
+        column_encoding=encoding or None,
+    )
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -41,7 +60,7 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
             raise CacheError(
                 f"{path} has another schema than this version of mess writes. {_NEXT_MOVE}"
             )
-        return pq.read_table(path, columns=list(columns) if columns else None)
+        return pq.read_table(path, columns=list(columns) if columns else None, memory_map=True)
 
 
 def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _list(kind: pa.DataType) -> pa.DataType:
@@ -36,7 +36,13 @@ EXITS = pa.schema(
 )
 """The architecture columns are null for the network's own head."""
 
-IMAGES = _schema(image_id=pa.string(), height=pa.int32(), width=pa.int32(), label=_list(pa.int32()))
+IMAGES = _schema(
+    image_id=pa.string(),
+    height=pa.int32(),
+    width=pa.int32(),
+    label=_list(pa.int32()),
+    fingerprint=pa.string(),
+)
 
 PREDICTIONS = pa.schema(
     [

@@ -1,49 +1,24 @@
-"""The prediction cache of one split: a manifest, the images, and parts of predictions.
-
-A part holds every exit's rows for a run of consecutive images and is written atomically, so a kill
-loses at most the part being written and the same command goes on with the next.
-"""
+"""The prediction cache of one split: a manifest, the images, and parts of predictions."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.cache.parquet import read_table, write_rows
-from mess.cache.schema import IMAGES, PREDICTIONS, SCHEMA_VERSION
+from mess.cache.parquet import read_table
+from mess.cache.parts import Part, find_parts, open_part, read_counts, read_maps
+from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.errors import CacheError
-from mess.files import write_json
+from mess.files import sha256, write_json
 
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What predictions depend on; a cache serves only the identity it was made for."""
-
-    classes: tuple[str, ...]
-    images: int
-    exits: tuple[str, ...]
-    signals: tuple[Mapping[str, Any], ...]
-    """`SignalSpec.to_json`, in the order of the columns."""
-    weights: str
-    """sha256 of network.safetensors."""
-    data: str
-    """Fingerprint of the split's content and size."""
-    part_images: int
-    label_maps: bool
-    confidence_maps: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As the manifest holds it."""
-        return json.loads(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,62 +37,74 @@ class Predictions:
     """(E, I, K)."""
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Which of a part's images and exits are still what they were computed from.
+
+    Positions in the part, and in the mappings that were asked for.
+    """
+
+    part_images: NDArray[np.intp]
+    images: NDArray[np.intp]
+    part_exits: NDArray[np.intp]
+    exits: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, part: Part, exits: Mapping[str, str], images: Mapping[str, str]) -> Overlap:
+        """The ids of a part whose fingerprints are those in `exits` and `images`."""
+        return cls(*_matches(part.images, images), *_matches(part.exits, exits))
+
+    def __bool__(self) -> bool:
+        return len(self.images) > 0 and len(self.exits) > 0
+
+
 class PredictionStore:
-    """The cache in `directory`."""
+    """The cache in `directory`, for reading; `mess.cache.writer` fills it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def prepare(self, identity: Identity, images: Iterable[Mapping[str, Any]]) -> list[int]:
-        """Make the cache ready for writing and return the numbers of the parts it lacks.
+    @property
+    def images_file(self) -> Path:
+        return self.directory / "images.parquet"
 
-        Parts of the same identity stay; a cache of another identity is cleared, for none of its
-        numbers are true any more. `images` are rows of images.parquet.
-        """
-        recorded = self._recorded()
-        if (
-            recorded is None
-            or recorded.get("schema_version") != SCHEMA_VERSION
-            or _facts(recorded) != identity.to_json()
-        ):
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self.directory.mkdir(parents=True)
-            write_rows(self.directory / "images.parquet", images, IMAGES)
-            self._write_manifest(identity.to_json(), shapes={}, complete=False)
-        parts = _parts(identity.images, identity.part_images)
-        return [part for part in range(parts) if not self._part(part).exists()]
-
-    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the rows of every (exit, image) of part `part`."""
-        write_rows(self._part(part), rows, PREDICTIONS)
-
-    def finish(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Declare the cache complete; `shapes` are the native output sizes of the exits."""
-        manifest = self.manifest()
-        parts = _parts(manifest["images"], manifest["part_images"])
-        lacking = [part for part in range(parts) if not self._part(part).exists()]
-        if lacking:
-            raise CacheError(f"{self.directory} lacks part {lacking[0]} of {parts}.")
-        self._write_manifest(_facts(manifest), shapes=shapes, complete=True)
+    @property
+    def parts_folder(self) -> Path:
+        return self.directory / "predictions"
 
     def manifest(self) -> dict[str, Any]:
         """The manifest; raises CacheError where there is none or another version wrote it."""
-        recorded = self._recorded()
-        if recorded is None:
+        path = self.directory / MANIFEST
+        try:
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
             raise CacheError(
                 f"{self.directory} holds no predictions yet. Run `mess memoise` first."
-            )
-        if recorded.get("schema_version") != SCHEMA_VERSION:
+            ) from None
+        except ValueError as error:
+            raise CacheError(f"{path} is damaged: {error}. Run `mess memoise` again.") from error
+        version = recorded.get("schema_version") if isinstance(recorded, dict) else None
+        if version != SCHEMA_VERSION:
             raise CacheError(
-                f"{self.directory} has schema version {recorded.get('schema_version')}, this "
-                f"version of mess reads {SCHEMA_VERSION}. Run `mess memoise` again."
+                f"{self.directory} has schema version {version}, this version of mess reads "
+                f"{SCHEMA_VERSION}. Run `mess memoise` again."
+            )
+        if recorded.pop("checksum", None) != _checksum(recorded):
+            raise CacheError(
+                f"{path} was altered: its checksum is wrong. Run `mess memoise` again; predictions "
+                "that are whole stay."
             )
         return recorded
 
-    def checked_manifest(self, expected: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest of a complete cache whose identity agrees with `expected`.
+    def write_manifest(self, content: Mapping[str, Any]) -> None:
+        """Replace the manifest; the schema version and a checksum are added."""
+        content = {"schema_version": SCHEMA_VERSION, **json.loads(json.dumps(content))}
+        write_json(self.directory / MANIFEST, {**content, "checksum": _checksum(content)})
 
-        `expected` is a part of `Identity.to_json`; raises CacheError that names what differs.
+    def checked_manifest(self, expected: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest of a complete cache that agrees with `expected`, some of its items.
+
+        Raises CacheError that names what differs.
         """
         manifest = self.manifest()
         stale = [name for name in expected if manifest.get(name) != expected[name]]
@@ -130,101 +117,96 @@ class PredictionStore:
             raise CacheError(f"{self.directory} is unfinished. Run `mess memoise` to go on.")
         return manifest
 
-    def read(self, expected: Mapping[str, Any]) -> Predictions:
-        """All counts and signals; refuses a cache that is missing, unfinished, stale or holey."""
+    def images(self, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of images.parquet; raises CacheError where it is not the manifest's."""
+        if not self.images_file.exists() or sha256(self.images_file) != manifest["images_sha256"]:
+            raise CacheError(
+                f"{self.images_file} is missing or was altered. Run `mess memoise` again; "
+                "predictions stay."
+            )
+        return read_table(self.images_file, IMAGES).to_pylist()
+
+    def parts(self) -> Iterator[Part]:
+        """All parts, whole and readable; raises CacheError that names one which is not."""
+        return map(open_part, find_parts(self.parts_folder))
+
+    def read(self, expected: Mapping[str, Any]) -> tuple[Predictions, dict[str, Any]]:
+        """All counts and signals, and the manifest.
+
+        Refuses a cache that is missing, unfinished, stale, damaged or holey.
+        """
         manifest = self.checked_manifest(expected)
-        images = read_table(self.directory / "images.parquet", IMAGES)
-        image_ids = images["image_id"].to_pylist()
-        exit_ids = manifest["exits"]
-        shape = (len(exit_ids), len(image_ids), len(manifest["classes"]))
+        rows = self.images(manifest)
+        images = {row["image_id"]: row["fingerprint"] for row in rows}
+        exits = manifest["exit_fingerprints"]
+        names = [signal["name"] for signal in manifest["signals"]]
+        shape = (len(exits), len(images), len(manifest["classes"]))
         arrays = {
-            "intersection": np.zeros(shape, np.int32),
-            "predicted": np.zeros(shape, np.int32),
-            "signals": np.zeros((*shape[:2], len(manifest["signals"])), np.float32),
+            "intersection": np.empty(shape, np.int32),
+            "predicted": np.empty(shape, np.int32),
+            "signals": np.empty((*shape[:2], len(names)), np.float32),
         }
-        filled = np.zeros(shape[:2], bool)
-        row_of = {exit_id: row for row, exit_id in enumerate(exit_ids)}
-        column_of = {image_id: column for column, image_id in enumerate(image_ids)}
-        for part in range(_parts(manifest["images"], manifest["part_images"])):
-            columns = ["exit_id", "image_id", *arrays]
-            table = read_table(self._part(part), PREDICTIONS, columns)
-            rows = self._indices(part, table["exit_id"].to_pylist(), row_of)
-            places = self._indices(part, table["image_id"].to_pylist(), column_of)
+        filled = np.zeros(shape[:2], np.bool_)
+        for part in self.parts():
+            overlap = Overlap.of(part, exits, images)
+            if not overlap or not set(names) <= set(part.signal_names):
+                continue
+            counts = read_counts(part, list(arrays))
+            columns = [part.signal_names.index(name) for name in names]
+            counts["signals"] = counts["signals"][:, :, columns]
+            to = np.ix_(overlap.exits, overlap.images)
             for name, array in arrays.items():
-                values = table[name].combine_chunks().flatten().to_numpy()
-                array[rows, places] = values.reshape(len(rows), -1)
-            filled[rows, places] = True
+                some = counts[name][np.ix_(overlap.part_images, overlap.part_exits)]
+                array[to] = some.swapaxes(0, 1)
+            filled[to] = True
         if not filled.all():
             exit_index, image_index = np.argwhere(~filled)[0]
             raise CacheError(
-                f"{self.directory} has no prediction of {exit_ids[exit_index]} for image "
-                f"{image_ids[image_index]}. Delete {self.directory} and memoise again."
+                f"{self.directory} has no prediction of {list(exits)[exit_index]} for image "
+                f"{list(images)[image_index]}. Run `mess memoise` to compute what is missing."
             )
-        label = images["label"].combine_chunks().flatten().to_numpy()
-        return Predictions(
-            exit_ids=tuple(exit_ids),
-            image_ids=tuple(image_ids),
-            label=label.reshape(len(image_ids), -1).astype(np.int64),
-            intersection=arrays["intersection"],
-            predicted=arrays["predicted"],
-            signals=arrays["signals"],
+        label = np.array([row["label"] for row in rows], np.int64)
+        predictions = Predictions(
+            exit_ids=tuple(exits),
+            image_ids=tuple(images),
+            label=label.reshape(len(images), shape[2]),
+            **arrays,
         )
+        return predictions, manifest
 
     def label_maps(self, image_ids: Iterable[str]) -> dict[tuple[str, str], bytes]:
         """Compressed label maps by (exit, image), of the given images."""
         manifest = self.manifest()
+        rows = self.images(manifest)
         wanted = set(image_ids)
+        images = {r["image_id"]: r["fingerprint"] for r in rows if r["image_id"] in wanted}
+        exits = manifest["exit_fingerprints"]
         maps = {}
-        for part in range(_parts(manifest["images"], manifest["part_images"])):
-            columns = ["exit_id", "image_id", "label_map"]
-            for row in read_table(self._part(part), PREDICTIONS, columns).to_pylist():
-                if row["image_id"] in wanted and row["label_map"] is not None:
-                    maps[row["exit_id"], row["image_id"]] = row["label_map"]
+        for part in self.parts():
+            overlap = Overlap.of(part, exits, images)
+            if not overlap or not part.label_maps:
+                continue
+            label_map = read_maps(part, "label_map")
+            part_images, part_exits = list(part.images), list(part.exits)
+            for i in overlap.part_images:
+                for e in overlap.part_exits:
+                    maps[part_exits[e], part_images[i]] = label_map[i, e]
         return maps
 
-    def _part(self, part: int) -> Path:
-        return self.directory / "predictions" / f"part-{part:05d}.parquet"
 
-    def _indices(self, part: int, names: list[str], index: Mapping[str, int]) -> NDArray[np.intp]:
-        try:
-            return np.array([index[name] for name in names], np.intp)
-        except KeyError as error:
-            raise CacheError(
-                f"{self._part(part)} holds {error}, which the manifest does not list. "
-                f"Delete {self.directory} and memoise again."
-            ) from error
-
-    def _recorded(self) -> dict[str, Any] | None:
-        path = self.directory / MANIFEST
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise CacheError(
-                f"{path} is damaged: {error}. Delete {self.directory} and memoise again."
-            ) from error
-
-    def _write_manifest(
-        self,
-        identity: Mapping[str, Any],
-        *,
-        shapes: Mapping[str, Sequence[int]],
-        complete: bool,
-    ) -> None:
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            **identity,
-            "native_shapes": {name: list(shape) for name, shape in shapes.items()},
-            "complete": complete,
-        }
-        write_json(self.directory / MANIFEST, manifest)
+def _matches(
+    own: Mapping[str, str], wanted: Mapping[str, str]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Positions in `own` and in `wanted` of the ids that have the same fingerprint in both."""
+    position = {name: index for index, name in enumerate(wanted)}
+    pairs = [
+        (index, position[name])
+        for index, (name, fingerprint) in enumerate(own.items())
+        if wanted.get(name) == fingerprint
+    ]
+    both = np.array(pairs, dtype=np.intp).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
 
 
-def _parts(images: int, part_images: int) -> int:
-    return -(-images // part_images)
-
-
-def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    other = ("schema_version", "native_shapes", "complete")
-    return {name: value for name, value in manifest.items() if name not in other}
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -23,15 +23,15 @@ CALIBRATION = "calibration"
 DEFAULT_PROFILE = "onnxruntime-1thread"
 
 
-def load_tables(run: Run, split: str = CALIBRATION) -> tuple[Tables, dict[str, Any]]:
-    """The tables of a memoised split and the manifest of the cache they come from.
+def load_tables(run: Run, cache: str = CALIBRATION) -> tuple[Tables, dict[str, Any]]:
+    """The tables of a cache by name, and its manifest.
 
     Raises CacheError when the cache was made for other weights, exits or signals.
     """
     rows = exit_rows(run)
-    store = PredictionStore(run.cache(split))
-    manifest = store.checked_manifest(expected_identity(run, run.config(), rows))
-    predictions = store.read(manifest)
+    store = PredictionStore(run.cache(cache))
+    expected = expected_identity(run, run.config(), rows)
+    predictions, manifest = store.read(expected)
     point = {row["exit_id"]: row["point"] for row in rows}
     tables = Tables(
         exit_ids=predictions.exit_ids,
@@ -43,6 +43,16 @@ def load_tables(run: Run, split: str = CALIBRATION) -> tuple[Tables, dict[str, A
         signal_names=tuple(signal["name"] for signal in manifest["signals"]),
     )
     return tables, manifest
+
+
+def cache_of(result: Mapping[str, Any]) -> str:
+    """Name of the cache that a search ran on."""
+    return result["cache"].get("name", CALIBRATION)
+
+
+def is_of_cache(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether a search ran on the weights and data of a cache."""
+    return all(result["cache"][name] == manifest[name] for name in ("weights", "data"))
 
 
 def expected_identity(

@@ -12,11 +12,13 @@ import typer
 from mess import __version__, workflow
 from mess.console import (
     complain,
+    print_caches,
     print_evaluation,
     print_exits,
     print_json,
     print_predictions,
     print_search,
+    print_verification,
     reporter,
     say,
 )
@@ -29,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a segmentation network with every exit, search it, ship the instance you need.",
 )
+
+cache = typer.Typer(no_args_is_help=True, help="Look after the stored predictions of a run.")
+app.add_typer(cache, name="cache")
 
 
 class Setting(StrEnum):
@@ -76,6 +81,9 @@ RunOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
+]
+CacheArgument = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="Cache, such as calibration; all by default.")
 ]
 ConfigArgument = Annotated[
     str | None,
@@ -135,12 +143,61 @@ def exits(
 def memoise(
     run: RunOption = None,
     split: Annotated[str, typer.Option(help="calibration, test or train.")] = "calibration",
+    name: Annotated[str | None, typer.Option(help="Of the cache; the split by default.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Of another data set; needs --name of its own.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Store every exit's predictions on a split."""
     with reporter() as listener:
-        path = workflow.memoise(run, split=split, device=device, reporter=listener)
+        path = workflow.memoise(
+            run, split=split, name=name, root=root, device=device, reporter=listener
+        )
     say(f"Predictions: {path}")
+
+
+@cache.command("info")
+def cache_info(run: RunOption = None, as_json: JsonOption = False) -> None:
+    """List the caches of a run: content, size, and whether a search can use them."""
+    rows = workflow.cache_info(run)
+    if as_json:
+        print_json(rows)
+        return
+    print_caches(rows)
+
+
+@cache.command("verify")
+def cache_verify(
+    name: CacheArgument = None, run: RunOption = None, as_json: JsonOption = False
+) -> None:
+    """Check every file, row and pair, and hold them against weights and data."""
+    with reporter() as listener:
+        rows = workflow.cache_verify(run, name=name, reporter=listener)
+    if as_json:
+        print_json(rows)
+    else:
+        print_verification(rows)
+    if any(row["faults"] for row in rows):
+        raise typer.Exit(1)
+
+
+@cache.command("prune")
+def cache_prune(
+    name: CacheArgument = None,
+    run: RunOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete files that nothing reads any more."""
+    rows = workflow.cache_prune(run, name=name, dry_run=dry_run)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        say(f"{row['file']} ({row['bytes'] / 1e6:.2f} MB)")
+    total = sum(row["bytes"] for row in rows)
+    say(f"{len(rows)} files, {total / 1e6:.2f} MB{', not deleted' if dry_run else ' deleted'}.")
 
 
 @app.command()
@@ -184,6 +241,7 @@ def search(
     ] = None,
     latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = LatencyStat.mean,
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
+    cache: Annotated[str, typer.Option(help="Predictions to search.")] = "calibration",
     max_exits: Annotated[int, typer.Option(min=1, help="Proven up to 4.")] = 3,
     thresholds: Annotated[int, typer.Option(min=1, help="Each of two early exits.")] = 64,
     no_front: Annotated[bool, typer.Option("--no-front", help="Only the answer.")] = False,
@@ -209,6 +267,7 @@ def search(
             checkpoints=checkpoint or (),
             latency_stat=latency_stat.value,
             profile=profile,
+            cache=cache,
             max_exits=max_exits,
             thresholds=thresholds,
             front=not no_front,

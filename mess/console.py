@@ -67,6 +67,33 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
     say(f"{len(rows)} candidates, {kept} kept.")
 
 
+def print_caches(rows: Sequence[dict[str, Any]]) -> None:
+    """The caches of a run."""
+    table = Table("cache", "split")
+    for name in ("images", "exits", "signals", "parts", "MB"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    for row in rows:
+        counts = [str(row.get(name, "")) for name in ("images", "exits")]
+        signals = str(len(row["signals"])) if "signals" in row else ""
+        size = f"{row['bytes'] / 1e6:,.2f}"
+        state = [str(row["parts"]), size, row["state"]]
+        table.add_row(row["name"], row.get("split", ""), *counts, signals, *state)
+    _out.print(table)
+
+
+def print_verification(rows: Sequence[dict[str, Any]]) -> None:
+    """What was verified, and every fault."""
+    for row in rows:
+        say(
+            f"{row['name']}: {row['parts']} parts, {row['rows']:,} rows, "
+            f"{row['bytes'] / 1e6:,.2f} MB in {row['seconds']:.1f} s: "
+            f"{len(row['faults']) or 'no'} fault{'' if len(row['faults']) == 1 else 's'}"
+        )
+        for fault in row["faults"]:
+            say(f"  {fault}")
+
+
 def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
     """The exit each image took, and its label map's file."""
     table = Table("image", "exit", "signal", "label map")

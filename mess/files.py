@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mess.errors import MessError
+
+CONTENT_DIGITS = 16
+"""Of a content's sha256, in the names that `content_path` gives."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -18,20 +26,50 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A kill or a full disk leaves the old file, or none, never half of the new one.
     """
+    with _temporary(path) as temporary:
+        yield temporary
+        _settle(temporary, path)
+
+
+@contextmanager
+def content_path(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+    """A temporary path that becomes STEM-DIGITS.SUFFIX in `folder`, by the file's sha256.
+
+    Writers with different contents cannot overwrite each other's files, and a file that is not
+    what its name says has been damaged.
+    """
+    with _temporary(folder / f"{stem}{suffix}") as temporary:
+        yield temporary
+        digits = sha256(temporary)[:CONTENT_DIGITS]
+        _settle(temporary, folder / f"{stem}-{digits}{suffix}")
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise MessError(
+                f"{path} cannot be written: there is no room for it ({error}). Free some and run "
+                "the same command again; what was finished before is kept."
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from mess import report_figures
-from mess.assembly import CALIBRATION, load_costs, load_tables
+from mess.assembly import CALIBRATION, cache_of, is_of_cache, load_costs, load_tables
 from mess.cache.store import PredictionStore
 from mess.errors import CacheError
 from mess.exits import FINAL
@@ -56,7 +56,7 @@ def read_cache(run: Run, result: Mapping[str, Any] | None) -> Cache:
 
     Raises CacheError when it is missing, unfinished or stale, MessError before training.
     """
-    tables, manifest = load_tables(run)
+    tables, manifest = load_tables(run, cache_of(result) if result else CALIBRATION)
     try:
         costs = load_costs(run, tables, manifest, (result or {}).get("profile"))
     except CacheError:
@@ -71,7 +71,7 @@ def read_cache(run: Run, result: Mapping[str, Any] | None) -> Cache:
 
 def is_of(result: Mapping[str, Any], cache: Cache) -> bool:
     """Whether a search ran on the cache's weights and data."""
-    return all(cache.manifest[name] == value for name, value in result["cache"].items())
+    return is_of_cache(result, cache.manifest)
 
 
 def instance_of(cache: Cache, result: Mapping[str, Any]) -> Instance:
@@ -168,8 +168,8 @@ def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
     order = np.argsort(instance.signals[0], kind="stable") if instance.signals else None
     places = np.unique(np.linspace(0, tables.images - 1, _EXAMPLES).round().astype(int))
     picked = places if order is None else order[places]
-    store = PredictionStore(run.cache(CALIBRATION))
-    image_ids = store.read({}).image_ids
+    store = PredictionStore(run.cache(cache_of(instance.result)))
+    image_ids = [row["image_id"] for row in store.images(store.manifest())]
     maps = store.label_maps([image_ids[index] for index in picked])
     if not maps:
         return {"reason": "The cache holds no label maps: memoise.label_maps is false."}

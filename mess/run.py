@@ -65,8 +65,12 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def cache(self, split: str) -> Path:
-        return self.path / "cache" / split
+    def cache(self, name: str) -> Path:
+        return self.path / "cache" / name
+
+    def caches(self) -> list[str]:
+        """Names of the prediction caches, in alphabetical order."""
+        return sorted(folder.name for folder in (self.path / "cache").glob("*") if folder.is_dir())
 
     def latency(self, name: str) -> Path:
         return self.path / "latency" / f"{name}.parquet"

@@ -63,16 +63,50 @@ def memoise(
     run: Path | None = None,
     *,
     split: str = CALIBRATION,
+    name: str | None = None,
+    root: Path | None = None,
     device: str = "auto",
     reporter: Reporter = _SILENT,
 ) -> Path:
-    """Store every exit's predictions on a split; goes on with the part a killed run left off.
+    """Store every exit's predictions on a split; what is stored and still true is kept.
 
-    Returns the cache's directory. A complete cache of these weights and data is left as it is.
+    Returns the cache's directory, RUN/cache/NAME, where `name` is the split by default. `root` is
+    that of another data set of the same kind, such as images from another device.
     """
     from mess.steps.memoising import memoise_split
 
-    return memoise_split(find_run(run), split, device, reporter).directory
+    return memoise_split(find_run(run), split, name or split, root, device, reporter).directory
+
+
+def cache_info(run: Path | None = None) -> list[dict[str, Any]]:
+    """One row a cache of a run: what it holds, its bytes, and whether a search can use it."""
+    from mess.steps.caching import describe_caches
+
+    return describe_caches(find_run(run))
+
+
+def cache_verify(
+    run: Path | None = None, *, name: str | None = None, reporter: Reporter = _SILENT
+) -> list[dict[str, Any]]:
+    """Check every file of a cache, of all by default, and hold it against run and data.
+
+    One row a cache: `parts`, `rows`, `bytes`, `seconds`, and `faults`, a sentence each.
+    """
+    from mess.steps.caching import verify_caches
+
+    return verify_caches(find_run(run), name, reporter)
+
+
+def cache_prune(
+    run: Path | None = None, *, name: str | None = None, dry_run: bool = False
+) -> list[dict[str, Any]]:
+    """Delete the files of a cache, of all by default, that nothing reads any more.
+
+    One row a file, with its `bytes`.
+    """
+    from mess.steps.caching import prune_caches
+
+    return prune_caches(find_run(run), name, dry_run=dry_run)
 
 
 def profile(
@@ -106,6 +140,7 @@ def search(
     checkpoints: Sequence[str] = (),
     latency_stat: str = "mean",
     profile: str | None = None,
+    cache: str = CALIBRATION,
     max_exits: int = 3,
     thresholds: int = 64,
     front: bool = True,
@@ -140,6 +175,7 @@ def search(
         checkpoints=checkpoints,
         latency_stat=latency_stat,
         profile=profile,
+        cache=cache,
         max_exits=max_exits,
         thresholds=thresholds,
         front=front,

@@ -160,20 +160,6 @@ def test_predicting_leaves_the_weights_alone(network: OverprovisionedNetwork) ->
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
-def test_rows_hold_what_the_arrays_hold(network: OverprovisionedNetwork) -> None:
-    _, predictions = collected(network, confidence_maps=[FINAL])[0]
-    found = predictions[FINAL]
-    rows = found.rows(FINAL, ["a", "b", "c"], label_maps=True)
-    assert [(row["exit_id"], row["image_id"]) for row in rows] == [(FINAL, i) for i in "abc"]
-    shape = found.label_map.shape[1:]
-    for i, row in enumerate(rows):
-        np.testing.assert_array_equal(row["intersection"], found.intersection[i])
-        np.testing.assert_array_equal(row["signals"], found.signals[i])
-        np.testing.assert_array_equal(decompress(row["label_map"], shape), found.label_map[i])
-    without = found.rows(FINAL, ["a", "b", "c"], label_maps=False)
-    assert all(row["label_map"] is None for row in without)
-
-
 def test_labels_are_counted_by_class_without_void() -> None:
     label = np.array([[0, 2, 2], [255, 4, 255]], np.uint8)
     assert label_counts(label, CLASSES).tolist() == [1, 0, 2, 0, 1]

@@ -14,7 +14,8 @@ import pytest
 from mess.assembly import expected_identity
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS, FRONT, LATENCY
-from mess.cache.store import Identity, PredictionStore
+from mess.cache.store import PredictionStore
+from mess.cache.writer import Identity
 from mess.config import Config
 from mess.files import sha256, write_json, write_text
 from mess.maps import compress
@@ -22,6 +23,7 @@ from mess.metrics import iou
 from mess.report import write_report
 from mess.run import Run
 from mess.signal_spec import configured_signals
+from tests.caches import fill
 
 HOSTILE = "<script>alert('road')</script>"
 CLASSES = ("background", HOSTILE, "sky & sea")
@@ -114,41 +116,33 @@ def memoised(trained: Run) -> Run:
     config = trained.config()
     rows = [{"exit_id": EARLY}, {"exit_id": "final"}]
     known = expected_identity(trained, config, rows)
-    store = PredictionStore(trained.cache("calibration"))
-    images = [
-        {"image_id": f"image-{i}", "height": 32, "width": 48, "label": [60, 30, 10]}
-        for i in range(IMAGES)
-    ]
     identity = Identity(
         classes=CLASSES,
-        images=IMAGES,
-        data="data-fingerprint",
-        part_images=IMAGES,
-        label_maps=True,
-        confidence_maps=(),
-        exits=tuple(known["exits"]),
+        exits=dict.fromkeys(known["exits"], "exit-fingerprint"),
+        images={f"image-{i}": "image-fingerprint" for i in range(IMAGES)},
         signals=tuple(known["signals"]),
         weights=known["weights"],
+        data="data-fingerprint",
+        source={"kind": "shapes", "split": "calibration", "root": None},
+        label_maps=True,
+        confidence_maps=(),
     )
-    assert store.prepare(identity, images) == [0]
-    store.write_part(0, [_prediction(exit_id, i, config) for i in range(IMAGES) for exit_id in
-                         (EARLY, "final")])  # fmt: skip
-    store.finish({EARLY: SHAPE, "final": SHAPE})
+    signals = len(known["signals"])
+
+    def predict(exit_id: str, image_id: str) -> dict[str, Any]:
+        early, image = exit_id == EARLY, int(image_id.removeprefix("image-"))
+        return {
+            "intersection": [60, 20, 10] if early else [60, 30, 10],
+            "predicted": [60, 20, 20] if early else [60, 30, 10],
+            "agreement": 90 if early else 100,
+            "signals": [image / IMAGES] * signals,
+            "label_map": compress(np.full(SHAPE, image % 3, np.uint8)),
+            "confidence_map": None,
+        }
+
+    directory = trained.cache("calibration")
+    fill(directory, identity, [[60, 30, 10]] * IMAGES, predict, size=(32, 48), shape=SHAPE)
     return trained
-
-
-def _prediction(exit_id: str, image: int, config: Config) -> dict[str, Any]:
-    early = exit_id == EARLY
-    return {
-        "exit_id": exit_id,
-        "image_id": f"image-{image}",
-        "intersection": [60, 20, 10] if early else [60, 30, 10],
-        "predicted": [60, 20, 20] if early else [60, 30, 10],
-        "agreement": 90 if early else 100,
-        "signals": [image / IMAGES] * len(configured_signals(config.memoise)),
-        "label_map": compress(np.full(SHAPE, image % 3, np.uint8)),
-        "confidence_map": None,
-    }
 
 
 @pytest.fixture

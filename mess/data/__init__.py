@@ -1,4 +1,7 @@
-"""Data sets for training, calibration and test, each behind the same few methods."""
+"""Data sets for training, calibration and test, each behind the same few methods.
+
+No torch: `mess.data.loader` makes tensors of them.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ from mess.config import DataConfig
 from mess.data.base import ClassTable, SegmentationData, generator
 from mess.data.coco import Coco
 from mess.data.folder import Folder, read_classes
-from mess.data.loader import evaluation_loader, training_loader
 from mess.data.sbd import Sbd
-from mess.data.sets import Draws, EvaluationSet, TrainingSet
 from mess.data.shapes import Shapes
 from mess.data.voc import Voc
 from mess.errors import ConfigError, DataError, nearest
@@ -17,14 +18,9 @@ __all__ = [
     "DATASETS",
     "SPLITS",
     "ClassTable",
-    "Draws",
-    "EvaluationSet",
     "SegmentationData",
-    "TrainingSet",
-    "evaluation_loader",
     "open_split",
     "read_classes",
-    "training_loader",
 ]
 
 DATASETS: dict[str, type[SegmentationData]] = {

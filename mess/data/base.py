@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,15 +134,20 @@ class SegmentationData(ABC):
             self._memory_bytes += used
         return pair
 
+    def image_fingerprints(self) -> dict[str, str]:
+        """By id, sha256 (hexadecimal) over size, classes and content; not over dates or paths."""
+        header = json.dumps([self.size, self.classes.names]).encode()
+        return {
+            # Hashing each part first keeps ("ab", "c") apart from ("a", "bc").
+            image_id: _sha256(
+                b"".join(hashlib.sha256(p).digest() for p in (header, *self._content(image_id)))
+            )
+            for image_id in self.ids
+        }
+
     def fingerprint(self) -> str:
-        """sha256 (hexadecimal) over size, classes, ids and content; not over dates or paths."""
-        header = [self.size, self.classes.names]
-        digest = hashlib.sha256(json.dumps(header).encode())
-        for image_id in self.ids:
-            for part in (image_id.encode(), *self._content(image_id)):
-                # Hashing each part first keeps ("ab", "c") apart from ("a", "bc").
-                digest.update(hashlib.sha256(part).digest())
-        return digest.hexdigest()
+        """sha256 (hexadecimal) over the ids and `image_fingerprints`, in order."""
+        return fingerprint_of(self.image_fingerprints())
 
     def select(self, indices: Iterable[int], where: str) -> SegmentationData:
         """The same data restricted to `indices`, in that order, named `where` in messages."""
@@ -160,6 +165,11 @@ class SegmentationData(ABC):
         return {**self.__dict__, "_memory": {}, "_memory_bytes": 0}
 
 
+def fingerprint_of(images: Mapping[str, str]) -> str:
+    """Fingerprint of a split whose images have these."""
+    return _sha256(json.dumps(list(images.items())).encode())
+
+
 def generator(seed: int, *key: int) -> np.random.Generator:
     """A generator that depends on `seed` and `key` alone; a negative seed is one too."""
     return np.random.default_rng(np.random.SeedSequence([seed % 2**64, *key]))
@@ -173,6 +183,10 @@ def halves(count: int) -> tuple[list[int], list[int]]:
     order = generator(0, count).permutation(count).tolist()
     middle = (count + 1) // 2
     return sorted(order[:middle]), sorted(order[middle:])
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _by(shape: tuple[int, ...]) -> str:

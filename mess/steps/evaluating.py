@@ -73,7 +73,7 @@ def evaluate_bundle(
             for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
     if split == CALIBRATION and data.fingerprint() == source["data"]:
-        report["agreement"] = _agreement(place, bundle.manifest, ours)
+        report["agreement"] = _agreement(place, source["name"], bundle.manifest, ours)
     return report
 
 
@@ -99,9 +99,11 @@ def _figures(outcome: Outcome) -> dict[str, float]:
     return {"miou": outcome.miou, "macs": outcome.macs, "latency_ms": outcome.latency_ms}
 
 
-def _agreement(place: Run, manifest: Mapping[str, Any], ours: Outcome) -> dict[str, Any]:
+def _agreement(
+    place: Run, cache: str, manifest: Mapping[str, Any], ours: Outcome
+) -> dict[str, Any]:
     """How the bundle's run compares with what the search computed from the cache."""
-    tables, _ = load_tables(place)
+    tables, _ = load_tables(place, cache)
     early = manifest["exits"][:-1]
     expected = np.full(tables.images, len(early))
     if manifest["setting"] == INPUT_DEPENDENT:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mess.assembly import CALIBRATION, exit_rows, load_tables
+from mess.assembly import cache_of, exit_rows, is_of_cache, load_tables
 from mess.config import Config
 from mess.errors import BundleError, MessError
 from mess.exits import FINAL
@@ -31,14 +31,15 @@ def export_search(
 ) -> Path:
     """Write the bundle of a search, and the baseline's beside it where there is none yet."""
     result = json.loads((place.search(search_id) / "result.json").read_text(encoding="utf-8"))
-    _, manifest = load_tables(place)
+    cache = cache_of(result)
+    _, manifest = load_tables(place, cache)
     known = {signal["name"] for signal in manifest["signals"]}
-    if any(manifest[name] != value for name, value in result["cache"].items()) or any(
+    if not is_of_cache(result, manifest) or any(
         exit_["signal"] not in {None, *known} for exit_ in result["exits"]
     ):
         raise MessError(
-            f"search {search_id!r} ran on other predictions than {place.cache(CALIBRATION)} holds "
-            "now. Run `mess search` again."
+            f"search {search_id!r} ran on other predictions than {place.cache(cache)} holds now. "
+            "Run `mess search` again."
         )
     config = place.config()
     network = trained_network(place, config, torch.device("cpu"))

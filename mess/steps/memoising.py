@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mess.assembly import exit_rows, expected_identity
-from mess.cache.store import Identity, PredictionStore
-from mess.config import Config
-from mess.data import SegmentationData, evaluation_loader, open_split
-from mess.errors import ConfigError
+from mess.batch_statistics import ExitPrediction
+from mess.cache.parts import PartRows
+from mess.cache.store import PredictionStore
+from mess.cache.writer import CacheWriter, Identity, Task
+from mess.config import Config, MemoiseConfig
+from mess.data import SPLITS, SegmentationData, open_split
+from mess.data.base import fingerprint_of
+from mess.data.loader import evaluation_loader
+from mess.errors import ConfigError, MessError
+from mess.fingerprints import exit_fingerprints
+from mess.maps import compress
 from mess.network import OverprovisionedNetwork
 from mess.prediction import label_counts, predict
 from mess.programs import native_shapes
@@ -20,79 +33,152 @@ from mess.steps.networks import pick_device, trained_network
 
 _PART_IMAGES = 32
 
+_PART_SECONDS = 60.0
+"""A part is written after so many images or seconds: a kill loses no more."""
 
-def memoise_split(place: Run, split: str, device_name: str, reporter: Reporter) -> PredictionStore:
-    """Fill the cache of `split`; parts an earlier run finished are kept."""
+_Batch = tuple[list[str], dict[str, ExitPrediction]]
+"""Ids of the images, and the predictions of every exit."""
+
+
+def memoise_split(
+    place: Run,
+    split: str,
+    name: str,
+    root: Path | None,
+    device_name: str,
+    reporter: Reporter,
+) -> PredictionStore:
+    """Bring the cache `name` to the predictions on `split`, of the data set at `root` if given.
+
+    What an earlier run stored and is still true is kept.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise MessError(f"a cache's name has letters, digits and . _ - only, got {name!r}.")
     config = place.config()
-    rows = exit_rows(place)
-    known = expected_identity(place, config, rows)
+    if root is not None:
+        if name in SPLITS:
+            raise MessError(
+                f"the cache {name!r} is that of the run's own data. Give the predictions on "
+                f"{root} another name with --name."
+            )
+        data_config = config.data.model_copy(update={"root": root.resolve()})
+        config = config.model_copy(update={"data": data_config})
     data = open_split(config.data, split, config.seed)
-    identity = Identity(
-        classes=data.classes.names,
-        images=len(data),
-        exits=tuple(known["exits"]),
-        signals=tuple(known["signals"]),
-        weights=known["weights"],
-        data=data.fingerprint(),
-        part_images=_PART_IMAGES,
-        label_maps=config.memoise.label_maps,
-        confidence_maps=config.memoise.confidence_maps,
+    writer = CacheWriter(
+        PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
     )
+    with place.locked():
+        tasks = writer.begin(lambda index: _image_row(data, index))
+        if not tasks and writer.is_complete():
+            return writer.store
+        network = trained_network(place, config, pick_device(device_name))
+        missing = sum(len(task.images) for task in tasks)
+        total = max(len(data), missing)
+        with reporter.task(f"memoising {name}", total, total - missing) as progress:
+            for task in tasks:
+                for rows in _predicted(network, data, config, task):
+                    writer.write(writer.extended(task.base, rows) if task.base else rows)
+                    progress.advance(len(rows.images))
+        writer.finish(native_shapes(network, config.data.size))
+    exits = len(writer.identity.exits)
+    reporter.message(f"Memoised {len(data)} images x {exits} exits in {writer.store.directory}.")
+    return writer.store
+
+
+def _identity(
+    place: Run, config: Config, data: SegmentationData, split: str, root: Path | None
+) -> Identity:
+    known = expected_identity(place, config, exit_rows(place))
     unknown = sorted(set(config.memoise.confidence_maps) - set(known["exits"]))
     if unknown:
         raise ConfigError(
             f"memoise.confidence_maps names {unknown[0]!r}, which is no trained exit of this run; "
             "`mess exits` lists them."
         )
-    height, width = config.data.size
-    images = (
-        {
-            "image_id": image_id,
-            "height": height,
-            "width": width,
-            "label": label_counts(data.sized(index)[1], data.classes.num_classes),
-        }
-        for index, image_id in enumerate(data.ids)
+    images = data.image_fingerprints()
+    return Identity(
+        classes=data.classes.names,
+        exits=exit_fingerprints(place.weights, known["exits"], config),
+        images=images,
+        signals=tuple(known["signals"]),
+        weights=known["weights"],
+        data=fingerprint_of(images),
+        source={
+            "kind": config.data.kind,
+            "root": None if root is None else str(root.resolve()),
+            "split": split,
+        },
+        label_maps=config.memoise.label_maps,
+        confidence_maps=config.memoise.confidence_maps,
     )
-    store = PredictionStore(place.cache(split))
-    with place.locked():
-        lacking = store.prepare(identity, images)
-        if not lacking and store.manifest()["complete"]:
-            return store
-        network = trained_network(place, config, pick_device(device_name))
-        _write_parts(network, data, config, store, lacking, split, reporter)
-        store.finish(native_shapes(network, config.data.size))
-    reporter.message(f"Memoised {len(data)} images x {len(rows)} exits in {store.directory}.")
-    return store
 
 
-def _write_parts(
-    network: OverprovisionedNetwork,
-    data: SegmentationData,
-    config: Config,
-    store: PredictionStore,
-    parts: Sequence[int],
-    split: str,
-    reporter: Reporter,
-) -> None:
-    device = next(network.parameters()).device
-    settings = config.memoise
-    specs = configured_signals(settings)
-    chosen = {
-        part: range(part * _PART_IMAGES, min((part + 1) * _PART_IMAGES, len(data)))
-        for part in parts
+def _image_row(data: SegmentationData, index: int) -> dict[str, Any]:
+    height, width = data.size
+    return {
+        "image_id": data.ids[index],
+        "height": height,
+        "width": width,
+        "label": label_counts(data.sized(index)[1], data.classes.num_classes),
     }
-    done = len(data) - sum(len(images) for images in chosen.values())
-    with reporter.task(f"memoising {split}", len(data), done) as task:
-        for part, images in chosen.items():
-            subset = data.select(images, f"part {part} of {data.where}")
-            loader = evaluation_loader(subset, config.data, batch_size=settings.batch_size)
-            rows: list[dict[str, Any]] = []
-            for indices, predictions in predict(
-                network, loader, specs, device=device, confidence_maps=settings.confidence_maps
-            ):
-                ids = [subset.ids[index] for index in indices]
-                for exit_id, prediction in predictions.items():
-                    rows += prediction.rows(exit_id, ids, label_maps=settings.label_maps)
-                task.advance(len(ids))
-            store.write_part(part, rows)
+
+
+def _predicted(
+    network: OverprovisionedNetwork, data: SegmentationData, config: Config, task: Task
+) -> Iterator[PartRows]:
+    """The rows of a task, in parts."""
+    settings = config.memoise
+    specs = [spec for spec in configured_signals(settings) if spec.name in task.signal_names]
+    subset = data.select(task.images, data.where)
+    loader = evaluation_loader(subset, config.data, batch_size=settings.batch_size)
+    batches: list[_Batch] = []
+    begun = time.monotonic()
+    for indices, predictions in predict(
+        network,
+        loader,
+        specs,
+        device=next(network.parameters()).device,
+        exits=task.exits,
+        confidence_maps=settings.confidence_maps,
+    ):
+        batches.append(([subset.ids[index] for index in indices], predictions))
+        images = sum(len(ids) for ids, _ in batches)
+        if images >= _PART_IMAGES or time.monotonic() - begun >= _PART_SECONDS:
+            yield _rows(batches, task, settings)
+            batches, begun = [], time.monotonic()
+    if batches:
+        yield _rows(batches, task, settings)
+
+
+def _rows(batches: list[_Batch], task: Task, settings: MemoiseConfig) -> PartRows:
+    def column(name: str) -> NDArray[Any]:
+        exits = [
+            np.concatenate([getattr(predictions[exit_id], name) for _, predictions in batches])
+            for exit_id in task.exits
+        ]
+        return np.stack(exits, axis=1)
+
+    def maps(name: str, wanted: Container[str]) -> NDArray[np.object_]:
+        found = [
+            [
+                None if values is None or exit_id not in wanted else compress(values[i])
+                for exit_id, values in ((e, getattr(predictions[e], name)) for e in task.exits)
+            ]
+            for ids, predictions in batches
+            for i in range(len(ids))
+        ]
+        out = np.empty((len(found), len(task.exits)), dtype=np.object_)
+        out[:] = found
+        return out
+
+    return PartRows(
+        images=tuple(image_id for ids, _ in batches for image_id in ids),
+        exits=task.exits,
+        signal_names=task.signal_names,
+        intersection=column("intersection"),
+        predicted=column("predicted"),
+        agreement=column("agreement"),
+        signals=column("signals"),
+        label_map=maps("label_map", task.exits if settings.label_maps else ()),
+        confidence_map=maps("confidence_map", settings.confidence_maps),
+    )

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mess.assembly import DEFAULT_PROFILE, excluded_exits, load_costs, load_tables
+from mess.assembly import CALIBRATION, DEFAULT_PROFILE, excluded_exits, load_costs, load_tables
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
+from mess.cache.store import PredictionStore
 from mess.errors import MessError, nearest
 from mess.files import write_json
 from mess.progress import Reporter, Task
@@ -20,6 +21,7 @@ from mess.search.costs import to_ticks
 from mess.search.goal import Goal
 from mess.search.request import ACCURACY, Request
 from mess.search.sampling import SAMPLERS
+from mess.steps.caching import require_current_data
 from mess.steps.reuse import dependencies, earlier_answer, sealed
 
 EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
@@ -36,6 +38,7 @@ def search_run(
     checkpoints: Sequence[str],
     profile: str | None,
     reporter: Reporter,
+    cache: str = CALIBRATION,
     algorithm: str = EXHAUSTIVE,
     trials: int | None = None,
     sampler: str | None = None,
@@ -45,6 +48,7 @@ def search_run(
 ) -> dict[str, Any]:
     """Search, write result.json and front.parquet, and return the result with `id` and `path`.
 
+    `cache` names the one of RUN/cache to search; it is refused when it or its data is not current.
     An earlier search's front answers at once where it proves the answer, unless `fresh` is set or
     `algorithm` is `optuna`: that goes on with its own study. `options` are further fields of
     `Request`.
@@ -58,7 +62,8 @@ def search_run(
             "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
             "--checkpoint."
         )
-    tables, manifest = load_tables(place)
+    tables, manifest = load_tables(place, cache)
+    require_current_data(place, PredictionStore(place.cache(cache)), manifest, reporter)
     costs = load_costs(place, tables, manifest, profile)
     if "latency" not in costs and (
         options["target"] == "latency" or options["max_latency_ms"] is not None
@@ -88,7 +93,7 @@ def search_run(
     result["search"]["space"]["excluded"] = excluded
     result["search"]["source"] = earlier.search_id if earlier else None
     result |= {
-        "cache": {"weights": manifest["weights"], "data": manifest["data"]},
+        "cache": {"name": cache, "weights": manifest["weights"], "data": manifest["data"]},
         "costs": depends["costs"],
         "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
     }

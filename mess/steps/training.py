@@ -14,7 +14,8 @@ from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
 from mess.candidates import KEPT, TRAINED, candidates
 from mess.config import Config
-from mess.data import SegmentationData, evaluation_loader, open_split, training_loader
+from mess.data import SegmentationData, open_split
+from mess.data.loader import evaluation_loader, training_loader
 from mess.exits import FINAL
 from mess.files import write_json
 from mess.metrics import mean_iou

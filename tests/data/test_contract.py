@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mess.config import DataConfig
-from mess.data import DATASETS, SPLITS, evaluation_loader, open_split, training_loader
+from mess.data import DATASETS, SPLITS, open_split
+from mess.data.loader import evaluation_loader, training_loader
 from mess.errors import ConfigError, DataError
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from mess.config import DataConfig
-from mess.data import Draws, TrainingSet, open_split, training_loader
+from mess.data import open_split
+from mess.data.loader import training_loader
+from mess.data.sets import Draws, TrainingSet
 from mess.errors import ConfigError
 
 

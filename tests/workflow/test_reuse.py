@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ import pytest
 
 from mess import workflow
 from mess.cache.parquet import read_facts, read_rows, write_rows
-from mess.cache.schema import EXITS, FRONT, LATENCY, PREDICTIONS
-from mess.cache.store import Identity, PredictionStore
+from mess.cache.parts import read_rows_of, write_part
+from mess.cache.schema import EXITS, FRONT, LATENCY
+from mess.cache.store import PredictionStore
+from mess.cache.writer import Identity
 from mess.config import Config, load_config
+from mess.data import open_split
 from mess.errors import InfeasibleError
-from mess.files import sha256, write_json, write_text
+from mess.files import sha256, write_text
 from mess.progress import Silent
 from mess.run import Run
 from mess.signal_spec import configured_signals
 from mess.steps import reuse, searching
+from tests.caches import fill
 
 POINTS, IMAGES, CLASSES = 3, 12, 4
 SIZE = (6, 8)
@@ -56,24 +61,28 @@ def exit_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
     return [*rows, rows[-2] | nothing | {"exit_id": "final", "status": "trained"}]
 
 
-def prediction_rows(
-    rng: np.random.Generator, exits: list[dict[str, Any]], label: np.ndarray, signals: int
-) -> Iterator[dict[str, Any]]:
+def predictions(
+    rng: np.random.Generator,
+    exits: list[dict[str, Any]],
+    images: list[str],
+    label: np.ndarray,
+    signals: int,
+) -> dict[tuple[str, str], dict[str, Any]]:
     """Deeper exits are right more often."""
+    made = {}
     for row in exits:
-        for image in range(IMAGES):
+        for image, image_id in enumerate(images):
             right = rng.random(CLASSES) ** (1 / (1 + row["point"]))
             hits = np.floor(right * label[image]).astype(int)
-            yield {
-                "exit_id": row["exit_id"],
-                "image_id": f"image{image}",
-                "intersection": hits.tolist(),
-                "predicted": (hits + rng.integers(0, 3, CLASSES)).tolist(),
+            made[row["exit_id"], image_id] = {
+                "intersection": hits,
+                "predicted": hits + rng.integers(0, 3, CLASSES),
                 "agreement": 0,
-                "signals": rng.random(signals).astype(np.float32).tolist(),
+                "signals": rng.random(signals),
                 "label_map": None,
                 "confidence_map": None,
             }
+    return made
 
 
 def timings(
@@ -105,26 +114,28 @@ def memoise(run: Run, config: Config, rng: np.random.Generator) -> None:
     """A complete cache of made-up predictions."""
     exits = [row for row in read_rows(run.exits, EXITS) if row["status"] == "trained"]
     signals = [spec.to_json() for spec in configured_signals(config.memoise)]
+    images = open_split(config.data, "calibration", config.seed).image_fingerprints()
     label = rng.integers(5, 40, (IMAGES, CLASSES))
-    store = PredictionStore(run.cache("calibration"))
     identity = Identity(
         classes=tuple("abcd"),
-        images=IMAGES,
-        exits=tuple(row["exit_id"] for row in exits),
+        exits={row["exit_id"]: "made up" for row in exits},
+        images=images,
         signals=tuple(signals),
         weights=sha256(run.weights),
         data="made up",
-        part_images=IMAGES,
+        source={"kind": "shapes", "split": "calibration", "root": None},
         label_maps=False,
         confidence_maps=(),
     )
-    images = [
-        {"image_id": f"image{i}", "height": 6, "width": 8, "label": label[i].tolist()}
-        for i in range(IMAGES)
-    ]
-    store.prepare(identity, images)
-    store.write_part(0, prediction_rows(rng, exits, label, len(signals)))
-    store.finish({row["exit_id"]: SIZE for row in exits})
+    made = predictions(rng, exits, list(images), label, len(signals))
+    fill(
+        run.cache("calibration"),
+        identity,
+        label.tolist(),
+        lambda exit_id, image_id: made[exit_id, image_id],
+        size=(6, 8),
+        shape=SIZE,
+    )
 
 
 def measure(run: Run, config: Config, name: str, seed: int) -> None:
@@ -140,7 +151,11 @@ def measure(run: Run, config: Config, name: str, seed: int) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run as training leaves it, of random numbers, with one search."""
     run = Run(tmp_path_factory.mktemp("made") / "run")
-    overrides = ["memoise.pixel_thresholds=[0.5,0.8]", "memoise.edges=[false]"]
+    overrides = [
+        "memoise.pixel_thresholds=[0.5,0.8]",
+        "memoise.edges=[false]",
+        f"data.shapes=[1,{IMAGES},1]",
+    ]
     config = load_config("quickstart", overrides)
     write_text(run.config_file, config.to_toml())
     run.weights.write_bytes(b"weights")
@@ -323,16 +338,20 @@ def change_weights(run: Run) -> None:
 
 
 def change_manifest(run: Run, **changes: Any) -> None:
-    path = run.cache("calibration") / "manifest.json"
-    write_json(path, json.loads(path.read_text()) | changes)
+    store = PredictionStore(run.cache("calibration"))
+    store.write_manifest(store.manifest() | changes)
 
 
 def change_predictions(run: Run) -> None:
     """One count, which no manifest tells."""
-    (path,) = (run.cache("calibration") / "predictions").iterdir()
-    rows = read_rows(path, PREDICTIONS)
-    rows[0]["predicted"][0] += 1
-    write_rows(path, rows, PREDICTIONS)
+    (part,) = PredictionStore(run.cache("calibration")).parts()
+    rows = read_rows_of(part)
+    predicted = rows.predicted.copy()
+    predicted[0, 0, 0] += 1
+    part.path.unlink()
+    write_part(
+        part.path.parent, replace(rows, predicted=predicted), exits=part.exits, images=part.images
+    )
 
 
 def change_latency(run: Run) -> None:

@@ -1,0 +1,123 @@
+"""Whether a prediction cache is whole, what it takes up, and what of it can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mess.cache.parts import Part, find_parts, open_part, read_counts, row_ids
+from mess.cache.store import Overlap, PredictionStore
+from mess.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, and one sentence for each fault."""
+
+    parts: int
+    rows: int
+    bytes: int
+    faults: tuple[str, ...]
+
+
+def verify(store: PredictionStore) -> Verification:
+    """Look at everything in a cache: checksums, rows, pairs, and counts that cannot be."""
+    faults: list[str] = []
+    paths = find_parts(store.parts_folder)
+    try:
+        manifest = store.manifest()
+        images = {row["image_id"]: row for row in store.images(manifest)}
+    except CacheError as error:
+        return Verification(len(paths), 0, _size(paths), (str(error),))
+    prints = {image_id: row["fingerprint"] for image_id, row in images.items()}
+    exits = manifest["exit_fingerprints"]
+    filled = np.zeros((len(exits), len(images)), np.bool_)
+    rows = 0
+    for path in paths:
+        try:
+            part = open_part(path)
+            rows += len(part.exits) * len(part.images)
+            faults += [f"{path}: {fault}" for fault in _faults(part, images)]
+        except CacheError as error:
+            faults.append(str(error))
+            continue
+        if _serves(part, manifest):
+            overlap = Overlap.of(part, exits, prints)
+            filled[np.ix_(overlap.exits, overlap.images)] = True
+    missing = np.argwhere(~filled)
+    if len(missing):
+        exit_index, image_index = missing[0]
+        faults.append(
+            f"{store.directory} lacks {len(missing)} predictions, the first of "
+            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run `mess memoise`."
+        )
+    elif not manifest["complete"]:
+        faults.append(f"{store.directory} is unfinished. Run `mess memoise` to go on.")
+    return Verification(len(paths), rows, _size(paths), tuple(faults))
+
+
+def unneeded(store: PredictionStore) -> list[Path]:
+    """Files that a reader of the cache does without: leftovers of killed writers and old parts."""
+    manifest = store.manifest()
+    prints = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    exits = manifest["exit_fingerprints"]
+    filled = np.zeros((len(exits), len(prints)), np.bool_)
+    needed: set[Path] = set()
+    parts = [(part, Overlap.of(part, exits, prints)) for part in _whole_parts(store)]
+    # Of parts that hold the same predictions, those with the most of them stay.
+    for part, overlap in sorted(parts, key=lambda p: -len(p[1].exits) * len(p[1].images)):
+        block = np.ix_(overlap.exits, overlap.images)
+        complete = _serves(part, manifest)
+        if overlap and not (filled[block].all() if complete else manifest["complete"]):
+            needed.add(part.path)
+            if complete:
+                filled[block] = True
+    beside = [path for path in store.directory.glob(".*") if path.is_file()]
+    return sorted({*store.parts_folder.iterdir(), *beside} - needed)
+
+
+def _serves(part: Part, manifest: Mapping[str, Any]) -> bool:
+    """Whether a part has the signals and label maps that the cache is to have."""
+    names = {signal["name"] for signal in manifest["signals"]}
+    return names <= set(part.signal_names) and (part.label_maps or not manifest["label_maps"])
+
+
+def _whole_parts(store: PredictionStore) -> Iterator[Part]:
+    for path in find_parts(store.parts_folder):
+        try:
+            yield open_part(path)
+        except CacheError:
+            continue
+
+
+def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What cannot be true of the rows of a part."""
+    if list(row_ids(part)) != list(product(part.images, part.exits)):
+        yield "the rows are not those that the file says it holds"
+        return
+    counts = read_counts(part)
+    hits, predicted = counts["intersection"], counts["predicted"]
+    if (hits < 0).any() or (hits > predicted).any():
+        yield "a class has more correct pixels than predicted ones"
+    if not np.isfinite(counts["signals"]).all():
+        yield "a signal is not a number"
+    for i, (image_id, fingerprint) in enumerate(part.images.items()):
+        image = images.get(image_id)
+        if image is None or image["fingerprint"] != fingerprint:
+            continue
+        label = np.array(image["label"])
+        if (hits[i] > label).any():
+            yield f"a class of image {image_id} has more correct pixels than labelled ones"
+        if (predicted[i].sum(axis=1) != label.sum()).any():
+            yield f"the predictions for image {image_id} are not as many as its labelled pixels"
+        if (counts["agreement"][i] > image["height"] * image["width"]).any():
+            yield f"exits agree on more pixels than image {image_id} has"
+
+
+def _size(paths: list[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)

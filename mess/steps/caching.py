@@ -1,0 +1,147 @@
+"""Looking after the caches of a run. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mess.assembly import exit_rows, expected_identity
+from mess.cache.integrity import unneeded, verify
+from mess.cache.parts import find_parts
+from mess.cache.store import PredictionStore
+from mess.data import open_split
+from mess.errors import CacheError, ConfigError, DataError, MessError, nearest
+from mess.progress import Reporter
+from mess.run import Run
+
+
+def describe_caches(place: Run) -> list[dict[str, Any]]:
+    """One row a cache: what it holds, what it takes up, and whether a search can use it."""
+    return [_described(place, name) for name in place.caches()]
+
+
+def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict[str, Any]]:
+    """One row a cache: what was looked at, and its `faults`.
+
+    Besides the files, weights, exits, signals and data are held against those of the run.
+    """
+    rows = []
+    for cache in _named(place, name):
+        begun = time.monotonic()
+        store = PredictionStore(place.cache(cache))
+        found = verify(store)
+        faults = list(found.faults)
+        try:
+            manifest = store.manifest()
+            faults += filter(None, [_stale(place, store), data_changes(place, store, manifest)])
+        except DataError as error:
+            reporter.message(f"Cache {cache} was not held against its data: {error}")
+        except CacheError:
+            pass  # is among the faults
+        rows.append(
+            {
+                "name": cache,
+                "parts": found.parts,
+                "rows": found.rows,
+                "bytes": found.bytes,
+                "seconds": time.monotonic() - begun,
+                "faults": faults,
+            }
+        )
+    return rows
+
+
+def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Delete what no reader needs; one row a file, with its size. A dry run deletes nothing."""
+    rows = []
+    with place.locked():
+        for cache in _named(place, name):
+            for path in unneeded(PredictionStore(place.cache(cache))):
+                rows.append({"file": str(path), "bytes": path.stat().st_size})
+                if not dry_run:
+                    path.unlink()
+    return rows
+
+
+def require_current_data(
+    place: Run, store: PredictionStore, manifest: Mapping[str, Any], reporter: Reporter
+) -> None:
+    """Raise CacheError where the data is not what was memoised; say so where it is not there."""
+    try:
+        changes = data_changes(place, store, manifest)
+    except DataError as error:
+        reporter.message(f"The cache was not held against its data: {error}")
+        return
+    if changes:
+        raise CacheError(changes)
+
+
+def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]) -> str | None:
+    """How the data differs from what was memoised; raises DataError where it cannot be read."""
+    config, source = place.config(), manifest["source"]
+    data = config.data
+    if source["root"] is not None:
+        data = data.model_copy(update={"root": Path(source["root"])})
+    try:
+        now = open_split(data, source["split"], config.seed).image_fingerprints()
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    then = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    if list(now.items()) == list(then.items()):
+        return None
+    changed = [name for name in now if name in then and now[name] != then[name]]
+    added, removed = [n for n in now if n not in then], [n for n in then if n not in now]
+    counts = ", ".join(
+        f"{len(names)} {what} (such as {names[0]})"
+        for what, names in (("changed", changed), ("new", added), ("gone", removed))
+        if names
+    )
+    return (
+        f"{store.directory} is stale, for its images are no longer what they were: "
+        f"{counts or 'their order changed'}. Run `mess memoise` again; only what changed is "
+        "computed."
+    )
+
+
+def _described(place: Run, name: str) -> dict[str, Any]:
+    store = PredictionStore(place.cache(name))
+    paths = find_parts(store.parts_folder)
+    row: dict[str, Any] = {
+        "name": name,
+        "bytes": sum(path.stat().st_size for path in paths),
+        "parts": len(paths),
+    }
+    try:
+        manifest = store.manifest()
+    except MessError as error:
+        return {**row, "state": str(error)}
+    return {
+        **row,
+        "split": manifest["source"]["split"],
+        "root": manifest["source"]["root"],
+        "images": manifest["images"],
+        "exits": len(manifest["exits"]),
+        "signals": [signal["name"] for signal in manifest["signals"]],
+        "label_maps": manifest["label_maps"],
+        "state": _stale(place, store) or "ready",
+    }
+
+
+def _stale(place: Run, store: PredictionStore) -> str | None:
+    """Why a search would refuse the cache, apart from its data."""
+    try:
+        store.checked_manifest(expected_identity(place, place.config(), exit_rows(place)))
+    except MessError as error:
+        return str(error)
+    return None
+
+
+def _named(place: Run, name: str | None) -> list[str]:
+    known = place.caches()
+    if not known:
+        raise CacheError(f"{place.path} has no cache yet. Run `mess memoise` first.")
+    if name is not None and name not in known:
+        raise CacheError(f"{place.path} has no cache {name!r}; {nearest(name, known)}")
+    return known if name is None else [name]

@@ -1,0 +1,72 @@
+"""Prediction caches of made-up numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mess.cache.parts import PartRows
+from mess.cache.store import PredictionStore
+from mess.cache.writer import CacheWriter, Identity, Task
+
+Prediction = Mapping[str, Any]
+"""Columns of a row of predictions/*.parquet, the ids left out."""
+
+Predict = Callable[[str, str], Prediction]
+"""The prediction of an exit for an image, by their ids; its signals are all of the identity's."""
+
+
+def rows_of(identity: Identity, task: Task, predict: Predict) -> PartRows:
+    """What a task asks for."""
+    images = [list(identity.images)[index] for index in task.images]
+    grid = [[predict(exit_id, image_id) for exit_id in task.exits] for image_id in images]
+    chosen = [identity.signal_names.index(name) for name in task.signal_names]
+
+    def column(name: str, kind: Any) -> Any:
+        values = [[row[name] for row in rows] for rows in grid]
+        if kind is not object:
+            return np.array(values, dtype=kind)
+        out = np.empty((len(images), len(task.exits)), dtype=object)
+        out[:] = values
+        return out
+
+    return PartRows(
+        images=tuple(images),
+        exits=task.exits,
+        signal_names=task.signal_names,
+        intersection=column("intersection", np.int32),
+        predicted=column("predicted", np.int32),
+        agreement=column("agreement", np.int32),
+        signals=column("signals", np.float32)[:, :, chosen],
+        label_map=column("label_map", object),
+        confidence_map=column("confidence_map", object),
+    )
+
+
+def fill(
+    directory: Path,
+    identity: Identity,
+    labels: Sequence[Sequence[int]],
+    predict: Predict,
+    *,
+    size: tuple[int, int],
+    shape: tuple[int, int],
+) -> PredictionStore:
+    """A complete cache: `labels` of every image, image `size`, native output `shape`."""
+    writer = CacheWriter(PredictionStore(directory), identity)
+    ids = list(identity.images)
+    tasks = writer.begin(
+        lambda index: {
+            "image_id": ids[index],
+            "height": size[0],
+            "width": size[1],
+            "label": labels[index],
+        }
+    )
+    for task in tasks:
+        writer.write(rows_of(identity, task, predict))
+    writer.finish(dict.fromkeys(identity.exits, shape))
+    return writer.store

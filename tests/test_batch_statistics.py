@@ -1,0 +1,236 @@
+"""Both ways to count a batch against torch's upsampling and plain counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mess import counting
+from mess.batch_statistics import (
+    BatchStatistics,
+    CompiledStatistics,
+    ExitPrediction,
+    TensorStatistics,
+    _axis,
+    _grid,
+)
+from mess.metrics import VOID
+from mess.signal_spec import SignalSpec
+from mess.signals import signals, top1_confidence
+
+SPECS = [
+    SignalSpec(kind, threshold, edges)
+    for kind in ("top1", "entropy")
+    for threshold in (0.3, 0.9)
+    for edges in (False, True)
+]
+
+Make = Callable[[Tensor, Tensor], BatchStatistics]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    with ThreadPoolExecutor(3) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["tensor", "compiled-1", "compiled-3"])
+def make(request: pytest.FixtureRequest, pool: Executor) -> Make:
+    kind, _, threads = request.param.partition("-")
+    if kind == "tensor":
+        return lambda labels, final: TensorStatistics(labels, final, SPECS)
+    return lambda labels, final: CompiledStatistics(labels, final, SPECS, pool, int(threads))
+
+
+def logits(
+    seed: int, images: int, classes: int, native: tuple[int, int], *, rough: float = 0.3
+) -> Tensor:
+    """Regions of classes with noise, as exits give them."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(images, classes, 3, 4, generator=generator) * 4
+    smooth = F.interpolate(coarse, size=native, mode="bicubic")
+    return smooth + rough * torch.randn(smooth.shape, generator=generator)
+
+
+def labels(seed: int, images: int, classes: int, full: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    label_BHW = torch.randint(0, classes, (images, *full), generator=generator)
+    label_BHW[torch.rand(images, *full, generator=generator) < 0.2] = VOID
+    label_BHW[-1] = VOID
+    return label_BHW
+
+
+def check(make: Make, label_BHW: Tensor, final: Tensor, exits: dict[str, Tensor]) -> None:
+    """Everything equals the plain definition, for every exit."""
+    statistics = make(label_BHW, final)
+    for name, logits_BChw in exits.items():
+        statistics.add(name, logits_BChw, confidence_map=name == "final")
+    found = statistics.collect()
+    assert list(found) == list(exits)
+    size = (label_BHW.shape[1], label_BHW.shape[2])
+
+    def classes_of(logits_BChw: Tensor) -> np.ndarray:
+        whole = F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
+        return whole.argmax(1).numpy()
+
+    finals, truth_BHW = classes_of(final), label_BHW.numpy()
+    for name, logits_BChw in exits.items():
+        classes, prediction = logits_BChw.shape[1], found[name]
+        for i, found_HW in enumerate(classes_of(logits_BChw)):
+            valid = truth_BHW[i] != VOID
+            predicted_C = np.bincount(found_HW[valid], minlength=classes)
+            hits_C = np.bincount(found_HW[valid & (found_HW == truth_BHW[i])], minlength=classes)
+            np.testing.assert_array_equal(prediction.predicted[i], predicted_C)
+            np.testing.assert_array_equal(prediction.intersection[i], hits_C)
+            assert prediction.agreement[i] == (found_HW == finals[i]).sum()
+        np.testing.assert_array_equal(prediction.label_map, logits_BChw.argmax(1).numpy())
+        np.testing.assert_array_equal(prediction.signals, signals(logits_BChw, SPECS).numpy())
+        check_types(prediction)
+        if name == "final":
+            expected = (top1_confidence(logits_BChw) * 255).round().numpy()
+            np.testing.assert_array_equal(prediction.confidence_map, expected)
+        else:
+            assert prediction.confidence_map is None
+
+
+def check_types(prediction: ExitPrediction) -> None:
+    assert prediction.intersection.dtype == prediction.predicted.dtype == np.int32
+    assert prediction.agreement.dtype == np.int32
+    assert prediction.signals.dtype == np.float32
+    assert prediction.label_map.dtype == np.uint8
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("native", "full"),
+    [
+        ((12, 15), (90, 120)),
+        ((9, 13), (70, 101)),
+        ((20, 30), (20, 30)),
+        ((20, 30), (7, 11)),
+        ((1, 1), (9, 8)),
+        ((1, 6), (33, 6)),
+        ((33, 41), (50, 61)),
+        ((2, 3), (128, 5)),
+    ],
+)
+def test_counts_are_those_of_the_plain_definition(
+    make: Make,
+    native: tuple[int, int],
+    full: tuple[int, int],
+    layout: torch.memory_format,
+) -> None:
+    for seed in range(3):
+        final = logits(seed, 4, 7, native).contiguous(memory_format=layout)
+        other = (final + logits(seed + 9, 4, 7, native)).contiguous(memory_format=layout)
+        # An exit may have a resolution of its own.
+        coarse = F.avg_pool2d(other, 2, ceil_mode=True)
+        exits = {"other": other, "coarse": coarse, "final": final}
+        check(make, labels(seed, 4, 7, full), final, exits)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 21, 150])
+def test_any_number_of_classes(make: Make, classes: int) -> None:
+    final = logits(1, 2, classes, (8, 9))
+    check(make, labels(1, 2, classes, (60, 70)), final, {"a": logits(2, 2, classes, (8, 9))})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda x: torch.zeros_like(x), id="all equal"),
+        pytest.param(lambda x: x.round(), id="ties"),
+        pytest.param(lambda x: torch.cat([x[:, :3], x[:, :3], x[:, 6:]], 1), id="equal classes"),
+        pytest.param(lambda x: x * 1e-30, id="tiny"),
+        pytest.param(lambda x: x * 1e30, id="huge"),
+        pytest.param(lambda x: x + 1e6, id="far from zero"),
+        pytest.param(lambda x: x.masked_fill(x == x.max(), torch.inf), id="infinite"),
+        pytest.param(lambda x: x.masked_fill(x < -3, -torch.inf), id="minus infinite"),
+        pytest.param(lambda x: -x.abs(), id="negative"),
+    ],
+)
+def test_pixels_too_close_to_call_are_torchs(make: Make, spoil: Callable[[Tensor], Tensor]) -> None:
+    final = logits(3, 3, 7, (9, 12))
+    spoilt = spoil(logits(4, 3, 7, (9, 12)))
+    truth = labels(3, 3, 7, (72, 96))
+    statistics = make(truth, spoilt)
+    statistics.add("spoilt", spoilt, confidence_map=False)
+    whole = F.interpolate(spoilt, size=(72, 96), mode="bilinear", align_corners=False)
+    classes_BHW = whole.argmax(1)
+    found = statistics.collect()["spoilt"]
+    for i in range(3):
+        valid = truth[i] != VOID
+        expected = torch.bincount(classes_BHW[i][valid], minlength=7).numpy()
+        np.testing.assert_array_equal(found.predicted[i], expected)
+        hits = torch.bincount(classes_BHW[i][valid & (classes_BHW[i] == truth[i])], minlength=7)
+        np.testing.assert_array_equal(found.intersection[i], hits.numpy())
+    assert (found.agreement == 72 * 96).all()
+    check(make, truth, final, {"final": final})
+
+
+def test_some_pixels_are_too_close_to_call_and_some_more_than_can_be_listed() -> None:
+    """The two paths that the tests above rely on are taken."""
+    few = logits(0, 1, 5, (12, 15))
+    # Two classes that cross where the weights are powers of two are equal to the last digit.
+    few[:, 0], few[:, 1] = 4.0, 4.0
+    few[:, :, :, 5:] = logits(1, 1, 5, (12, 10))
+    for logits_BChw, listed in ((few, True), (torch.zeros(1, 5, 12, 15), False)):
+        at = _grid(logits_BChw, (90, 120))
+        none = np.zeros((1, 90, 120), np.uint8)
+        reference = counting.Reference(none, counting.cell_counts(at, none, 5))
+        tally = counting.Tally(
+            np.zeros((1, 5), np.int32),
+            np.zeros((1, 5), np.int32),
+            np.zeros(1, np.int32),
+            np.zeros((1, 12, 15), np.uint8),
+        )
+        values = logits_BChw.permute(0, 2, 3, 1).contiguous().numpy()
+        doubtful, all_listed = counting.count(0, 1, values, at, reference, reference, tally)
+        assert all_listed == listed
+        assert (len(doubtful) > 0) == listed
+
+
+def test_not_a_number_is_counted_as_torch_counts_it(pool: Executor) -> None:
+    final = logits(5, 2, 4, (6, 8))
+    spoilt = final.clone()
+    spoilt[0, 2, 3, 4] = torch.nan
+    truth = labels(5, 2, 4, (40, 50))
+    compiled = CompiledStatistics(truth, final, [], pool, 2)
+    tensor = TensorStatistics(truth, final, [])
+    for statistics in (compiled, tensor):
+        statistics.add("spoilt", spoilt, confidence_map=False)
+    ours, theirs = compiled.collect()["spoilt"], tensor.collect()["spoilt"]
+    np.testing.assert_array_equal(ours.predicted, theirs.predicted)
+    np.testing.assert_array_equal(ours.intersection, theirs.intersection)
+    np.testing.assert_array_equal(ours.agreement, theirs.agreement)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_interpolation_is_torchs_to_a_few_roundings(
+    classes: int, layout: torch.memory_format
+) -> None:
+    for native, full in ((5, 37), (9, 70), (33, 33), (30, 7), (1, 4), (61, 481), (2, 3), (3, 1000)):
+        for axis in range(2):
+            shape = (native, 1) if axis == 0 else (1, native)
+            size = (full, 1) if axis == 0 else (1, full)
+            values = torch.randn(1, classes, *shape).contiguous(memory_format=layout)
+            expected = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+            found = _axis(native, full, axis, classes, layout == torch.channels_last)
+            assert found.start[0] == 0
+            assert found.start[-1] == full
+            here = np.repeat(np.arange(native), np.diff(found.start))
+            there = np.minimum(here + 1, native - 1)
+            first = values[0].flatten(1).double().numpy()
+            blend = (1 - found.weight.astype(float)) * first[:, here]
+            blend += found.weight.astype(float) * first[:, there]
+            np.testing.assert_allclose(blend, expected[0].flatten(1).numpy(), rtol=0, atol=1e-6)
+            # A position that is off by one would be as near where weights are 0 or 1.
+            exact = np.float32(1) - found.weight
+            assert ((exact > 0) | (found.weight == 1)).all()
