@@ -36,7 +36,8 @@ def verify(store: PredictionStore) -> Verification:
         return Verification(len(paths), 0, _size(paths), (str(error),))
     prints = {image_id: row["fingerprint"] for image_id, row in images.items()}
     exits = manifest["exit_fingerprints"]
-    filled = np.zeros((len(exits), len(images)), np.bool_)
+    names = tuple(signal["name"] for signal in manifest["signals"])
+    filled = np.zeros((len(exits), len(images)), np.int64)
     rows = 0
     for path in paths:
         try:
@@ -46,10 +47,21 @@ def verify(store: PredictionStore) -> Verification:
         except CacheError as error:
             faults.append(str(error))
             continue
-        if _serves(part, manifest):
-            overlap = Overlap.of(part, exits, prints)
-            filled[np.ix_(overlap.exits, overlap.images)] = True
-    missing = np.argwhere(~filled)
+        overlap = Overlap.of(part, exits, prints)
+        whole = part.signal_names == names and part.label_maps == manifest["label_maps"]
+        if len(overlap.exits) < len(part.exits) or len(overlap.images) < len(part.images):
+            whole = False
+        if whole or not manifest["complete"]:
+            filled[np.ix_(overlap.exits, overlap.images)] += whole
+        else:
+            faults.append(f"{path} holds what the cache is no longer made for. Run `mess memoise`.")
+    missing, double = np.argwhere(filled == 0), np.argwhere(filled > 1)
+    if len(double) and manifest["complete"]:
+        exit_index, image_index = double[0]
+        faults.append(
+            f"{store.directory} holds {len(double)} predictions twice, the first of "
+            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run `mess memoise`."
+        )
     if len(missing):
         exit_index, image_index = missing[0]
         faults.append(
@@ -62,37 +74,18 @@ def verify(store: PredictionStore) -> Verification:
 
 
 def unneeded(store: PredictionStore) -> list[Path]:
-    """Files that a reader of the cache does without: leftovers of killed writers and old parts."""
+    """Files that nothing reads any more: of killed writers, damaged, or made for something else."""
     manifest = store.manifest()
-    prints = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
-    exits = manifest["exit_fingerprints"]
-    filled = np.zeros((len(exits), len(prints)), np.bool_)
-    needed: set[Path] = set()
-    parts = [(part, Overlap.of(part, exits, prints)) for part in _whole_parts(store)]
-    # Of parts that hold the same predictions, those with the most of them stay.
-    for part, overlap in sorted(parts, key=lambda p: -len(p[1].exits) * len(p[1].images)):
-        block = np.ix_(overlap.exits, overlap.images)
-        complete = _serves(part, manifest)
-        if overlap and not (filled[block].all() if complete else manifest["complete"]):
-            needed.add(part.path)
-            if complete:
-                filled[block] = True
-    beside = [path for path in store.directory.glob(".*") if path.is_file()]
-    return sorted({*store.parts_folder.iterdir(), *beside} - needed)
-
-
-def _serves(part: Part, manifest: Mapping[str, Any]) -> bool:
-    """Whether a part has the signals and label maps that the cache is to have."""
-    names = {signal["name"] for signal in manifest["signals"]}
-    return names <= set(part.signal_names) and (part.label_maps or not manifest["label_maps"])
-
-
-def _whole_parts(store: PredictionStore) -> Iterator[Part]:
+    images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    needed = set()
     for path in find_parts(store.parts_folder):
         try:
-            yield open_part(path)
+            if Overlap.of(open_part(path), manifest["exit_fingerprints"], images):
+                needed.add(path)
         except CacheError:
             continue
+    beside = [path for path in store.directory.glob(".*") if path.is_file()]
+    return sorted({*store.parts_folder.glob("*"), *beside} - needed)
 
 
 def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -47,7 +47,7 @@ def write_table(
         path,
         compression="zstd",
         # A column has a dictionary or an encoding of its own.
-        use_dictionary=plain if encoding else True,
+        use_dictionary=plain,  # pyright: ignore[reportArgumentType]
         column_encoding=encoding or None,
     )
 

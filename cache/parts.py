@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mess.cache.parquet import read_facts, read_table, write_table
 from mess.cache.schema import PREDICTIONS, SCHEMA_VERSION
 from mess.errors import CacheError
-from mess.files import CONTENT_DIGITS, content_path, sha256
+from mess.files import CONTENT_DIGITS, sha256, write_named_by_content
 
 Maps = NDArray[np.object_]
 """Compressed maps as bytes, or None."""
@@ -73,7 +73,7 @@ class Part:
 
 def write_part(
     folder: Path, rows: PartRows, exits: Mapping[str, str], images: Mapping[str, str]
-) -> None:
+) -> Path:
     """Write a part atomically; `exits` and `images` give the fingerprints of all ids."""
     facts = {
         "schema_version": SCHEMA_VERSION,
@@ -87,8 +87,9 @@ def write_part(
             if None not in column.tolist()
         ],
     }
-    with content_path(folder, _STEM, _SUFFIX) as temporary:
-        write_table(temporary, _table(rows), facts, _ENCODING)
+    return write_named_by_content(
+        folder, _STEM, _SUFFIX, lambda path: write_table(path, _table(rows), facts, _ENCODING)
+    )
 
 
 def find_parts(folder: Path) -> list[Path]:
@@ -99,7 +100,11 @@ def find_parts(folder: Path) -> list[Path]:
 def open_part(path: Path) -> Part:
     """What a part is of; raises CacheError where its content is not what its name says."""
     match = _NAME.fullmatch(path.name)
-    if match is None or sha256(path)[:CONTENT_DIGITS] != match[1]:
+    try:
+        digits = sha256(path)[:CONTENT_DIGITS]
+    except FileNotFoundError:
+        raise CacheError(f"{path} is gone. Run `mess memoise` again.") from None
+    if match is None or digits != match[1]:
         raise CacheError(
             f"{path} was altered or cut short. Run `mess memoise` to compute it again; the rest of "
             "the cache stays."
@@ -144,6 +149,25 @@ def read_rows_of(part: Part) -> PartRows:
         **read_counts(part),
         label_map=read_maps(part, "label_map"),
         confidence_map=read_maps(part, "confidence_map"),
+    )
+
+
+def excerpt(
+    rows: PartRows, images: Sequence[str], exits: Sequence[str], signal_names: Sequence[str]
+) -> PartRows:
+    """Some of the rows, with some of the signals."""
+    block = np.ix_([rows.images.index(i) for i in images], [rows.exits.index(e) for e in exits])
+    signals = [rows.signal_names.index(name) for name in signal_names]
+    return PartRows(
+        images=tuple(images),
+        exits=tuple(exits),
+        signal_names=tuple(signal_names),
+        intersection=rows.intersection[block],
+        predicted=rows.predicted[block],
+        agreement=rows.agreement[block],
+        signals=rows.signals[block][:, :, signals],
+        label_map=rows.label_map[block],
+        confidence_map=rows.confidence_map[block],
     )
 
 

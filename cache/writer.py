@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mess.cache.parquet import write_rows
-from mess.cache.parts import Part, PartRows, find_parts, open_part, read_rows_of, write_part
+from mess.cache.parts import (
+    Part,
+    PartRows,
+    excerpt,
+    find_parts,
+    open_part,
+    read_rows_of,
+    write_part,
+)
 from mess.cache.schema import IMAGES
 from mess.cache.store import Overlap, PredictionStore
 from mess.errors import CacheError
@@ -101,10 +111,15 @@ class CacheWriter:
             self._write_manifest(shapes={}, complete=False)
         return list(self._tasks())
 
-    def is_complete(self) -> bool:
-        """Whether a finished cache of this identity is recorded; its parts are not looked at."""
+    def is_finished(self) -> bool:
+        """Whether the cache is declared complete and its parts hold nothing else."""
         recorded = self._recorded()
-        return recorded is not None and recorded["complete"]
+        return (
+            recorded is not None
+            and recorded["complete"]
+            and not any(self._tasks())
+            and all(self._is_plain(part, mine_EI) for part, _, mine_EI in self._shares())
+        )
 
     def write(self, rows: PartRows) -> None:
         """Write a part; a kill loses none that was written before."""
@@ -112,44 +127,43 @@ class CacheWriter:
 
     def extended(self, base: Part, rows: PartRows) -> PartRows:
         """`rows` with all that they lack taken from `base`: everything but the signals in them."""
-        old = read_rows_of(base)
-        images = [old.images.index(image_id) for image_id in rows.images]
-        exits = [old.exits.index(exit_id) for exit_id in rows.exits]
-        block = np.ix_(images, exits)
-        columns = {name: old.signals[block][:, :, k] for k, name in enumerate(old.signal_names)}
-        columns |= {name: rows.signals[:, :, k] for k, name in enumerate(rows.signal_names)}
-        return PartRows(
-            images=rows.images,
-            exits=rows.exits,
+        stored = read_rows_of(base)
+        old = excerpt(stored, rows.images, rows.exits, stored.signal_names)
+        columns = {
+            name: some.signals[:, :, k]
+            for some in (old, rows)
+            for k, name in enumerate(some.signal_names)
+        }
+        return replace(
+            old,
             signal_names=tuple(columns),
-            intersection=old.intersection[block],
-            predicted=old.predicted[block],
-            agreement=old.agreement[block],
             signals=np.stack(list(columns.values()), axis=2),
-            label_map=old.label_map[block],
-            confidence_map=old.confidence_map[block],
         )
 
     def finish(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Declare the cache complete; `shapes` are the native output sizes of the exits."""
+        """Declare the cache complete; `shapes` are the native output sizes of the exits.
+
+        Its parts then hold each prediction once and nothing else: what is no longer true goes.
+        """
         lacking = next(self._tasks(), None)
         if lacking is not None:
             image_id = list(self.identity.images)[lacking.images[0]]
             raise CacheError(
                 f"{self.store.directory} has no prediction of {lacking.exits[0]} for {image_id}."
             )
+        self._settle()
         self._write_manifest(shapes=shapes, complete=True)
 
     def _tasks(self) -> Iterator[Task]:
         identity = self.identity
-        wanted, exit_ids = set(identity.signal_names), list(identity.exits)
+        exit_ids = list(identity.exits)
         have_EI = np.zeros((len(identity.exits), len(identity.images)), np.bool_)
         partial: list[Part] = []
         for part in self._whole_parts():
             if identity.label_maps and not part.label_maps:
                 continue
             overlap = self._overlap(part)
-            if wanted <= set(part.signal_names):
+            if self._serves(part):
                 have_EI[np.ix_(overlap.exits, overlap.images)] = True
             elif overlap:
                 partial.append(part)
@@ -179,6 +193,70 @@ class CacheWriter:
                 exits=tuple(exit_ids[e] for e in np.flatnonzero(~have_E)),
                 signal_names=identity.signal_names,
             )
+
+    def _settle(self) -> None:
+        """Reduce the parts to what the cache is to hold."""
+        kept: set[Path] = set()
+        for part, overlap, mine_EI in self._shares():
+            if self._is_plain(part, mine_EI):
+                kept.add(part.path)
+            else:
+                kept |= {
+                    write_part(
+                        self.store.parts_folder, rows, self.identity.exits, self.identity.images
+                    )
+                    for rows in self._excerpts(part, overlap, mine_EI)
+                }
+        for path in find_parts(self.store.parts_folder):
+            if path not in kept:
+                path.unlink()
+
+    def _shares(self) -> Iterator[tuple[Part, Overlap, NDArray[np.bool_]]]:
+        """Which predictions of the overlap to take from each part, so that none comes twice."""
+        free_EI = np.ones((len(self.identity.exits), len(self.identity.images)), np.bool_)
+        parts = [part for part in self._whole_parts() if self._serves(part)]
+        for part in sorted(parts, key=lambda part: -len(part.images) * len(part.exits)):
+            overlap = self._overlap(part)
+            block = np.ix_(overlap.exits, overlap.images)
+            mine_EI, free_EI[block] = free_EI[block].copy(), False
+            yield part, overlap, mine_EI
+
+    def _excerpts(
+        self, part: Part, overlap: Overlap, mine_EI: NDArray[np.bool_]
+    ) -> Iterator[PartRows]:
+        """Rows of a part that are still wanted, with what is wanted of them."""
+        rows = read_rows_of(part)
+        exits = np.array(rows.exits)[overlap.part_exits]
+        images = np.array(rows.images)[overlap.part_images]
+        for mine_E in np.unique(mine_EI, axis=1).T:
+            if not mine_E.any():
+                continue
+            alike = (mine_EI == mine_E[:, np.newaxis]).all(axis=0)
+            some = excerpt(
+                rows, images[alike].tolist(), exits[mine_E].tolist(), self.identity.signal_names
+            )
+            label_map, confidence_map = some.label_map.copy(), some.confidence_map.copy()
+            if not self.identity.label_maps:
+                label_map[:] = None
+            for e, exit_id in enumerate(some.exits):
+                if exit_id not in self.identity.confidence_maps:
+                    confidence_map[:, e] = None
+            yield replace(some, label_map=label_map, confidence_map=confidence_map)
+
+    def _serves(self, part: Part) -> bool:
+        """Whether a part has all signals and the label maps."""
+        return set(self.identity.signal_names) <= set(part.signal_names) and (
+            part.label_maps or not self.identity.label_maps
+        )
+
+    def _is_plain(self, part: Part, mine_EI: NDArray[np.bool_]) -> bool:
+        """Whether a part has nothing besides what is taken from it, in the right order."""
+        return (
+            np.count_nonzero(mine_EI) == len(part.images) * len(part.exits)
+            and part.signal_names == self.identity.signal_names
+            and part.label_maps == self.identity.label_maps
+            and set(part.confidence_maps) <= set(self.identity.confidence_maps)
+        )
 
     def _overlap(self, part: Part) -> Overlap:
         """What of a part is still true and has the confidence maps it should have."""

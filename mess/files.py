@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from mess.errors import MessError
 
 CONTENT_DIGITS = 16
-"""Of a content's sha256, in the names that `content_path` gives."""
+"""Of a content's sha256, in the names that `write_named_by_content` gives."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,17 +31,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _settle(temporary, path)
 
 
-@contextmanager
-def content_path(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
-    """A temporary path that becomes STEM-DIGITS.SUFFIX in `folder`, by the file's sha256.
+def write_named_by_content(
+    folder: Path, stem: str, suffix: str, write: Callable[[Path], None]
+) -> Path:
+    """Have `write` make a file, named STEM-DIGITS.SUFFIX in `folder` by its sha256, atomically.
 
     Writers with different contents cannot overwrite each other's files, and a file that is not
     what its name says has been damaged.
     """
     with _temporary(folder / f"{stem}{suffix}") as temporary:
-        yield temporary
-        digits = sha256(temporary)[:CONTENT_DIGITS]
-        _settle(temporary, folder / f"{stem}-{digits}{suffix}")
+        write(temporary)
+        path = folder / f"{stem}-{sha256(temporary)[:CONTENT_DIGITS]}{suffix}"
+        _settle(temporary, path)
+    return path
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def memoise_split(
     )
     with place.locked():
         tasks = writer.begin(lambda index: _image_row(data, index))
-        if not tasks and writer.is_complete():
+        if writer.is_finished():
             return writer.store
         network = trained_network(place, config, pick_device(device_name))
         missing = sum(len(task.images) for task in tasks)

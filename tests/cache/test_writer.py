@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from mess.cache import integrity
 from mess.cache.parts import open_part, read_maps
 from mess.cache.store import PredictionStore
 from mess.errors import CacheError
@@ -55,7 +57,7 @@ def test_a_complete_cache_lacks_nothing_and_stays_as_it_is(store: PredictionStor
     before = {path: path.stat().st_mtime_ns for path in store.directory.rglob("*.*")}
     writer, tasks = begin(store, IDENTITY)
     assert tasks == []
-    assert writer.is_complete()
+    assert writer.is_finished()
     assert {path: path.stat().st_mtime_ns for path in store.directory.rglob("*.*")} == before
 
 
@@ -101,8 +103,18 @@ def test_only_what_changed_is_computed(
     identity = replace(IDENTITY, **change)
     assert fill(store, identity) == computed
     assert_true(store.read({})[0], identity)
-    # And back again, from the parts that are still there.
-    assert fill(store) == 0
+    assert integrity.verify(store).faults == ()
+    # Whoever opens the files finds each prediction once, and nothing that is no longer true.
+    frame = pd.concat(pd.read_parquet(path) for path in part_files(store))
+    assert len(frame) == len(identity.exits) * len(identity.images)
+    for row in frame.to_dict("records"):
+        expected = prediction(row["exit_id"], row["image_id"], identity)
+        assert row["predicted"].tolist() == expected["predicted"].tolist()
+        assert row["signals"].tolist() == np.float32(expected["signals"]).tolist()
+        maps = expected["label_map"] if identity.label_maps else None, expected["confidence_map"]
+        assert (row["label_map"], row["confidence_map"]) == maps
+    assert integrity.unneeded(store) == []
+    fill(store)
     assert_true(store.read({})[0])
 
 
