@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mess.cache.parts import Part, find_parts, open_part, read_counts, row_ids
+from mess.cache.parts import Part, find_parts, open_part, parquet_files, read_counts, row_ids
 from mess.cache.store import Overlap, PredictionStore
 from mess.errors import CacheError
 
@@ -28,7 +28,7 @@ class Verification:
 def verify(store: PredictionStore) -> Verification:
     """Look at everything in a cache: checksums, rows, pairs, and counts that cannot be."""
     faults: list[str] = []
-    paths = find_parts(store.parts_folder)
+    paths = parquet_files(store.parts_folder)
     try:
         manifest = store.manifest()
         images = {row["image_id"]: row for row in store.images(manifest)}

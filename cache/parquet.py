@@ -35,20 +35,17 @@ def write_table(
     path: Path,
     table: pa.Table,
     facts: Mapping[str, Any] | None = None,
-    encoding: Mapping[str, str] | None = None,
+    dictionary: Sequence[str] | None = None,
 ) -> None:
-    """Write a table, not atomically; `encoding` of columns where the writer's own is worse."""
+    """Write a table, not atomically; `dictionary` names the columns that repeat values, or all."""
     if facts is not None:
         table = table.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
-    encoding = dict(encoding or {})
-    plain = [name for name in table.column_names if name not in encoding]
+    repeating = True if dictionary is None else list(dictionary)
     pq.write_table(
         table,
         path,
         compression="zstd",
-        # A column has a dictionary or an encoding of its own.
-        use_dictionary=plain,  # pyright: ignore[reportArgumentType]
-        column_encoding=encoding or None,
+        use_dictionary=repeating,  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -29,12 +29,8 @@ _STEM, _SUFFIX = "part", ".parquet"
 
 _NAME = re.compile(rf"{_STEM}-([0-9a-f]{{{CONTENT_DIGITS}}}){re.escape(_SUFFIX)}")
 
-_ENCODING = {
-    "intersection.list.element": "BYTE_STREAM_SPLIT",
-    "predicted.list.element": "BYTE_STREAM_SPLIT",
-    "agreement": "BYTE_STREAM_SPLIT",
-}
-"""Most high bytes of counts are zero, and next to each other they take no room."""
+_REPEATING = ("exit_id", "image_id", "signals.list.element")
+"""Columns with a dictionary: that of counts would take more room than the counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +84,18 @@ def write_part(
         ],
     }
     return write_named_by_content(
-        folder, _STEM, _SUFFIX, lambda path: write_table(path, _table(rows), facts, _ENCODING)
+        folder, _STEM, _SUFFIX, lambda path: write_table(path, _table(rows), facts, _REPEATING)
     )
 
 
 def find_parts(folder: Path) -> list[Path]:
     """Files in `folder` that are named like parts, in the order of their names."""
-    return sorted(path for path in folder.glob("*") if _NAME.fullmatch(path.name))
+    return [path for path in parquet_files(folder) if _NAME.fullmatch(path.name)]
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """What someone who reads `folder` as a data set takes for parts, in the order of the names."""
+    return sorted(folder.glob("*.parquet"))
 
 
 def open_part(path: Path) -> Part:

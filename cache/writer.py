@@ -22,6 +22,7 @@ from mess.cache.parts import (
     excerpt,
     find_parts,
     open_part,
+    parquet_files,
     read_rows_of,
     write_part,
 )
@@ -118,7 +119,8 @@ class CacheWriter:
             recorded is not None
             and recorded["complete"]
             and not any(self._tasks())
-            and all(self._is_plain(part, mine_EI) for part, _, mine_EI in self._shares())
+            and set(parquet_files(self.store.parts_folder))
+            == {part.path for part, _, mine_EI in self._shares() if self._is_plain(part, mine_EI)}
         )
 
     def write(self, rows: PartRows) -> None:
@@ -207,7 +209,7 @@ class CacheWriter:
                     )
                     for rows in self._excerpts(part, overlap, mine_EI)
                 }
-        for path in find_parts(self.store.parts_folder):
+        for path in parquet_files(self.store.parts_folder):
             if path not in kept:
                 path.unlink()
 

@@ -77,9 +77,13 @@ def print_caches(rows: Sequence[dict[str, Any]]) -> None:
         counts = [str(row.get(name, "")) for name in ("images", "exits")]
         signals = str(len(row["signals"])) if "signals" in row else ""
         size = f"{row['bytes'] / 1e6:,.2f}"
-        state = [str(row["parts"]), size, row["state"]]
-        table.add_row(row["name"], row.get("split", ""), *counts, signals, *state)
+        usable = "ready" if row["state"] == "ready" else "not usable"
+        found = [str(row["parts"]), size, usable]
+        table.add_row(row["name"], row.get("split", ""), *counts, signals, *found)
     _out.print(table)
+    for row in rows:
+        if row["state"] != "ready":
+            say(f"{row['name']}: {row['state']}")
 
 
 def print_verification(rows: Sequence[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _PART_IMAGES = 32
 _PART_SECONDS = 60.0
 """A part is written after so many images or seconds: a kill loses no more."""
 
-_Batch = tuple[list[str], dict[str, ExitPrediction]]
+Batch = tuple[list[str], dict[str, ExitPrediction]]
 """Ids of the images, and the predictions of every exit."""
 
 
@@ -131,7 +131,7 @@ def _predicted(
     specs = [spec for spec in configured_signals(settings) if spec.name in task.signal_names]
     subset = data.select(task.images, data.where)
     loader = evaluation_loader(subset, config.data, batch_size=settings.batch_size)
-    batches: list[_Batch] = []
+    batches: list[Batch] = []
     begun = time.monotonic()
     for indices, predictions in predict(
         network,
@@ -144,13 +144,15 @@ def _predicted(
         batches.append(([subset.ids[index] for index in indices], predictions))
         images = sum(len(ids) for ids, _ in batches)
         if images >= _PART_IMAGES or time.monotonic() - begun >= _PART_SECONDS:
-            yield _rows(batches, task, settings)
+            yield part_rows(batches, task, settings)
             batches, begun = [], time.monotonic()
     if batches:
-        yield _rows(batches, task, settings)
+        yield part_rows(batches, task, settings)
 
 
-def _rows(batches: list[_Batch], task: Task, settings: MemoiseConfig) -> PartRows:
+def part_rows(batches: Sequence[Batch], task: Task, settings: MemoiseConfig) -> PartRows:
+    """What was predicted on some batches as the rows of a part."""
+
     def column(name: str) -> NDArray[Any]:
         exits = [
             np.concatenate([getattr(predictions[exit_id], name) for _, predictions in batches])

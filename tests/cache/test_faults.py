@@ -126,6 +126,10 @@ DAMAGE: dict[str, tuple[Callable[[PredictionStore], object], int]] = {
     "images flipped": (lambda s: _flip(s.images_file, 0.3), 0),
     "images deleted": (lambda s: s.images_file.unlink(), 0),
     "old schema": (old_schema, 15),
+    "file that is no part": (
+        lambda s: shutil.copy(part_files(s)[0], s.parts_folder / "part-00000.parquet"),
+        0,
+    ),
     "everything deleted": (lambda s: shutil.rmtree(s.directory), 15),
 }
 """Each with the number of predictions that its repair has to compute."""
@@ -139,12 +143,16 @@ def _append(path: Path) -> None:
 def test_damage_is_named_and_repaired(store: PredictionStore, name: str) -> None:
     fault, lost = DAMAGE[name]
     fault(store)
-    with pytest.raises(CacheError, match=r"Run `mess memoise`"):
-        store.read({})
+    if name == "file that is no part":
+        assert_true(store.read({})[0])
+    else:
+        with pytest.raises(CacheError, match=r"Run `mess memoise`"):
+            store.read({})
     assert integrity.verify(store).faults
     assert fill(store) == lost
     assert_true(store.read({})[0])
     assert integrity.verify(store).faults == ()
+    assert len(list(store.parts_folder.iterdir())) == len(part_files(store))
 
 
 @pytest.mark.parametrize("part", range(3))

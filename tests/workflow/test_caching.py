@@ -1,0 +1,316 @@
+"""`mess memoise` and `mess cache` on a run: what is stale is refused, what is true stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mess import workflow
+from mess.cache.parts import open_part
+from mess.cache.store import Predictions, PredictionStore
+from mess.cli import main
+from mess.config import load_config
+from mess.data import open_split
+from mess.errors import CacheError, MessError
+from mess.files import write_text
+from mess.progress import Task
+from mess.run import Run
+
+IMAGES = 40
+
+
+class Listener:
+    """Keeps what is said, and how many steps each task did."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: dict[str, float] = {}
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        listener = self
+        self.steps.setdefault(name, 0)
+
+        class Counter:
+            def advance(self, steps: float = 1, **figures: float) -> None:
+                listener.steps[name] += steps
+
+        yield Counter()
+
+
+@pytest.fixture
+def folder(run: Run, tmp_path: Path) -> Run:
+    """The shared run with the images of its calibration split in files."""
+    config = run.config()
+    data = open_split(config.data, "calibration", config.seed)
+    root = tmp_path / "images"
+    write_images(root, data.ids, [data.read(i) for i in range(len(data))])
+    write_text(root / "classes.json", json.dumps(data.classes.to_json()))
+    change_config(run, "data.kind=folder", f"data.root={root}")
+    listener = Listener()
+    workflow.memoise(run.path, reporter=listener)
+    assert listener.steps == {"memoising calibration": IMAGES}
+    return run
+
+
+def write_images(
+    root: Path, ids: list[str], pairs: list[tuple[np.ndarray, np.ndarray]], split: str = "val"
+) -> None:
+    for kind in ("images", "masks"):
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
+    for image_id, (image, mask) in zip(ids, pairs, strict=True):
+        Image.fromarray(image).save(root / split / "images" / f"{image_id}.png")
+        Image.fromarray(mask).save(root / split / "masks" / f"{image_id}.png")
+
+
+def change_config(run: Run, *overrides: str) -> None:
+    write_text(run.config_file, load_config(run.config_file, overrides).to_toml())
+
+
+def images_of(run: Run) -> Path:
+    root = run.config().data.root
+    assert root is not None
+    return root / "val"
+
+
+def stored(run: Run, name: str = "calibration") -> Predictions:
+    return PredictionStore(run.cache(name)).read({})[0]
+
+
+def assert_equal(found: Predictions, expected: Predictions) -> None:
+    assert found.exit_ids == expected.exit_ids
+    assert found.image_ids == expected.image_ids
+    for name in ("label", "intersection", "predicted", "signals"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def remade(run: Run) -> Predictions:
+    """What a cache holds that is made from nothing."""
+    shutil.rmtree(run.cache("calibration"))
+    workflow.memoise(run.path)
+    return stored(run)
+
+
+def search(run: Run, **options: object) -> dict[str, object]:
+    return workflow.search(run.path, target="macs", max_error=0.1, **options)  # pyright: ignore[reportArgumentType]
+
+
+def repaint(run: Run) -> None:
+    path = sorted((images_of(run) / "images").iterdir())[5]
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
+def relabel(run: Run) -> None:
+    path = sorted((images_of(run) / "masks").iterdir())[5]
+    Image.fromarray(np.full_like(np.asarray(Image.open(path)), 1)).save(path)
+
+
+def add(run: Run) -> None:
+    for kind in ("images", "masks"):
+        path = sorted((images_of(run) / kind).iterdir())[5]
+        shutil.copy(path, path.with_name("another.png"))
+
+
+def remove(run: Run) -> None:
+    for kind in ("images", "masks"):
+        sorted((images_of(run) / kind).iterdir())[5].unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "computed"),
+    [
+        (repaint, "1 changed (such as calibration-00005)", 1),
+        (relabel, "1 changed (such as calibration-00005)", 1),
+        (add, "1 new (such as another)", 1),
+        (remove, "1 gone (such as calibration-00005)", 0),
+    ],
+)
+def test_changed_data_is_refused_and_only_it_is_computed(
+    folder: Run, change: Callable[[Run], None], named: str, computed: int
+) -> None:
+    search(folder)
+    change(folder)
+    with pytest.raises(CacheError, match=r"stale.*only what changed is computed") as refusal:
+        search(folder)
+    assert named in str(refusal.value)
+    (row,) = workflow.cache_verify(folder.path)
+    assert named in row["faults"][0]
+    listener = Listener()
+    workflow.memoise(folder.path, reporter=listener)
+    assert listener.steps == {"memoising calibration": computed}
+    assert workflow.cache_verify(folder.path)[0]["faults"] == []
+    search(folder)
+    assert_equal(stored(folder), remade(folder))
+
+
+def test_a_touched_file_is_no_change(folder: Run) -> None:
+    for path in (images_of(folder) / "images").iterdir():
+        os.utime(path, (1, 1))
+    listener = Listener()
+    workflow.memoise(folder.path, reporter=listener)
+    assert listener.steps == {}
+    search(folder)
+
+
+def test_data_that_is_elsewhere_is_not_held_against_the_cache(folder: Run) -> None:
+    images_of(folder).parent.rename(images_of(folder).parent.with_name("moved"))
+    listener = Listener()
+    search(folder, reporter=listener)
+    assert any("was not held against its data" in text for text in listener.messages)
+
+
+def test_more_signals_are_added_to_what_is_stored(run: Run) -> None:
+    before = stored(run)
+    change_config(run, "memoise.pixel_thresholds=[0.8,0.6,0.5]")
+    with pytest.raises(CacheError, match="other signals"):
+        search(run)
+    workflow.memoise(run.path)
+    found = stored(run)
+    manifest = PredictionStore(run.cache("calibration")).manifest()
+    names = [signal["name"] for signal in manifest["signals"]]
+    assert names[:3] == ["share-top1-0.8", "share-top1-0.6", "share-top1-0.5"]
+    np.testing.assert_array_equal(found.intersection, before.intersection)
+    np.testing.assert_array_equal(found.signals[:, :, 2], before.signals[:, :, 0])
+    assert_equal(found, remade(run))
+
+
+def test_other_weights_are_refused_and_memoised_anew(run: Run) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    state = load_file(run.weights)
+    before = stored(run)
+    (early, *_), exits = before.exit_ids, len(before.exit_ids)
+    name = next(n for n in state if n.startswith(f"exits.{early}.") and state[n].ndim == 4)
+    save_file(state | {name: state[name] * np.float32(2)}, run.weights)
+    with pytest.raises(CacheError, match="other weights"):
+        search(run)
+    workflow.memoise(run.path)
+    found = stored(run)
+    # One exit changed; the others' predictions are those that were stored.
+    np.testing.assert_array_equal(found.intersection[1:], before.intersection[1:])
+    assert (found.intersection[0] != before.intersection[0]).any()
+    parts = [open_part(path) for path in (run.cache("calibration") / "predictions").iterdir()]
+    assert {len(part.exits) for part in parts} == {1, exits - 1}
+    assert_equal(found, remade(run))
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_killed_memoising_goes_on_and_ends_the_same(run: Run, moment: int) -> None:
+    expected = stored(run)
+    cache = run.cache("calibration")
+    shutil.rmtree(cache)
+    change_config(run, "memoise.batch_size=4")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from mess.steps import memoising\n"
+        "from mess import workflow\n"
+        "memoising._PART_IMAGES = 4\n"
+        "workflow.memoise(Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(run.path)])
+    parts = cache / "predictions"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if len(list(parts.glob("part-*.parquet"))) > 2 * moment:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    process.wait()
+    survived = len(list(parts.glob("part-*.parquet")))
+    listener = Listener()
+    workflow.memoise(run.path, reporter=listener)
+    assert sum(listener.steps.values()) == max(IMAGES - 4 * survived, 0)
+    assert_equal(stored(run), expected)
+    assert workflow.cache_verify(run.path)[0]["faults"] == []
+
+
+def test_a_cache_of_other_images_has_a_name_of_its_own(run: Run, tmp_path: Path) -> None:
+    config = run.config()
+    data = open_split(config.data, "test", config.seed)
+    root = tmp_path / "night"
+    write_images(root, data.ids, [data.read(i) for i in range(len(data))])
+    write_text(root / "classes.json", json.dumps(data.classes.to_json()))
+    with pytest.raises(MessError, match="--name"):
+        workflow.memoise(run.path, root=root)
+    with pytest.raises(MessError, match="letters, digits"):
+        workflow.memoise(run.path, root=root, name="../night")
+    change_config(run, "data.kind=folder", f"data.root={tmp_path / 'day'}")
+    workflow.memoise(run.path, root=root, name="night")
+    result = search(run, cache="night")
+    assert result["cache"]["name"] == "night"  # pyright: ignore[reportIndexIssue]
+    rows = {row["name"]: row for row in workflow.cache_info(run.path)}
+    assert rows["night"]["root"] == str(root)
+    assert rows["night"]["images"] == len(data)
+    assert rows["night"]["state"] == "ready"
+    assert workflow.cache_verify(run.path, name="night")[0]["faults"] == []
+    bundle = workflow.export(run.path)
+    assert json.loads((bundle / "manifest.json").read_text())["source"]["name"] == "night"
+    workflow.report(run.path)
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["mess", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0), capsys.readouterr().out
+
+
+def test_the_cache_commands(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mess(*words: object) -> tuple[int, str]:
+        return command(monkeypatch, capsys, "cache", *words, "--run", run.path)
+
+    code, out = mess("info", "--json")
+    (row,) = json.loads(out)
+    assert code == 0
+    assert (row["name"], row["images"], row["state"]) == ("calibration", IMAGES, "ready")
+    assert "ready" in mess("info")[1]
+
+    code, out = mess("verify")
+    assert code == 0
+    assert "no faults" in out
+    part = next((run.cache("calibration") / "predictions").iterdir())
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    code, out = mess("verify", "calibration", "--json")
+    assert code == 1
+    assert part.name in json.loads(out)[0]["faults"][0]
+    assert mess("verify")[0] == 1
+
+    code, out = mess("prune", "--dry-run")
+    assert (code, part.exists()) == (0, True)
+    assert part.name in out
+    code, out = mess("prune", "--json")
+    assert (code, part.exists()) == (0, False)
+    assert [row["file"] for row in json.loads(out)] == [str(part)]
+    workflow.memoise(run.path)
+    assert mess("verify")[0] == 0
+
+
+def test_a_cache_that_is_not_there_is_named(run: Run) -> None:
+    with pytest.raises(CacheError, match="no cache 'calibratio'.*calibration"):
+        workflow.cache_verify(run.path, name="calibratio")
+    shutil.rmtree(run.path / "cache")
+    with pytest.raises(CacheError, match="no cache yet"):
+        workflow.cache_verify(run.path)
+    assert workflow.cache_info(run.path) == []
