@@ -247,7 +247,7 @@ def measure_storage(case: Row) -> Row:
     factor = PIXELS_VOC / tables.label.sum(axis=1).mean()
     hits = scaled(rng, tables.intersection, factor)
     wrong = scaled(rng, tables.predicted - tables.intersection, factor)
-    signals = np.rint(tables.signals * POSITIONS_VOC).astype(np.float32) / POSITIONS_VOC
+    signals = (np.rint(tables.signals * POSITIONS_VOC) / POSITIONS_VOC).astype(np.float32)
     identity = Identity(
         classes=tuple(f"class {c}" for c in range(CLASSES)),
         exits=dict.fromkeys(tables.exit_ids, "0" * 64),

@@ -6,13 +6,15 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import typer.main
 
-from mess import workflow
+from mess.assembly import load_tables
 from mess.cli import app, main
+from mess.metrics import mean_iou
 from mess.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +40,11 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_commands_of_the_documents_exist(line: str) -> None:
     name, *arguments = shlex.split(line, comments=True)[1:]
-    group = typer.main.get_command(app)
-    command = group.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+    command: Any = typer.main.get_command(app)
+    command = command.commands[name]
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
     command.make_context(name, arguments)
 
 
@@ -47,20 +52,27 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 6
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", ROOT / "docs" / "files.md"])
-def test_python_snippets_run(document: Path, run: Run, searched: Callable[..., Path]) -> None:
+def test_python_snippets_of_the_readme_run(run: Run, searched: Callable[..., Path]) -> None:
     names = {
-        "run": run.path,
         "path": searched(target="macs", max_error=0.05),
         "image": np.zeros((48, 64, 3), np.uint8),
     }
-    snippets = blocks(document, "python")
+    snippets = blocks(ROOT / "README.md", "python")
     assert snippets
     for snippet in snippets:
-        exec(compile(snippet, str(document), "exec"), names)
-    if "miou" in names:
-        report = workflow.evaluate(run=run.path, split="calibration")
-        assert names["miou"] == pytest.approx(report["baseline"]["miou"], abs=1e-4)
+        exec(compile(snippet, "README.md", "exec"), names)
+
+
+def test_every_tool_reads_the_same_from_a_cache(run: Run) -> None:
+    found: dict[str, Any] = {"run": run.path}
+    for snippet in blocks(ROOT / "docs" / "cache.md", "python"):
+        exec(compile(snippet, "cache.md", "exec"), found)
+    tables, _ = load_tables(run)
+    hits, predicted = tables.intersection.sum(axis=1), tables.predicted.sum(axis=1)
+    miou = mean_iou(hits, predicted, tables.label.sum(axis=0))
+    expected = dict(zip(tables.exit_ids, np.asarray(miou).tolist(), strict=True))
+    for tool in ("pandas", "duckdb", "polars"):
+        assert found[f"by_{tool}"] == pytest.approx(expected, abs=1e-12), tool
 
 
 def test_the_backbone_example_works(
