@@ -102,13 +102,19 @@ class StageConfig(_Section):
 
 
 class Stage1Config(StageConfig):
+    """Stage 1, or the only stage of the schemes that train everything at once."""
+
     head_learning_rate: Positive | None = None
     """Rate of the segmentation heads; the backbone's where it is not set."""
+    exit_learning_rate: Positive | None = None
+    """Rate of exits that are trained with the backbone; the heads' where it is not set."""
     exit_dropout: Literal["round-robin", "modulo"] = "round-robin"
     """Which early exits an iteration trains: one in turn, or Eq. 2 to the letter."""
 
 
 class Stage2Config(StageConfig):
+    """Stage 2; `alpha` and `pixel_stride` are of the exits' loss in every scheme."""
+
     alpha: Share = 0.5
     """Weight of the cross-entropy in positive filtering distillation (Eq. 3)."""
     pixel_stride: Count = 1
@@ -116,7 +122,15 @@ class Stage2Config(StageConfig):
 
 
 class TrainingConfig(_Section):
-    scheme: Literal["two-stage"] = "two-stage"
+    scheme: Literal["two-stage", "kd", "self-distill", "frozen", "e2e", "branches"] = "two-stage"
+    """A named recipe, see `mess.recipes`."""
+    loss: Literal["pfd", "ce", "kd", "self-distill", "lovasz"] | None = None
+    """What the exits learn from; the scheme's own where it is not set."""
+    keep: Literal["last", "best"] | None = None
+    """Weights of the last iteration, or of the best epoch on the holdout; the scheme's own where
+    it is not set. Exits on a frozen backbone have a best epoch each."""
+    class_weights: tuple[Positive, ...] | None = None
+    """Of the cross-entropy, by class; all 1 where they are not set."""
     batch_size: Annotated[int, Field(ge=2)] = 8
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,19 +54,56 @@ def _weights(outputs: int, inputs: int, device: torch.device) -> Tensor:
     return matrix.contiguous().to(device)
 
 
-def cross_entropy(logits_BChw: Tensor, label_BHW: Tensor) -> Tensor:
-    """Mean cross-entropy over the labelled pixels; 0 for a batch without any."""
+class ExitLoss(Protocol):
+    """The loss of a batch, prepared once for all exits."""
+
+    def loss(self, logits_BChw: Tensor) -> Tensor:
+        """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
+        ...
+
+
+def cross_entropy(
+    logits_BChw: Tensor, label_BHW: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; 0 for a batch without any.
+
+    `class_weights` (C,) multiply a pixel's by the weight of its label.
+    """
     logits = upsample(logits_BChw, (label_BHW.shape[1], label_BHW.shape[2]))
-    total = F.cross_entropy(logits, label_BHW, ignore_index=VOID, reduction="sum")
+    total = F.cross_entropy(logits, label_BHW, class_weights, ignore_index=VOID, reduction="sum")
     return total / (label_BHW != VOID).sum().clamp(min=1)
 
 
-class DistillationTarget:
-    """Positive filtering distillation (MESS paper, Eq. 3), prepared once for all exits of a batch.
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """How much of what an exit learns from: a · CE + b · KL(teacher ‖ student) at every pixel.
 
-    Per labelled pixel, alpha · [final argmax == label] · CE + (1 - alpha) · KL(teacher ‖ student),
-    averaged over the labelled pixels. Both terms are cross-entropies, so their sum is one against
-    the soft target W = alpha · [correct] · onehot + (1 - alpha) · teacher, up to a constant:
+    With `filtered`, the cross-entropy is left out where the teacher is wrong.
+    """
+
+    cross_entropy: float
+    distillation: float
+    filtered: bool = False
+
+
+def mixture(name: str, alpha: float) -> Mixture:
+    """The mixtures of Table 6 of the MESS paper by their names in the configuration.
+
+    `alpha` weighs the two terms of "pfd" (Eq. 3) alone.
+    """
+    return {
+        "pfd": Mixture(cross_entropy=alpha, distillation=1.0 - alpha, filtered=True),
+        "ce": Mixture(cross_entropy=1.0, distillation=0.0),
+        "kd": Mixture(cross_entropy=0.0, distillation=1.0),
+        "self-distill": Mixture(cross_entropy=1.0, distillation=1.0),
+    }[name]
+
+
+class SoftTarget:
+    """A mixture of cross-entropy and distillation, averaged over the labelled pixels.
+
+    Both terms are cross-entropies, so their sum is one against the soft target
+    W = a · onehot + b · teacher, up to a constant:
 
         loss = (Σ S · logsumexp(z) - Σ W · z) / pixels + constant,   S = Σ_classes W
 
@@ -74,29 +112,40 @@ class DistillationTarget:
     """
 
     def __init__(
-        self, teacher_BChw: Tensor, label_BHW: Tensor, alpha: float, grid: PixelGrid | None = None
+        self,
+        teacher_BChw: Tensor,
+        label_BHW: Tensor,
+        mix: Mixture,
+        grid: PixelGrid | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
+        """`class_weights` (C,) multiply the cross-entropy by the weight of a pixel's label."""
         self._grid = grid or PixelGrid()
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         label = label_BHW[:, self._grid.rows, self._grid.columns]
         labelled_B1HW = (label != VOID).unsqueeze(1)
         self._pixels = labelled_B1HW.sum().clamp(min=1)
-        logits = upsample(teacher_BChw.detach(), self._size, self._grid)
-        log_teacher = F.log_softmax(logits, dim=1)
-        teacher = log_teacher.exp()
-        correct_B1HW = (logits.argmax(1) == label).unsqueeze(1)
-        onehot = torch.zeros_like(teacher).scatter_(
+        shape = (len(label), teacher_BChw.shape[1], *label.shape[1:])
+        onehot = torch.zeros(shape, dtype=teacher_BChw.dtype, device=label.device).scatter_(
             1, label.where(label != VOID, 0).unsqueeze(1), 1.0
         )
-        target = (alpha * correct_B1HW * onehot + (1 - alpha) * teacher) * labelled_B1HW
+        if class_weights is not None:
+            onehot *= class_weights.view(1, -1, 1, 1)
+        target, self._constant = mix.cross_entropy * onehot * labelled_B1HW, 0.0
+        if mix.distillation or mix.filtered:
+            logits = upsample(teacher_BChw.detach(), self._size, self._grid)
+            log_teacher = F.log_softmax(logits, dim=1)
+            teacher = log_teacher.exp() * labelled_B1HW
+            if mix.filtered:
+                target *= (logits.argmax(1) == label).unsqueeze(1)
+            target += mix.distillation * teacher
+            self._constant = mix.distillation * (teacher * log_teacher).sum() / self._pixels
         self._weight_BHW = target.sum(1)
-        entropy = (teacher * log_teacher * labelled_B1HW).sum()
-        self._constant = (1 - alpha) * entropy / self._pixels
         self._target_BCHW = target
         self._native: dict[tuple[int, int], Tensor] = {}
 
     def loss(self, logits_BChw: Tensor) -> Tensor:
-        """The loss of one exit's logits at native resolution; a scalar."""
+        """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
         logits = upsample(logits_BChw, self._size, self._grid)
         normaliser = (self._weight_BHW * logits.logsumexp(1)).sum()
         agreement = (self._at_native(logits_BChw) * logits_BChw).sum()
@@ -110,3 +159,56 @@ class DistillationTarget:
             columns = _weights(self._size[1], size[1], device)[self._grid.columns]
             self._native[size] = rows.T @ self._target_BCHW @ columns
         return self._native[size]
+
+
+class LovaszSoftmax:
+    """Lovász-Softmax (Berman et al., CVPR 2018) over all labelled pixels of a batch.
+
+    The mean over the classes that are labelled of the Lovász extension of the Jaccard loss, at the
+    errors |onehot - probability| of the class.
+    """
+
+    def __init__(self, label_BHW: Tensor, grid: PixelGrid | None = None) -> None:
+        self._grid = grid or PixelGrid()
+        self._size = (label_BHW.shape[1], label_BHW.shape[2])
+        self._label_P = label_BHW[:, self._grid.rows, self._grid.columns].flatten()
+
+    def loss(self, logits_BChw: Tensor) -> Tensor:
+        """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
+        probability_BCHW = upsample(logits_BChw, self._size, self._grid).softmax(1)
+        probability_CP = probability_BCHW.movedim(1, 0).flatten(1)
+        class_C1 = torch.arange(len(probability_CP), device=self._label_P.device).unsqueeze(1)
+        truth_CP = (self._label_P == class_C1).to(probability_CP.dtype)
+        # Void pixels come last and weigh nothing: their error is 0.
+        error_CP = (truth_CP - probability_CP).abs() * (self._label_P != VOID)
+        error_CP, order_CP = error_CP.sort(dim=1, descending=True)
+        slope_CP = _jaccard_slope(truth_CP.gather(1, order_CP))
+        labelled_C = (truth_CP.sum(1) > 0).to(error_CP.dtype)
+        return ((error_CP * slope_CP).sum(1) * labelled_C).sum() / labelled_C.sum().clamp(min=1)
+
+
+def _jaccard_slope(truth_CP: Tensor) -> Tensor:
+    """By how much each further wrong pixel, in order, raises the Jaccard loss of its class."""
+    pixels_C1 = truth_CP.sum(1, keepdim=True)
+    hits_CP = pixels_C1 - truth_CP.cumsum(1)
+    union_CP = pixels_C1 + (1 - truth_CP).cumsum(1)
+    loss_CP = 1 - hits_CP / union_CP.clamp(min=1)
+    return loss_CP.diff(dim=1, prepend=torch.zeros_like(pixels_C1))
+
+
+def exit_loss(
+    name: str,
+    teacher_BChw: Tensor,
+    label_BHW: Tensor,
+    *,
+    alpha: float = 0.5,
+    grid: PixelGrid | None = None,
+    class_weights: Tensor | None = None,
+) -> ExitLoss:
+    """The loss called `name` in the configuration, for the exits of a batch.
+
+    `teacher_BChw` are the final exit's logits, which cross-entropy and Lovász-Softmax do not use.
+    """
+    if name == "lovasz":
+        return LovaszSoftmax(label_BHW, grid)
+    return SoftTarget(teacher_BChw, label_BHW, mixture(name, alpha), grid, class_weights)

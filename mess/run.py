@@ -46,6 +46,10 @@ class Run:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def best_epoch(self) -> Path:
+        return self.path / "best-epoch.safetensors"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -1,43 +1,31 @@
-"""The two stages of MESS training (MESS paper, §4.3)."""
+"""The stages that recipes are made of: MESS training's two (MESS paper, §4.3), and one for all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mess.candidates import Candidate
+from mess.best_epoch import Unit
 from mess.config import Config, Stage1Config, StageConfig
+from mess.errors import ConfigError
 from mess.exits import FINAL, ExitArchitecture
-from mess.losses import DistillationTarget, PixelGrid, cross_entropy
+from mess.losses import ExitLoss, PixelGrid, cross_entropy, exit_loss
 from mess.network import OverprovisionedNetwork, fast_layout, frozen, seeded_exit
 from mess.seeds import derive
-from mess.training import Stage, poly_rate
-
-
-def mess_stages(
-    network: OverprovisionedNetwork,
-    config: Config,
-    rows: Iterable[Candidate],
-    num_classes: int,
-    device: torch.device,
-) -> list[Stage]:
-    """The stages of `training.scheme = "two-stage"`, in order."""
-    channels = {row.point: row.channels for row in rows}
-    return [
-        ExitAwarePretraining(network, config, channels, num_classes, device),
-        ExitTraining(network, config),
-    ]
+from mess.training import poly_rate
 
 
 class ExitAwarePretraining:
     """Stage 1, end to end: the backbone, its head, and one plain FCN head an iteration (Eq. 2).
 
-    The FCN heads of the early points serve this stage alone; they are not candidate exits.
+    The FCN heads of the early points serve this stage alone; they are not candidate exits. With
+    `early` false the backbone is trained without any.
     """
 
     name = "stage1"
+    units: Mapping[str, Unit] = {"backbone": Unit(("backbone.",), (FINAL,))}
 
     def __init__(
         self,
@@ -46,17 +34,20 @@ class ExitAwarePretraining:
         channels: Mapping[int, int],
         num_classes: int,
         device: torch.device,
+        *,
+        early: bool = True,
     ) -> None:
         self.settings: Stage1Config = config.training.stage1
         self._network = network
         self._config = config
-        early = sorted(channels)[:-1]
+        self._class_weights = class_weights(config, num_classes, device)
+        points = sorted(channels)[:-1] if early else []
         self._heads = nn.ModuleDict(
             {
                 f"p{point}": seeded_exit(
                     config, f"stage1-p{point}", ExitArchitecture(), channels[point], num_classes
                 )
-                for point in early
+                for point in points
             }
         ).to(device)
         fast_layout(self._heads)
@@ -79,10 +70,12 @@ class ExitAwarePretraining:
         torch.manual_seed(derive(self._config.seed, self.name, iteration))
         _set_rate(self._optimiser, self.settings, iteration, self._config)
         maps = self._network.features(images)
-        losses = {FINAL: cross_entropy(self._network.backbone.head(maps[-1]), labels)}
-        for point in active_exits(self.settings.exit_dropout, iteration, len(maps)):
+        weights = self._class_weights
+        losses = {FINAL: cross_entropy(self._network.backbone.head(maps[-1]), labels, weights)}
+        points = len(maps) if self._heads else 1
+        for point in active_exits(self.settings.exit_dropout, iteration, points):
             name = f"p{point}"
-            losses[name] = cross_entropy(self._heads[name](maps[point - 1]), labels)
+            losses[name] = cross_entropy(self._heads[name](maps[point - 1]), labels, weights)
         self._optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         self._optimiser.step()
@@ -104,7 +97,7 @@ class ExitAwarePretraining:
 
 
 class ExitTraining:
-    """Stage 2, frozen backbone: all candidate exits from the same features, by Eq. 3.
+    """Stage 2, frozen backbone: all candidate exits from the same features, by `loss`.
 
     Exits share nothing, so each one's forward, backward and step is done before the next begins:
     the memory in use is one exit's.
@@ -112,10 +105,23 @@ class ExitTraining:
 
     name = "stage2"
 
-    def __init__(self, network: OverprovisionedNetwork, config: Config) -> None:
+    def __init__(
+        self,
+        network: OverprovisionedNetwork,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        *,
+        loss: str,
+    ) -> None:
         self.settings = config.training.stage2
+        self.units = {
+            exit_id: Unit((f"exits.{exit_id}.",), (exit_id,)) for exit_id in network.exits
+        }
         self._network = network
         self._config = config
+        self._loss = loss
+        self._class_weights = class_weights(config, num_classes, device)
         self._optimisers = {
             exit_id: _sgd(
                 [{"params": list(module.parameters()), "scale": self.settings.learning_rate}],
@@ -132,8 +138,7 @@ class ExitTraining:
         with torch.no_grad():
             maps = self._network.features(images)
             teacher = self._network.backbone.head(maps[-1])
-        grid = self._grid(iteration)
-        target = DistillationTarget(teacher, labels, self.settings.alpha, grid)
+        target = _target(self._loss, teacher, labels, iteration, self._config, self._class_weights)
         losses = {}
         for exit_id, optimiser in self._optimisers.items():
             torch.manual_seed(derive(self._config.seed, self.name, iteration, exit_id))
@@ -156,10 +161,90 @@ class ExitTraining:
         for exit_id, optimiser in self._optimisers.items():
             _restore_momentum(optimiser, f"momentum.{exit_id}", state)
 
-    def _grid(self, iteration: int) -> PixelGrid:
-        stride = self.settings.pixel_stride
-        offset = derive(self._config.seed, "grid", iteration) % (stride * stride)
-        return PixelGrid(stride, offset // stride, offset % stride)
+
+class JointTraining:
+    """Backbone, head and all candidate exits at once, by the sum of their losses.
+
+    Each exit's graph is freed before the next one's is made: gradients gather at the feature maps
+    and go through the backbone together, once.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        network: OverprovisionedNetwork,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        *,
+        loss: str,
+    ) -> None:
+        self.settings: Stage1Config = config.training.stage1
+        self.units = {"network": Unit(("backbone.", "exits."), (*network.exits, FINAL))}
+        self._network = network
+        self._config = config
+        self._loss = loss
+        self._class_weights = class_weights(config, num_classes, device)
+        rate = self.settings.learning_rate
+        head_rate = self.settings.head_learning_rate or rate
+        exit_rate = self.settings.exit_learning_rate or head_rate
+        self._optimiser = _sgd(
+            [
+                {"params": list(network.backbone.blocks.parameters()), "scale": rate},
+                {"params": list(network.backbone.head.parameters()), "scale": head_rate},
+                {"params": list(network.exits.parameters()), "scale": exit_rate},
+            ],
+            config,
+        )
+
+    def begin(self) -> None:
+        self._network.backbone.train().requires_grad_(True)
+        self._network.exits.train()
+
+    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+        torch.manual_seed(derive(self._config.seed, self.name, iteration))
+        _set_rate(self._optimiser, self.settings, iteration, self._config)
+        self._optimiser.zero_grad()
+        maps = self._network.features(images)
+        leaves = [features.detach().requires_grad_() for features in maps]
+        final = self._network.backbone.head(leaves[-1])
+        target = _target(self._loss, final, labels, iteration, self._config, self._class_weights)
+        losses = {FINAL: self._backward(target.loss(final))}
+        for exit_id, module in self._network.exits.items():
+            torch.manual_seed(derive(self._config.seed, self.name, iteration, exit_id))
+            features = leaves[self._network.point(exit_id) - 1]
+            losses[exit_id] = self._backward(target.loss(module(features)))
+        # A point whose exits were all left out has no gradient of its own.
+        reached = [point for point, leaf in enumerate(leaves) if leaf.grad is not None]
+        torch.autograd.backward(
+            [maps[point] for point in reached], [leaves[point].grad for point in reached]
+        )
+        self._optimiser.step()
+        return losses
+
+    def state(self) -> dict[str, Tensor]:
+        return _momentum(self._optimiser, "momentum")
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        _restore_momentum(self._optimiser, "momentum", state)
+
+    @staticmethod
+    def _backward(loss: Tensor) -> Tensor:
+        loss.backward()
+        return loss.detach()
+
+
+def class_weights(config: Config, num_classes: int, device: torch.device) -> Tensor | None:
+    """`training.class_weights` (C,) on the device; raises ConfigError unless one a class."""
+    weights = config.training.class_weights
+    if weights is None:
+        return None
+    if len(weights) != num_classes:
+        raise ConfigError(
+            f"training.class_weights has {len(weights)} values; the data has {num_classes} classes."
+        )
+    return torch.tensor(weights, device=device)
 
 
 def active_exits(exit_dropout: str, iteration: int, points: int) -> list[int]:
@@ -174,6 +259,24 @@ def active_exits(exit_dropout: str, iteration: int, points: int) -> list[int]:
     if exit_dropout == "round-robin":
         return [iteration % early + 1]
     return [point for point in range(1, points) if (iteration + 1) % point == 0]
+
+
+def _target(
+    loss: str,
+    teacher: Tensor,
+    labels: Tensor,
+    iteration: int,
+    config: Config,
+    class_weights: Tensor | None,
+) -> ExitLoss:
+    """The exits' loss of a batch, on the pixels of the iteration's grid."""
+    settings = config.training.stage2
+    stride = settings.pixel_stride
+    offset = derive(config.seed, "grid", iteration) % (stride * stride)
+    grid = PixelGrid(stride, offset // stride, offset % stride)
+    return exit_loss(
+        loss, teacher, labels, alpha=settings.alpha, grid=grid, class_weights=class_weights
+    )
 
 
 def _sgd(groups: list[dict[str, object]], config: Config) -> torch.optim.SGD:

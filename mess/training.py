@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mess.best_epoch import BestEpoch, Unit
 from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mess.config import Config, StageConfig, read_toml
 from mess.errors import TrainingError
@@ -26,11 +27,27 @@ Batches = Callable[[str, int, int], Iterable[Batch]]
 
 _LOG_EVERY = 10
 
+HOLDOUT = "-holdout"
+"""Behind a stage's name in the metrics log: mIoU on held-out images."""
+
+
+class Judge(Protocol):
+    """Measures exits on images held out of training."""
+
+    def __call__(self, stage: str, iteration: int, exits: Sequence[str]) -> Mapping[str, float]:
+        """The mIoU of each of `exits` after `iteration` iterations; may leave eval mode behind."""
+        ...
+
 
 class Stage(Protocol):
     """One stage of training over the shared network."""
 
     name: str
+
+    @property
+    def units(self) -> Mapping[str, Unit]:
+        """What the stage trains, in parts that do not depend on each other."""
+        ...
 
     @property
     def settings(self) -> StageConfig: ...
@@ -65,19 +82,29 @@ def train(
     log: MetricsLog,
     reporter: Reporter,
     device: torch.device,
-    after_stage: Callable[[str, int], None],
+    judge: Judge | None = None,
+    best: Path | None = None,
+    epoch: int | None = None,
 ) -> None:
     """Run the stages in order, going on from `checkpoint` where there is one.
 
-    `after_stage` is called with the name and iterations of each stage this call finished. Raises
-    TrainingError when a loss is not finite; the last checkpoint stays.
+    `judge` is asked at the end of each stage, of the exits that it trained. With `best`, which
+    needs one, it is asked after every `epoch` iterations too, and a stage ends with the weights
+    that it found best, kept in that file meanwhile. Raises TrainingError when a loss is not finite;
+    the last checkpoint stays.
     """
     first, iteration = _resume(network, stages, config, checkpoint, reporter)
     for index in range(first, len(stages)):
         stage = stages[index]
         stage.begin()
         log.rewind(stage.name, iteration)
+        log.rewind(f"{stage.name}{HOLDOUT}", iteration)
         done = iteration
+        exits = list(dict.fromkeys(e for unit in stage.units.values() for e in unit.exits))
+        keeper = None
+        if best is not None:
+            configuration = config.of_weights().to_toml()
+            keeper = BestEpoch(best, network, stage.name, stage.units, configuration)
         with reporter.task(stage.name, stage.settings.iterations, done) as task:
             saved = time.monotonic()
             for images, labels in batches(stage.name, stage.settings.iterations, iteration):
@@ -90,11 +117,22 @@ def train(
                 task.advance(1, loss=figures["mean"], rate=rate)
                 if done % _LOG_EVERY == 0 or done == stage.settings.iterations:
                     log.append(stage.name, done, learning_rate=rate, **figures)
+                if done == stage.settings.iterations:
+                    break
+                if judge and keeper and epoch and done % epoch == 0:
+                    keeper.offer(done, judge(stage.name, done, exits))
+                    stage.begin()
                 if time.monotonic() - saved > 60 * config.training.checkpoint_minutes:
                     _save(checkpoint, network, stage, done, config)
                     saved = time.monotonic()
-        _save(checkpoint, network, stage, done, config)
-        after_stage(stage.name, done)
+        if keeper is None:
+            _save(checkpoint, network, stage, done, config)
+        miou = judge(stage.name, done, exits) if judge else {}
+        if keeper:
+            # Not before: a checkpoint of the last iteration is that of a finished stage.
+            keeper.offer(done, miou)
+            keeper.restore()
+            _save(checkpoint, network, stage, done, config)
         iteration = 0
 
 

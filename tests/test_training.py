@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,23 +17,25 @@ import mess.training
 from mess.candidates import Candidate, candidates
 from mess.checkpoint import load_checkpoint
 from mess.config import Config, StageConfig, parse_config
-from mess.errors import TrainingError
+from mess.errors import ConfigError, TrainingError
 from mess.exits import FINAL
-from mess.losses import DistillationTarget
+from mess.losses import SoftTarget, exit_loss, mixture
 from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork, build_network
 from mess.progress import Reporter, Silent, Task
-from mess.stages import ExitAwarePretraining, ExitTraining, active_exits, mess_stages
+from mess.recipes import RECIPES, keeps_best, stages_of
+from mess.stages import ExitAwarePretraining, ExitTraining, JointTraining, active_exits
 from mess.training import Batch, Batches, poly_rate, train
 from tests.conftest import MakeConfig
 
 CLASSES = 4
 CPU = torch.device("cpu")
+EPOCH = 2
 ROUND_ROBIN, MODULO = "round-robin", "modulo"
 
 
 def batch(stage: str, iteration: int) -> Batch:
-    generator = torch.Generator().manual_seed(100 * len(stage) + 10 * int(stage[-1]) + iteration)
+    generator = torch.Generator().manual_seed(1000 * ord(stage[-1]) + iteration)
     images = torch.randn(2, 3, 32, 48, generator=generator)
     labels = torch.randint(0, CLASSES, (2, 32, 48), generator=generator)
     return images, labels.masked_fill(torch.rand(2, 32, 48, generator=generator) < 0.1, 255)
@@ -65,19 +67,29 @@ def run_training(
     batches: Batches = batches,
     reporter: Reporter | None = None,
     after_stage: Callable[[OverprovisionedNetwork, str], None] = lambda network, stage: None,
+    score: Callable[[str, int, str], float] = lambda stage, iteration, exit_id: 0.0,
 ) -> OverprovisionedNetwork:
-    """Both stages in `folder`, from its checkpoint where there is one."""
+    """All stages in `folder`, from its checkpoint where there is one."""
+    folder.mkdir(exist_ok=True)
     network = build(config)
+
+    def judge(stage: str, iteration: int, exits: Sequence[str]) -> dict[str, float]:
+        network.eval()
+        after_stage(network, stage)
+        return {exit_id: score(stage, iteration, exit_id) for exit_id in exits}
+
     train(
         network,
-        mess_stages(network, config, rows_of(config), CLASSES, CPU),
+        stages_of(network, config, rows_of(config), CLASSES, CPU),
         config,
         batches,
         checkpoint=folder / "checkpoint",
         log=MetricsLog(folder / "metrics"),
         reporter=reporter or Silent(),
         device=CPU,
-        after_stage=lambda stage, _: after_stage(network, stage),
+        judge=judge,
+        best=folder / "best" if keeps_best(config) else None,
+        epoch=EPOCH,
     )
     return network
 
@@ -160,7 +172,7 @@ def test_the_rate_decays_by_a_power_and_never_reaches_zero() -> None:
 
 def pretraining(config: Config) -> tuple[OverprovisionedNetwork, ExitAwarePretraining]:
     network = build(config)
-    stage = mess_stages(network, config, rows_of(config), CLASSES, CPU)[0]
+    stage = stages_of(network, config, rows_of(config), CLASSES, CPU)[0]
     assert isinstance(stage, ExitAwarePretraining)
     without_dropout(network)
     stage.begin()
@@ -213,7 +225,7 @@ def test_stage_2_steps_follow_the_poly_schedule(make_config: MakeConfig) -> None
     for iteration in (0, 2):
         network = build(config)
         without_dropout(network)
-        stage = ExitTraining(network, config)
+        stage = ExitTraining(network, config, CLASSES, CPU, loss="pfd")
         stage.begin()
         before = snapshot(network.exits)
         stage.step(*batch("stage2", 0), iteration)
@@ -226,12 +238,12 @@ def test_stage_2_reports_eq3_of_every_exit(make_config: MakeConfig) -> None:
     config = make_config(training={"stage2": {"alpha": 0.3}})
     network = build(config)
     without_dropout(network)
-    stage = ExitTraining(network, config)
+    stage = ExitTraining(network, config, CLASSES, CPU, loss="pfd")
     stage.begin()
     images, labels = batch("stage2", 0)
     with torch.no_grad():
         maps = network.features(images)
-        target = DistillationTarget(network.backbone.head(maps[-1]), labels, 0.3)
+        target = SoftTarget(network.backbone.head(maps[-1]), labels, mixture("pfd", 0.3))
         expected = {
             exit_id: target.loss(module(maps[network.point(exit_id) - 1])).item()
             for exit_id, module in network.exits.items()
@@ -385,6 +397,165 @@ def test_every_iteration_is_logged_with_the_loss_of_its_exits(tiny: Config, tmp_
     first, last = rows[0], rows[-1]
     assert first["mean"] == pytest.approx((first[FINAL] + first["p1"]) / 2)
     assert set(last) == {"stage", "iteration", "learning_rate", "mean", *network.exits}
+
+
+# ---- Schemes
+
+
+def scheme(make_config: MakeConfig, name: str, **training: object) -> Config:
+    stages = {"stage1": {"iterations": 4, "exit_learning_rate": 0.05}, "stage2": {"iterations": 3}}
+    return make_config(
+        data={"holdout": 0.25},
+        training={"scheme": name, "checkpoint_minutes": 1e-12, **stages, **training},
+    )
+
+
+def falling(stage: str, iteration: int, exit_id: str) -> float:
+    """The first epoch is the best."""
+    return 1.0 / iteration
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_every_scheme_trains_and_resumes_bit_identical(
+    make_config: MakeConfig, tmp_path: Path, name: str, keep: str
+) -> None:
+    config = scheme(make_config, name, keep=keep)
+    whole = run_training(config, tmp_path / "whole", score=falling)
+    start = snapshot(build(config))
+    assert not same(snapshot(whole.backbone), snapshot(build(config).backbone))
+    for exit_id in whole.exits:
+        assert any(
+            not torch.equal(tensor, start[f"exits.{exit_id}.{part}"])
+            for part, tensor in whole.exits[exit_id].state_dict().items()
+        ), exit_id
+    stages = stages_of(whole, config, rows_of(config), CLASSES, CPU)
+    for number, stage in enumerate(stages):
+        folder = tmp_path / str(number)
+        with pytest.raises(Killed):
+            run_training(config, folder, score=falling, reporter=Killer(stage.name, 3))
+        assert same(run_training(config, folder, score=falling).state_dict(), whole.state_dict())
+        assert (folder / "metrics").read_text() == (tmp_path / "whole" / "metrics").read_text()
+
+
+def test_the_frozen_scheme_trains_the_backbone_without_early_heads(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    run_training(scheme(make_config, "frozen"), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics").read_text().splitlines()]
+    assert all(
+        set(row) == {"stage", "iteration", "learning_rate", "mean", FINAL}
+        for row in rows
+        if row["stage"] == "stage1"
+    )
+
+
+def test_the_scheme_decides_the_loss_unless_it_is_given(make_config: MakeConfig) -> None:
+    found = {}
+    for name, loss in [*((name, None) for name in RECIPES), ("two-stage", "ce")]:
+        config = scheme(make_config, name, **({"loss": loss} if loss else {}))
+        network = build(config)
+        without_dropout(network)
+        stage = stages_of(network, config, rows_of(config), CLASSES, CPU)[-1]
+        stage.begin()
+        network.backbone.eval()
+        losses = stage.step(*batch("stage2", 0), 0)
+        found[name, loss] = losses["p1-crm1-b1-rdi-fcn"].item()
+    assert found["two-stage", "ce"] == pytest.approx(found["frozen", None])
+    assert found["e2e", None] == pytest.approx(found["frozen", None])
+    different = [found[name, None] for name in RECIPES if name != "e2e"]
+    assert len({round(value, 4) for value in different}) == len(RECIPES) - 1
+
+
+@pytest.mark.parametrize("loss", ["ce", "lovasz"])
+def test_joint_training_steps_along_the_gradient_of_the_sum(
+    make_config: MakeConfig, loss: str
+) -> None:
+    rates = {"learning_rate": 0.01, "head_learning_rate": 0.02, "exit_learning_rate": 0.05}
+    config = scheme(
+        make_config,
+        "e2e",
+        loss=loss,
+        momentum=0.0,
+        weight_decay=0.0,
+        stage1={"iterations": 4, **rates},
+    )
+    network, plain = build(config), build(config)
+    for each in (network, plain):
+        without_dropout(each)
+    stage = JointTraining(network, config, CLASSES, CPU, loss=loss)
+    stage.begin()
+    images, labels = batch("stage1", 0)
+    losses = stage.step(images, labels, 0)
+    plain.train()
+    maps = plain.features(images)
+    final = plain.backbone.head(maps[-1])
+    target = exit_loss(loss, final, labels)
+    expected = {FINAL: target.loss(final)} | {
+        exit_id: target.loss(module(maps[plain.point(exit_id) - 1]))
+        for exit_id, module in plain.exits.items()
+    }
+    torch.stack(list(expected.values())).sum().backward()
+    assert {n: v.item() for n, v in losses.items()} == pytest.approx(
+        {n: v.item() for n, v in expected.items()}, rel=1e-4
+    )
+    for name, parameter in plain.named_parameters():
+        rate = rates[
+            "exit_learning_rate"
+            if name.startswith("exits.")
+            else "head_learning_rate"
+            if name.startswith("backbone.head.")
+            else "learning_rate"
+        ]
+        assert parameter.grad is not None, name
+        moved = parameter.detach() - network.state_dict()[name]
+        torch.testing.assert_close(moved, rate * parameter.grad, rtol=2e-3, atol=2e-6)
+
+
+def test_class_weights_are_one_a_class(make_config: MakeConfig) -> None:
+    config = scheme(make_config, "frozen", class_weights=[1.0, 2.0])
+    with pytest.raises(ConfigError, match="has 2 values; the data has 4 classes"):
+        stages_of(build(config), config, rows_of(config), CLASSES, CPU)
+
+
+# ---- The best epoch
+
+
+def test_every_exit_ends_with_its_best_epoch(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = scheme(
+        make_config,
+        "two-stage",
+        keep="best",
+        stage1={"iterations": 6},
+        stage2={"iterations": 6},
+    )
+    exits = list(build(config).exits)
+    best = {FINAL: 4, **{exit_id: (2, 4, 6)[k % 3] for k, exit_id in enumerate(exits)}}
+    kept: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def score(stage: str, iteration: int, exit_id: str) -> float:
+        return 1.0 - abs(iteration - best[exit_id]) / 10
+
+    def keep(network: OverprovisionedNetwork, stage: str) -> None:
+        kept[stage, EPOCH * (1 + sum(name == stage for name, _ in kept))] = snapshot(network)
+
+    network = run_training(config, tmp_path, after_stage=keep, score=score)
+    assert sorted(kept) == [(stage, i) for stage in ("stage1", "stage2") for i in (2, 4, 6)]
+    for name, tensor in network.state_dict().items():
+        _, exit_id, *_ = name.split(".")
+        if name.startswith("exits."):
+            expected = kept["stage2", best[exit_id]][name]
+        else:
+            expected = kept["stage1", best[FINAL]][name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_the_best_epoch_needs_images_to_tell_it(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"data\.holdout is 0\."):
+        keeps_best(make_config(training={"scheme": "branches"}))
+    assert not keeps_best(make_config(training={"scheme": "branches", "keep": "last"}))
+    assert keeps_best(scheme(make_config, "branches"))
+    assert not keeps_best(scheme(make_config, "e2e"))
 
 
 # ---- Failures

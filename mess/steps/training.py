@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -23,16 +24,17 @@ from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork, build_network, save_weights
 from mess.prediction import label_counts, predict
 from mess.progress import Reporter
+from mess.recipes import keeps_best, stages_of
 from mess.run import Run
 from mess.seeds import derive
-from mess.stages import mess_stages
 from mess.steps.networks import pick_device, without_weights
-from mess.training import train
+from mess.training import HOLDOUT, Judge, train
 
 
 def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
-    """Both stages, from the checkpoint where there is one; then exits.parquet and the weights."""
+    """All stages, from the checkpoint where there is one; then exits.parquet and the weights."""
     config = place.config()
+    best = keeps_best(config)
     device = pick_device(device_name)
     data = open_split(config.data, "train", config.seed)
     held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
@@ -58,31 +60,48 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
         for images, labels, _ in loader:
             yield images, labels
 
-    def after_stage(stage: str, iterations: int) -> None:
-        if held_out is None:
-            return
-        exits = [FINAL] if stage == "stage1" else [*network.exits, FINAL]
-        miou = exit_mious(network, held_out, config, exits, device)
-        log.append(f"{stage}-holdout", iterations, **miou)
-        reporter.message(
-            f"{stage}: mIoU of the final exit on {len(held_out)} held-out images {miou[FINAL]:.3f}."
-        )
-
     train(
         network,
-        mess_stages(network, config, rows, classes, device),
+        stages_of(network, config, rows, classes, device),
         config,
         batches,
         checkpoint=place.checkpoint,
         log=log,
         reporter=reporter,
         device=device,
-        after_stage=after_stage,
+        judge=_judge(network, held_out, config, device, log, reporter) if held_out else None,
+        best=place.best_epoch if best else None,
+        epoch=math.ceil(len(data) / config.training.batch_size),
     )
     trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
     write_rows(place.exits, [asdict(row) for row in trained], EXITS)
     save_weights(network, place.weights)
     place.checkpoint.unlink(missing_ok=True)
+    place.best_epoch.unlink(missing_ok=True)
+
+
+def _judge(
+    network: OverprovisionedNetwork,
+    held_out: SegmentationData,
+    config: Config,
+    device: torch.device,
+    log: MetricsLog,
+    reporter: Reporter,
+) -> Judge:
+    """Measures exits on the held-out images, and says and logs what it found."""
+
+    def judge(stage: str, iteration: int, exits: Sequence[str]) -> dict[str, float]:
+        miou = exit_mious(network, held_out, config, [*exits, FINAL], device)
+        log.append(stage + HOLDOUT, iteration, **miou)
+        early = [miou[exit_id] for exit_id in exits if exit_id != FINAL]
+        others = f", of {len(early)} exits {np.mean(early):.3f} on average" if early else ""
+        reporter.message(
+            f"{stage}, iteration {iteration}: mIoU of the final exit {miou[FINAL]:.3f}{others}, on "
+            f"{len(held_out)} held-out images."
+        )
+        return miou
+
+    return judge
 
 
 def _check(data: SegmentationData, reporter: Reporter) -> None:

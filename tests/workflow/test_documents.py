@@ -14,6 +14,7 @@ import typer.main
 
 from mess.assembly import load_tables
 from mess.cli import app, main
+from mess.config import read_toml
 from mess.metrics import mean_iou
 from mess.run import Run
 
@@ -61,6 +62,16 @@ def test_python_snippets_of_the_readme_run(run: Run, searched: Callable[..., Pat
     assert snippets
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
+
+
+def test_configurations_of_the_documents_are_valid() -> None:
+    found = [
+        read_toml(block)
+        for document in DOCUMENTS
+        for block in blocks(document, "toml")
+        if "[training]" in block
+    ]
+    assert [config.training.scheme for config in found] == ["branches"]
 
 
 def test_every_tool_reads_the_same_from_a_cache(run: Run) -> None:

@@ -1,0 +1,79 @@
+"""The best epoch of each part of a network, on images held out of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mess.network import OverprovisionedNetwork
+
+_SCORE, _WEIGHTS = "score.", "network."
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that are trained together, by prefixes of their names, and the exits they serve."""
+
+    prefixes: tuple[str, ...]
+    exits: tuple[str, ...]
+
+
+class BestEpoch:
+    """Keeps, for every unit of a stage, the weights of the epoch whose exits were best.
+
+    They are stored at `path` and taken up again by a resumed run: epochs it repeats come out the
+    same, and only a better one takes their place.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        network: OverprovisionedNetwork,
+        stage: str,
+        units: Mapping[str, Unit],
+        configuration: str,
+    ) -> None:
+        self._path, self._network, self._stage = path, network, stage
+        self._units, self._configuration = units, configuration
+        self._scores: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+        stored = load_checkpoint(path)
+        if stored and (stored.stage, stored.configuration) == (stage, configuration):
+            self._scores = _under(stored.tensors, _SCORE)
+            self._weights = _under(stored.tensors, _WEIGHTS)
+
+    def offer(self, iteration: int, miou: Mapping[str, float]) -> None:
+        """Keep the weights of units whose exits have a higher mean mIoU than ever before."""
+        state = self._network.state_dict()
+        better = False
+        for name, unit in self._units.items():
+            score = torch.tensor([miou[exit_id] for exit_id in unit.exits], dtype=torch.float64)
+            if name in self._scores and score.mean() <= self._scores[name]:
+                continue
+            better = True
+            self._scores[name] = score.mean()
+            for key, tensor in state.items():
+                if key.startswith(unit.prefixes):
+                    self._weights[key] = tensor.detach().cpu().clone()
+        if better:
+            tensors = {_SCORE + name: score for name, score in self._scores.items()}
+            tensors |= {_WEIGHTS + name: tensor for name, tensor in self._weights.items()}
+            found = Checkpoint(self._stage, iteration, self._configuration, tensors)
+            save_checkpoint(self._path, found)
+
+    def restore(self) -> None:
+        """Give the network the best weights of each unit."""
+        self._network.load_state_dict(self._weights, strict=False)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,75 @@
+"""Training schemes as recipes over the stages: the papers' and what they compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mess.candidates import Candidate
+from mess.config import Config
+from mess.errors import ConfigError
+from mess.network import OverprovisionedNetwork
+from mess.stages import ExitAwarePretraining, ExitTraining, JointTraining
+from mess.training import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the network is trained.
+
+    pretraining: of the backbone before its exits, "exit-aware" (MESS paper, Eq. 2) or "plain"; or
+        "joint", everything at once and no second stage.
+    loss: what the exits learn from, a name of `mess.losses.exit_loss`.
+    keep: weights of the last iteration, or of the best epoch on the holdout.
+    """
+
+    pretraining: Literal["exit-aware", "plain", "joint"]
+    loss: str
+    keep: Literal["last", "best"] = "last"
+
+
+RECIPES = {
+    "two-stage": Recipe(pretraining="exit-aware", loss="pfd"),
+    "kd": Recipe(pretraining="exit-aware", loss="kd"),
+    "self-distill": Recipe(pretraining="exit-aware", loss="self-distill"),
+    "frozen": Recipe(pretraining="plain", loss="ce"),
+    "e2e": Recipe(pretraining="joint", loss="ce"),
+    "branches": Recipe(pretraining="joint", loss="lovasz", keep="best"),
+}
+"""By `training.scheme`: MESS with the losses of its Table 6, the baselines of Table 5, and
+BranDeepLabV3's training of branches."""
+
+
+def keeps_best(config: Config) -> bool:
+    """Whether the best epoch counts; raises ConfigError where nothing is held out to tell it."""
+    training = config.training
+    best = (training.keep or RECIPES[training.scheme].keep) == "best"
+    if best and not config.data.holdout:
+        raise ConfigError(
+            "the best epoch is told on held-out images, and data.holdout is 0. Hold some out, such "
+            'as data.holdout = 0.1, or set training.keep = "last".'
+        )
+    return best
+
+
+def stages_of(
+    network: OverprovisionedNetwork,
+    config: Config,
+    rows: Iterable[Candidate],
+    num_classes: int,
+    device: torch.device,
+) -> list[Stage]:
+    """The stages of the configured scheme, in order."""
+    recipe = RECIPES[config.training.scheme]
+    loss = config.training.loss or recipe.loss
+    if recipe.pretraining == "joint":
+        return [JointTraining(network, config, num_classes, device, loss=loss)]
+    channels = {row.point: row.channels for row in rows}
+    early = recipe.pretraining == "exit-aware"
+    return [
+        ExitAwarePretraining(network, config, channels, num_classes, device, early=early),
+        ExitTraining(network, config, num_classes, device, loss=loss),
+    ]
