@@ -22,7 +22,7 @@ from mess.console import (
     reporter,
     say,
 )
-from mess.errors import MessError
+from mess.errors import InterruptedWork, MessError
 
 app = typer.Typer(
     name="mess",
@@ -345,6 +345,9 @@ def main() -> None:
     """Entry point: an error a user can act on is one message on stderr and exit code 1."""
     try:
         app()
+    except InterruptedWork as error:
+        complain(str(error))
+        sys.exit(128 + error.signal_number)
     except MessError as error:
         complain(str(error))
         sys.exit(1)

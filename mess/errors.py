@@ -26,6 +26,14 @@ class WeightsError(MessError):
     """Weights that are missing or do not fit the network."""
 
 
+class InterruptedWork(MessError):
+    """Work that a signal stopped; what was done is kept."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 class TrainingError(MessError):
     """Training that cannot go on, such as a loss that is not finite."""
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from mess.best_epoch import BestEpoch, Unit
 from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mess.config import Config, StageConfig, read_toml
-from mess.errors import TrainingError
+from mess.errors import InterruptedWork, TrainingError
 from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork
 from mess.progress import Reporter
+from mess.stopping import stop_on_signal
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, H, W) float32 and labels (B, H, W) int64."""
@@ -91,7 +92,8 @@ def train(
     `judge` is asked at the end of each stage, of the exits that it trained. With `best`, which
     needs one, it is asked after every `epoch` iterations too, and a stage ends with the weights
     that it found best, kept in that file meanwhile. Raises TrainingError when a loss is not finite;
-    the last checkpoint stays.
+    the last checkpoint stays. Ctrl-C or SIGTERM end it after the step, with a checkpoint, by an
+    InterruptedWork.
     """
     first, iteration = _resume(network, stages, config, checkpoint, reporter)
     for index in range(first, len(stages)):
@@ -105,7 +107,10 @@ def train(
         if best is not None:
             configuration = config.of_weights().to_toml()
             keeper = BestEpoch(best, network, stage.name, stage.units, configuration)
-        with reporter.task(stage.name, stage.settings.iterations, done) as task:
+        with (
+            reporter.task(stage.name, stage.settings.iterations, done) as task,
+            stop_on_signal() as stop,
+        ):
             saved = time.monotonic()
             for images, labels in batches(stage.name, stage.settings.iterations, iteration):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -122,6 +127,13 @@ def train(
                 if judge and keeper and epoch and done % epoch == 0:
                     keeper.offer(done, judge(stage.name, done, exits))
                     stage.begin()
+                if stop.signal:
+                    _save(checkpoint, network, stage, done, config)
+                    raise InterruptedWork(
+                        f"stopped by {stop.signal.name} after iteration {done} of {stage.name}. "
+                        "Run the same command again to go on from there.",
+                        stop.signal,
+                    )
                 if time.monotonic() - saved > 60 * config.training.checkpoint_minutes:
                     _save(checkpoint, network, stage, done, config)
                     saved = time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import mess.training
 from mess.candidates import Candidate, candidates
 from mess.checkpoint import load_checkpoint
 from mess.config import Config, StageConfig, parse_config
-from mess.errors import ConfigError, TrainingError
+from mess.errors import ConfigError, InterruptedWork, TrainingError
 from mess.exits import FINAL
 from mess.losses import SoftTarget, exit_loss, mixture
 from mess.metrics_log import MetricsLog
@@ -25,6 +27,7 @@ from mess.network import OverprovisionedNetwork, build_network
 from mess.progress import Reporter, Silent, Task
 from mess.recipes import RECIPES, keeps_best, stages_of
 from mess.stages import ExitAwarePretraining, ExitTraining, JointTraining, active_exits
+from mess.stopping import stop_on_signal
 from mess.training import Batch, Batches, poly_rate, train
 from tests.conftest import MakeConfig
 
@@ -375,6 +378,57 @@ def test_a_run_killed_between_the_stages_goes_on_with_stage_2(
     )
     assert finished == ["stage2"]
     assert same(network.state_dict(), uninterrupted[0])
+
+
+class Signaller(Killer):
+    """Sends this process a signal during a step."""
+
+    def __init__(self, stage: str, iteration: int, number: int) -> None:
+        super().__init__(stage, iteration)
+        self._number = number
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        signaller = self
+
+        class Counter:
+            left = self._iteration - done if name == self._stage else -1
+
+            def advance(self, steps: float = 1, **figures: float) -> None:
+                self.left -= 1
+                if self.left == 0:
+                    os.kill(os.getpid(), signaller._number)
+
+        yield Counter()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_signal_stops_after_the_step_and_loses_nothing(
+    tiny: Config,
+    uninterrupted: tuple[dict[str, Tensor], str],
+    tmp_path: Path,
+    stage: str,
+    number: int,
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedWork, match=f"after iteration 2 of {stage}") as stopped:
+        run_training(tiny, tmp_path, reporter=Signaller(stage, 2, number))
+    assert stopped.value.signal_number == number
+    assert signal.getsignal(number) is before
+    kept = load_checkpoint(tmp_path / "checkpoint")
+    assert kept is not None
+    assert (kept.stage, kept.iteration) == (stage, 2)
+    network = run_training(tiny, tmp_path)
+    assert same(network.state_dict(), uninterrupted[0])
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_training_has_nothing_left_to_do(always_saving: Config, tmp_path: Path) -> None:
