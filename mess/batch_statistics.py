@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from mess.counting import Axis, Grid, Reference, Tally, cell_counts, count, shares, upsample
+from mess.counting import Reference, Tally, cell_counts, count, shares, upsample
+from mess.interpolation import classes_at, grid_of, upsampled_classes
 from mess.metrics import VOID
 from mess.signal_spec import SignalSpec
 from mess.signals import CONFIDENCES, signals, top1_confidence
@@ -51,12 +50,6 @@ class BatchStatistics(Protocol):
     def collect(self) -> dict[str, ExitPrediction]:
         """The predictions of all exits, in the order in which they came."""
         ...
-
-
-def upsampled_classes(logits_BChw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class of every pixel at `size` (H, W): the definition that the compiled counts follow."""
-    whole = F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
-    return whole.argmax(1)
 
 
 class TensorStatistics:
@@ -124,6 +117,10 @@ class CompiledStatistics:
         self._pool, self._threads = pool, threads
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         self._classes = final_BChw.shape[1]
+        # The compiled loops do not check: they would count it in another class.
+        strange = label_BHW[(label_BHW >= self._classes) & (label_BHW != VOID)]
+        if strange.numel():
+            raise ValueError(f"label {int(strange[0])}; the exits have {self._classes} classes")
         self._label_BHW = np.ascontiguousarray(label_BHW.numpy(), dtype=np.uint8)
         self._final_BHW = self._whole(final_BChw)
         self._references: dict[tuple[int, int], tuple[Reference, Reference]] = {}
@@ -137,7 +134,7 @@ class CompiledStatistics:
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
         images, classes, *native = logits_BChw.shape
         shape = (native[0], native[1])
-        at = _grid(logits_BChw, self._size)
+        at = grid_of(logits_BChw, self._size)
         if shape not in self._references:
             self._references[shape] = (
                 Reference(self._label_BHW, cell_counts(at, self._label_BHW, classes)),
@@ -158,12 +155,12 @@ class CompiledStatistics:
         logits_BhwC = _channels_last(logits_BChw)
 
         def measure(start: int, stop: int) -> None:
-            doubtful_D3, listed = count(start, stop, logits_BhwC, at, labels, finals, tally)
+            doubtful_D3 = count(start, stop, logits_BhwC, at, labels, finals, tally)
             shares(
                 *(start, stop, confidence_NBhw, tally.leader_Bhw),
                 *(self._kind_K, self._threshold_K, self._edges_K, share_BK),
             )
-            self._decide(start, stop, logits_BChw, doubtful_D3, listed, tally)
+            self._decide(logits_BChw, doubtful_D3, tally)
 
         self._divide(measure, images)
         confidence_255 = _in_255ths(top1_confidence(logits_BChw)) if confidence_map else None
@@ -179,77 +176,31 @@ class CompiledStatistics:
     def collect(self) -> dict[str, ExitPrediction]:
         return self._found
 
-    def _decide(
-        self,
-        start: int,
-        stop: int,
-        logits_BChw: Tensor,
-        doubtful_D3: NDArray[np.int64],
-        listed: bool,
-        tally: Tally,
-    ) -> None:
+    def _decide(self, logits_BChw: Tensor, doubtful_D3: NDArray[np.int32], tally: Tally) -> None:
         """Add what torch says of the pixels that were too close to call."""
-        if not listed:
-            for counts in (tally.hits_BC, tally.predicted_BC, tally.agreement_B):
-                counts[start:stop] = 0
-            everywhere = np.ones((stop - start, *self._size), dtype=np.bool_)
-            doubtful_D3 = np.argwhere(everywhere) + np.array([start, 0, 0])
-        for i in np.unique(doubtful_D3[:, 0]):
-            rows, columns = doubtful_D3[doubtful_D3[:, 0] == i, 1:].T
-            class_HW = upsampled_classes(logits_BChw[i : i + 1], self._size)[0].numpy()
-            found_D, label_D = class_HW[rows, columns], self._label_BHW[i, rows, columns]
-            for tally_C, counted_D in (
-                (tally.predicted_BC[i], label_D != VOID),
-                (tally.hits_BC[i], label_D == found_D),
-            ):
-                tally_C += np.bincount(found_D[counted_D], minlength=self._classes)
-            tally.agreement_B[i] += (found_D == self._final_BHW[i, rows, columns]).sum()
+        image_D, row_D, column_D = doubtful_D3.T
+        label_D = self._label_BHW[image_D, row_D, column_D]
+        final_D = self._final_BHW[image_D, row_D, column_D]
+        found_D = classes_at(logits_BChw, self._size, doubtful_D3)
+        valid_D = label_D != VOID
+        np.add.at(tally.predicted_BC, (image_D[valid_D], found_D[valid_D]), 1)
+        hit_D = label_D == found_D
+        np.add.at(tally.hits_BC, (image_D[hit_D], found_D[hit_D]), 1)
+        np.add.at(tally.agreement_B, image_D, found_D == final_D)
 
     def _whole(self, logits_BChw: Tensor) -> NDArray[np.uint8]:
         logits_BhwC = _channels_last(logits_BChw)
         images = len(logits_BhwC)
         class_BHW = np.empty((images, *self._size), dtype=np.uint8)
-        at = _grid(logits_BChw, self._size)
+        at = grid_of(logits_BChw, self._size)
         self._divide(lambda a, b: upsample(a, b, logits_BhwC, at, class_BHW), images)
-        for i in np.unique(np.argwhere(class_BHW == VOID)[:, 0]):
-            class_BHW[i] = upsampled_classes(logits_BChw[i : i + 1], self._size)[0].numpy()
+        doubtful_D3 = np.argwhere(class_BHW == VOID)
+        class_BHW[tuple(doubtful_D3.T)] = classes_at(logits_BChw, self._size, doubtful_D3)
         return class_BHW
 
     def _divide(self, work: Callable[[int, int], None], images: int) -> None:
         edges = np.linspace(0, images, min(self._threads, images) + 1).astype(int).tolist()
         list(self._pool.map(work, edges[:-1], edges[1:]))
-
-
-def _grid(logits_BChw: Tensor, size: tuple[int, int]) -> Grid:
-    """The interpolation that `upsampled_classes` uses on these logits."""
-    last = logits_BChw.is_contiguous(memory_format=torch.channels_last)
-    _, classes, *native = logits_BChw.shape
-    return Grid(*(_axis(native[axis], size[axis], axis, classes, last) for axis in range(2)))
-
-
-@lru_cache(maxsize=256)
-def _axis(native: int, full: int, axis: int, classes: int, channels_last: bool) -> Axis:
-    """Positions and weights along an axis, taken from torch.
-
-    They hang on how its kernel for a layout rounds, and interpolating ones tells them exactly: a
-    pixel has a part in two neighbours at most, and of three in a row no two are alike modulo 3.
-    """
-    shape = (1, classes, native, 1) if axis == 0 else (1, classes, 1, native)
-    full_shape = (full, 1) if axis == 0 else (1, full)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    part_3F = np.empty((3, full), dtype=np.float32)
-    for residue in range(3):
-        ones = (torch.arange(native) % 3 == residue).float().view(shape[0], 1, *shape[2:])
-        ones = ones.expand(shape).contiguous(memory_format=layout)
-        whole = F.interpolate(ones, size=full_shape, mode="bilinear", align_corners=False)
-        part_3F[residue] = whole[0, 0].flatten().numpy()
-    source = (np.arange(full) + 0.5) * native / full - 0.5
-    near = np.clip(np.rint(source).astype(np.int64), 0, native - 1)
-    pixels = np.arange(full)
-    before = part_3F[(near - 1) % 3, pixels] > 0
-    position = np.where(before & (near > 0), near - 1, near)
-    weight = part_3F[(position + 1) % 3, pixels]
-    return Axis(np.searchsorted(position, np.arange(native + 1)), weight)
 
 
 def _channels_last(logits_BChw: Tensor) -> NDArray[np.float32]:

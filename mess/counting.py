@@ -27,8 +27,12 @@ _ROUNDING = np.float32(32 * 2.0**-24)
 """Of the difference of two interpolated logits, relative to the largest logit: twice what torch's
 order of operations and ours can lose together, 8 roundings in each of the two logits."""
 
-_DOUBTFUL = 4096
-"""Most doubtful pixels that are listed."""
+_ROUNDING_TORCH = 8 * 2.0**-24
+"""Of an interpolated logit by torch, relative to the sum of its parts' sizes: 2 roundings of each
+weight, 1 of each product and up to 3 of the sum."""
+
+_TINY = np.float32(1e-36)
+"""Smaller differences of logits may be lost however small the logits are."""
 
 _MARGIN = 2
 """Of the smoothing window of edge enhancement at native resolution: 4·os + 1 = 5 with os = 1."""
@@ -104,12 +108,11 @@ def count(start, stop, logits_BhwC, grid, labels, others, out):
     """Fill in the tallies of images `start` to `stop` - 1 of a batch.
 
     `labels` and `others` are `Reference`s: what is true, and what another exit answers. Returns the
-    doubtful pixels, (D, 3), image, row and column, which are in no tally; or more of them than can
-    be listed as an empty list and False.
+    doubtful pixels, (D, 3), image, row and column, which are in no tally.
     """
     classes = logits_BhwC.shape[3]
     rows, columns = grid.rows.start, grid.columns.start
-    doubtful_D3 = np.empty((_DOUBTFUL, 3), dtype=np.int64)
+    doubtful_D3 = np.empty((64, 3), dtype=np.int32)
     doubtful = 0
     block_HW, scratch = _scratch(grid, classes)
     for i in range(start, stop):
@@ -130,8 +133,9 @@ def count(start, stop, logits_BhwC, grid, labels, others, out):
                     for x in range(columns[c], columns[c + 1]):
                         found, label = block_HW[y - rows[r], x - columns[c]], label_HW[y, x]
                         if found == VOID:
-                            if doubtful == _DOUBTFUL:
-                                return doubtful_D3[:0], False
+                            if doubtful == len(doubtful_D3):
+                                more_D3 = np.empty_like(doubtful_D3)
+                                doubtful_D3 = np.concatenate((doubtful_D3, more_D3))
                             doubtful_D3[doubtful, 0] = i
                             doubtful_D3[doubtful, 1], doubtful_D3[doubtful, 2] = y, x
                             doubtful += 1
@@ -141,7 +145,7 @@ def count(start, stop, logits_BhwC, grid, labels, others, out):
                             predicted_C[found] += 1
                             hits_C[found] += found == label
         out.agreement_B[i] += agreement
-    return doubtful_D3[:doubtful], True
+    return doubtful_D3[:doubtful]
 
 
 @njit(cache=True, nogil=True)
@@ -212,14 +216,18 @@ def _leaders(logits_hwC, leader_hw):
             leader, size = 0, np.float32(0)
             for k in range(classes):
                 value = logits_hwC[r, c, k]
-                # Nothing is sure where a logit is infinite or not a number.
-                size = max(size, abs(value)) if abs(value) < np.inf else np.float32(np.inf)
+                if value != value:
+                    # torch takes what is not a number for the largest.
+                    leader, size = k, np.float32(np.inf)
+                    break
+                size = max(size, abs(value))
                 if value > best:
                     best, second, leader = value, best, k
                 elif value > second:
                     second = value
             leader_hw[r, c] = leader
-            sure_hw[r, c] = best - second > _ROUNDING * size
+            # Nothing is sure where a logit is infinite.
+            sure_hw[r, c] = best - second > _ROUNDING * size + _TINY
     return sure_hw
 
 
@@ -267,7 +275,7 @@ def _interpolate(logits_hwC, r, c, grid, scratch, block_HW):
         total = abs(top_left_C[k]) + abs(top_right_C[k]) + abs(low_left_C[k]) + abs(low_right_C[k])
         # Without an end, and all pixels doubtful, where something is infinite or not a number.
         size = max(size, max(abs(least), abs(most))) if total < np.inf else np.float32(np.inf)
-    slack = _ROUNDING * size
+    slack = _ROUNDING * size + _TINY
     candidates = 0
     for k in range(classes):
         if not most_C[k] < floor - slack:
@@ -294,3 +302,26 @@ def _interpolate(logits_hwC, r, c, grid, scratch, block_HW):
             block_HW[y - rows.start[r], x - columns.start[c]] = (
                 candidate_N[leader] if sure else VOID
             )
+
+
+@njit(cache=True, nogil=True)
+def _look_closer(
+    top_left_C, top_right_C, low_left_C, low_right_C, candidate_N, down, across, up, back
+):  # fmt: skip
+    """Class of a pixel by weights `down`, `across` and theirs to 1; 255 where torch may round.
+
+    In double precision all that is left in doubt is what torch itself loses in single precision.
+    """
+    best = second = -np.inf
+    lost = 0.0
+    leader = VOID
+    for k in candidate_N:
+        top = up * back * top_left_C[k], up * across * top_right_C[k]
+        low = down * back * low_left_C[k], down * across * low_right_C[k]
+        value = (top[0] + top[1]) + (low[0] + low[1])
+        lost = max(lost, abs(top[0]) + abs(top[1]) + abs(low[0]) + abs(low[1]))
+        if value > best:
+            best, second, leader = value, best, k
+        else:
+            second = max(second, value)
+    return leader if best - second > 2 * _ROUNDING_TORCH * lost + _TINY else VOID

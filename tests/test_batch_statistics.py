@@ -17,9 +17,8 @@ from mess.batch_statistics import (
     CompiledStatistics,
     ExitPrediction,
     TensorStatistics,
-    _axis,
-    _grid,
 )
+from mess.interpolation import _Kernel, _orders, classes_at, grid_of, upsampled_classes
 from mess.metrics import VOID
 from mess.signal_spec import SignalSpec
 from mess.signals import signals, top1_confidence
@@ -145,6 +144,8 @@ def test_any_number_of_classes(make: Make, classes: int) -> None:
     "spoil",
     [
         pytest.param(lambda x: torch.zeros_like(x), id="all equal"),
+        pytest.param(lambda x: torch.cat([0 * x[:1], x[1:]]), id="first image all equal"),
+        pytest.param(lambda x: x * 1e-42, id="denormal"),
         pytest.param(lambda x: x.round(), id="ties"),
         pytest.param(lambda x: torch.cat([x[:, :3], x[:, :3], x[:, 6:]], 1), id="equal classes"),
         pytest.param(lambda x: x * 1e-30, id="tiny"),
@@ -164,6 +165,8 @@ def test_pixels_too_close_to_call_are_torchs(make: Make, spoil: Callable[[Tensor
     whole = F.interpolate(spoilt, size=(72, 96), mode="bilinear", align_corners=False)
     classes_BHW = whole.argmax(1)
     found = statistics.collect()["spoilt"]
+    np.testing.assert_array_equal(found.label_map, spoilt.argmax(1).numpy())
+    np.testing.assert_array_equal(found.signals, signals(spoilt, SPECS).numpy())
     for i in range(3):
         valid = truth[i] != VOID
         expected = torch.bincount(classes_BHW[i][valid], minlength=7).numpy()
@@ -174,26 +177,34 @@ def test_pixels_too_close_to_call_are_torchs(make: Make, spoil: Callable[[Tensor
     check(make, truth, final, {"final": final})
 
 
-def test_some_pixels_are_too_close_to_call_and_some_more_than_can_be_listed() -> None:
-    """The two paths that the tests above rely on are taken."""
-    few = logits(0, 1, 5, (12, 15))
-    # Two classes that cross where the weights are powers of two are equal to the last digit.
-    few[:, 0], few[:, 1] = 4.0, 4.0
-    few[:, :, :, 5:] = logits(1, 1, 5, (12, 10))
-    for logits_BChw, listed in ((few, True), (torch.zeros(1, 5, 12, 15), False)):
-        at = _grid(logits_BChw, (90, 120))
-        none = np.zeros((1, 90, 120), np.uint8)
-        reference = counting.Reference(none, counting.cell_counts(at, none, 5))
-        tally = counting.Tally(
-            np.zeros((1, 5), np.int32),
-            np.zeros((1, 5), np.int32),
-            np.zeros(1, np.int32),
-            np.zeros((1, 12, 15), np.uint8),
-        )
-        values = logits_BChw.permute(0, 2, 3, 1).contiguous().numpy()
-        doubtful, all_listed = counting.count(0, 1, values, at, reference, reference, tally)
-        assert all_listed == listed
-        assert (len(doubtful) > 0) == listed
+def doubtful_pixels(logits_BChw: Tensor, size: tuple[int, int]) -> int:
+    """How many the compiled count leaves to torch."""
+    images, classes, *native = logits_BChw.shape
+    at = grid_of(logits_BChw, size)
+    none = np.zeros((images, *size), np.uint8)
+    reference = counting.Reference(none, counting.cell_counts(at, none, classes))
+    tally = counting.Tally(
+        np.zeros((images, classes), np.int32),
+        np.zeros((images, classes), np.int32),
+        np.zeros(images, np.int32),
+        np.zeros((images, *native), np.uint8),
+    )
+    values = logits_BChw.permute(0, 2, 3, 1).contiguous().numpy()
+    return len(counting.count(0, images, values, at, reference, reference, tally))
+
+
+def test_hardly_any_pixel_is_too_close_to_call() -> None:
+    """And where all are, as the tests above rely on, they all are listed."""
+    usual = logits(0, 8, 21, (23, 30))
+    assert doubtful_pixels(usual, (180, 240)) < 8
+    assert doubtful_pixels(torch.zeros(2, 5, 12, 15), (90, 120)) == 2 * 90 * 120
+
+
+def test_a_label_beyond_the_classes_is_refused(pool: Executor) -> None:
+    truth = labels(5, 2, 4, (40, 50))
+    truth[0, 3, 3] = 4
+    with pytest.raises(ValueError, match="label 4; the exits have 4 classes"):
+        CompiledStatistics(truth, logits(5, 2, 4, (6, 8)), [], pool, 2)
 
 
 def test_not_a_number_is_counted_as_torch_counts_it(pool: Executor) -> None:
@@ -206,31 +217,79 @@ def test_not_a_number_is_counted_as_torch_counts_it(pool: Executor) -> None:
     for statistics in (compiled, tensor):
         statistics.add("spoilt", spoilt, confidence_map=False)
     ours, theirs = compiled.collect()["spoilt"], tensor.collect()["spoilt"]
+    np.testing.assert_array_equal(ours.label_map, theirs.label_map)
     np.testing.assert_array_equal(ours.predicted, theirs.predicted)
     np.testing.assert_array_equal(ours.intersection, theirs.intersection)
     np.testing.assert_array_equal(ours.agreement, theirs.agreement)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("classes", [2, 3, 5, 21])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_interpolation_is_torchs_to_a_few_roundings(
+    classes: int, layout: torch.memory_format, threads: int
+) -> None:
+    """Whichever of torch's kernels it is, by layout, classes, threads and size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    rng = np.random.default_rng(classes)
+    sizes = [((5, 9), (37, 70)), ((23, 30), (90, 120)), ((60, 60), (113, 113)), ((9, 9), (64, 64))]
+    sizes += [((1, 1), (4, 5)), ((30, 3), (7, 300)), ((33, 41), (33, 41)), ((2, 3), (1000, 4))]
+    sizes += [
+        (tuple(rng.integers(1, 70, 2).tolist()), tuple(rng.integers(1, 300, 2).tolist()))
+        for _ in range(20)
+    ]
+    try:
+        for native, full in sizes:
+            generator = torch.Generator().manual_seed(sum(full))
+            values = torch.randn(1, classes, *native, generator=generator)
+            values = values.contiguous(memory_format=layout)
+            whole = F.interpolate(values, size=full, mode="bilinear", align_corners=False)
+            source = values[0].double().numpy()
+            at = grid_of(values, full)
+            for axis, found in enumerate(at):
+                assert found.start[0] == 0
+                assert found.start[-1] == full[axis]
+            here = [
+                np.repeat(np.arange(n), np.diff(a.start)) for n, a in zip(native, at, strict=True)
+            ]
+            there = [np.minimum(h + 1, n - 1) for h, n in zip(here, native, strict=True)]
+            blend, size = np.zeros(whole.shape[1:]), np.zeros(whole.shape[1:])
+            for rows, down in ((here[0], 1 - at.rows.weight), (there[0], at.rows.weight)):
+                for columns, across in (
+                    (here[1], 1 - at.columns.weight),
+                    (there[1], at.columns.weight),
+                ):
+                    weight = down[:, np.newaxis].astype(float) * across.astype(float)
+                    part = weight * source[:, rows][:, :, columns]
+                    blend, size = blend + part, size + abs(part)
+            # As far as `counting` allows for; weights of another kernel are further off.
+            assert (abs(whole[0].numpy() - blend) <= 8 * 2.0**-24 * size + 1e-36).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [1, 2, 5, 21])
+def test_single_pixels_are_those_of_the_whole_map(
     classes: int, layout: torch.memory_format
 ) -> None:
-    for native, full in ((5, 37), (9, 70), (33, 33), (30, 7), (1, 4), (61, 481), (2, 3), (3, 1000)):
-        for axis in range(2):
-            shape = (native, 1) if axis == 0 else (1, native)
-            size = (full, 1) if axis == 0 else (1, full)
-            values = torch.randn(1, classes, *shape).contiguous(memory_format=layout)
-            expected = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
-            found = _axis(native, full, axis, classes, layout == torch.channels_last)
-            assert found.start[0] == 0
-            assert found.start[-1] == full
-            here = np.repeat(np.arange(native), np.diff(found.start))
-            there = np.minimum(here + 1, native - 1)
-            first = values[0].flatten(1).double().numpy()
-            blend = (1 - found.weight.astype(float)) * first[:, here]
-            blend += found.weight.astype(float) * first[:, there]
-            np.testing.assert_allclose(blend, expected[0].flatten(1).numpy(), rtol=0, atol=1e-6)
-            # A position that is off by one would be as near where weights are 0 or 1.
-            exact = np.float32(1) - found.weight
-            assert ((exact > 0) | (found.weight == 1)).all()
+    rng = np.random.default_rng(0)
+    for native, full in (((23, 30), (180, 240)), ((5, 6), (40, 50)), ((9, 9), (5, 70))):
+        spoilt = logits(classes, 3, classes, native).round().contiguous(memory_format=layout)
+        pixels = rng.integers(0, (3, *full), (500, 3))
+        expected = upsampled_classes(spoilt, full).numpy()[tuple(pixels.T)]
+        np.testing.assert_array_equal(classes_at(spoilt, full, pixels), expected)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="kernels of other processors are only asked for whole maps",
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [6, 11, 21])
+def test_torch_is_seldom_asked_for_whole_maps(classes: int, layout: torch.memory_format) -> None:
+    """The orders of operations of the usual kernels are known, so counting stays fast."""
+    for native, full in (((23, 30), (180, 240)), ((45, 60), (360, 480)), ((65, 65), (520, 520))):
+        values = torch.zeros(1, classes, *native).contiguous(memory_format=layout)
+        assert _orders(_Kernel.of(values, full)) is not None
