@@ -254,6 +254,7 @@ def measure_storage(case: Row) -> Row:
         images={f"2007_{i:06d}": f"{i:064x}" for i in range(tables.images)},
         signals=tuple({"name": name} for name in tables.signal_names),
         weights="0" * 64,
+        pipeline="0" * 64,
         data="0" * 64,
         source={"kind": "voc", "split": "calibration", "root": None},
         label_maps=False,
@@ -263,13 +264,11 @@ def measure_storage(case: Row) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         store = PredictionStore(Path(folder) / "calibration")
         writer = CacheWriter(store, identity)
-        writer.begin(
-            lambda i: {
-                "image_id": ids[i],
-                "height": 520,
-                "width": 520,
-                "label": (hits[-1, i] + wrong[-1, i]).tolist(),
-            }
+        (task,) = writer.begin(
+            lambda indices: [
+                {"image_id": ids[i], "height": 520, "width": 520, "label": label.tolist()}
+                for i, label in zip(indices, hits[-1] + wrong[-1], strict=True)
+            ]
         )
         start = time.perf_counter()
         for first in range(0, len(ids), 32):
@@ -286,7 +285,7 @@ def measure_storage(case: Row) -> Row:
                 label_map=nothing,
                 confidence_map=nothing,
             )
-            writer.write(rows)
+            writer.write(task, rows)
         write = time.perf_counter() - start
         writer.finish(dict.fromkeys(tables.exit_ids, (65, 65)))
         ways: dict[str, Callable[[], object]] = {

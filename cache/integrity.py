@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -10,9 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from mess.cache.parts import Part, find_parts, open_part, parquet_files, read_counts, row_ids
+from mess.cache.parts import (
+    Part,
+    describe_part,
+    find_parts,
+    open_part,
+    parquet_files,
+    read_counts,
+    remedy,
+    row_ids,
+)
 from mess.cache.store import Overlap, PredictionStore
-from mess.errors import CacheError
+from mess.errors import CacheError, DamagedPartError
+
+_TEMPORARY = re.compile(r"\.(part|manifest|images)\.")
+"""What names of unfinished files begin with."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Verification:
 def verify(store: PredictionStore) -> Verification:
     """Look at everything in a cache: checksums, rows, pairs, and counts that cannot be."""
     faults: list[str] = []
+    again = remedy(store.directory)
     paths = parquet_files(store.parts_folder)
     try:
         manifest = store.manifest()
@@ -48,44 +62,73 @@ def verify(store: PredictionStore) -> Verification:
             faults.append(str(error))
             continue
         overlap = Overlap.of(part, exits, prints)
-        whole = part.signal_names == names and part.label_maps == manifest["label_maps"]
-        if len(overlap.exits) < len(part.exits) or len(overlap.images) < len(part.images):
-            whole = False
+        wanted_maps = set(manifest["confidence_maps"]) & set(part.exits)
+        whole = (
+            part.signal_names == names
+            and part.label_maps == manifest["label_maps"]
+            and set(part.confidence_maps) == wanted_maps
+            and len(overlap.exits) == len(part.exits)
+            and len(overlap.images) == len(part.images)
+        )
         if whole or not manifest["complete"]:
             filled[np.ix_(overlap.exits, overlap.images)] += whole
         else:
-            faults.append(f"{path} holds what the cache is no longer made for. Run `mess memoise`.")
+            faults.append(f"{path} holds what the cache is not made for. Run {again}.")
     missing, double = np.argwhere(filled == 0), np.argwhere(filled > 1)
     if len(double) and manifest["complete"]:
         exit_index, image_index = double[0]
         faults.append(
             f"{store.directory} holds {len(double)} predictions twice, the first of "
-            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run `mess memoise`."
+            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run {again}."
         )
     if len(missing):
         exit_index, image_index = missing[0]
         faults.append(
             f"{store.directory} lacks {len(missing)} predictions, the first of "
-            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run `mess memoise`."
+            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run {again}."
         )
     elif not manifest["complete"]:
-        faults.append(f"{store.directory} is unfinished. Run `mess memoise` to go on.")
+        faults.append(f"{store.directory} is unfinished. Run {again} to go on.")
     return Verification(len(paths), rows, _size(paths), tuple(faults))
 
 
-def unneeded(store: PredictionStore) -> list[Path]:
-    """Files that nothing reads any more: of killed writers, damaged, or made for something else."""
+def missing(store: PredictionStore) -> int:
+    """Predictions that a cache lacks by what its parts say of themselves; they are not read.
+
+    Raises CacheError for a cache without a readable manifest or images.
+    """
     manifest = store.manifest()
     images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
-    needed = set()
+    exits = manifest["exit_fingerprints"]
+    filled = np.zeros((len(exits), len(images)), np.bool_)
     for path in find_parts(store.parts_folder):
+        part = describe_part(path)
+        if part is not None:
+            overlap = Overlap.of(part, exits, images)
+            filled[np.ix_(overlap.exits, overlap.images)] = True
+    return int((~filled).sum())
+
+
+def unneeded(store: PredictionStore) -> list[Path]:
+    """Files of mess that nothing reads: of killed writers, damaged, or made for something else.
+
+    Only those of killed writers where there is no manifest to tell the others.
+    """
+    left = [*store.directory.glob(".*"), *store.parts_folder.glob(".*")]
+    files = {path for path in left if _TEMPORARY.match(path.name)}
+    try:
+        manifest = store.manifest()
+        images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    except CacheError:
+        return sorted(filter(Path.is_file, files))
+    for path in parquet_files(store.parts_folder):
         try:
-            if Overlap.of(open_part(path), manifest["exit_fingerprints"], images):
-                needed.add(path)
-        except CacheError:
-            continue
-    beside = [path for path in store.directory.glob(".*") if path.is_file()]
-    return sorted({*store.parts_folder.glob("*"), *beside} - needed)
+            needed = bool(Overlap.of(open_part(path), manifest["exit_fingerprints"], images))
+        except DamagedPartError:
+            needed = False
+        if not needed:
+            files.add(path)
+    return sorted(filter(Path.is_file, files))
 
 
 def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

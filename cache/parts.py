@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mess.cache.parquet import read_facts, read_table, write_table
 from mess.cache.schema import PREDICTIONS, SCHEMA_VERSION
-from mess.errors import CacheError
+from mess.errors import DamagedPartError
 from mess.files import CONTENT_DIGITS, sha256, write_named_by_content
 
 Maps = NDArray[np.object_]
@@ -98,21 +98,32 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
+def remedy(cache: Path) -> str:
+    """The command that brings a cache up to date."""
+    return f"`mess memoise{'' if cache.name == 'calibration' else f' --name {cache.name}'}`"
+
+
 def open_part(path: Path) -> Part:
-    """What a part is of; raises CacheError where its content is not what its name says."""
+    """What a part is of; raises DamagedPartError where its content is not what its name says."""
+    again = f"Run {remedy(path.parent.parent)} to compute it again; the rest of the cache stays."
     match = _NAME.fullmatch(path.name)
     try:
         digits = sha256(path)[:CONTENT_DIGITS]
     except FileNotFoundError:
-        raise CacheError(f"{path} is gone. Run `mess memoise` again.") from None
+        raise DamagedPartError(f"{path} is gone. {again}") from None
     if match is None or digits != match[1]:
-        raise CacheError(
-            f"{path} was altered or cut short. Run `mess memoise` to compute it again; the rest of "
-            "the cache stays."
-        )
+        raise DamagedPartError(f"{path} was altered or cut short. {again}")
+    part = describe_part(path)
+    if part is None:
+        raise DamagedPartError(f"{path} is of another version of mess. {again}")
+    return part
+
+
+def describe_part(path: Path) -> Part | None:
+    """What a part says it is of, its content unchecked; None from another version."""
     facts = read_facts(path)
-    if facts.pop("schema_version") != SCHEMA_VERSION:
-        raise CacheError(f"{path} is of another version of mess. Run `mess memoise` again.")
+    if facts.pop("schema_version", None) != SCHEMA_VERSION:
+        return None
     facts["signal_names"] = tuple(facts["signal_names"])
     facts["confidence_maps"] = tuple(facts["confidence_maps"])
     return Part(path=path, **facts)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.cache.parquet import read_table
-from mess.cache.parts import Part, find_parts, open_part, read_counts, read_maps
+from mess.cache.parts import Part, find_parts, open_part, read_counts, read_maps, remedy
 from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.errors import CacheError
 from mess.files import sha256, write_json
@@ -72,6 +72,10 @@ class PredictionStore:
     def parts_folder(self) -> Path:
         return self.directory / "predictions"
 
+    @property
+    def _remedy(self) -> str:
+        return remedy(self.directory)
+
     def manifest(self) -> dict[str, Any]:
         """The manifest; raises CacheError where there is none or another version wrote it."""
         path = self.directory / MANIFEST
@@ -79,19 +83,19 @@ class PredictionStore:
             recorded = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CacheError(
-                f"{self.directory} holds no predictions yet. Run `mess memoise` first."
+                f"{self.directory} holds no predictions yet. Run {self._remedy} first."
             ) from None
         except ValueError as error:
-            raise CacheError(f"{path} is damaged: {error}. Run `mess memoise` again.") from error
+            raise CacheError(f"{path} is damaged: {error}. Run {self._remedy} again.") from error
         version = recorded.get("schema_version") if isinstance(recorded, dict) else None
         if version != SCHEMA_VERSION:
             raise CacheError(
                 f"{self.directory} has schema version {version}, this version of mess reads "
-                f"{SCHEMA_VERSION}. Run `mess memoise` again."
+                f"{SCHEMA_VERSION}. Run {self._remedy} again."
             )
         if recorded.pop("checksum", None) != _checksum(recorded):
             raise CacheError(
-                f"{path} was altered: its checksum is wrong. Run `mess memoise` again; predictions "
+                f"{path} was altered: its checksum is wrong. Run {self._remedy} again; predictions "
                 "that are whole stay."
             )
         return recorded
@@ -111,17 +115,17 @@ class PredictionStore:
         if stale:
             raise CacheError(
                 f"{self.directory} is stale: it was made for other {', '.join(stale)}. "
-                "Run `mess memoise` again."
+                f"Run {self._remedy} again."
             )
         if not manifest["complete"]:
-            raise CacheError(f"{self.directory} is unfinished. Run `mess memoise` to go on.")
+            raise CacheError(f"{self.directory} is unfinished. Run {self._remedy} to go on.")
         return manifest
 
     def images(self, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows of images.parquet; raises CacheError where it is not the manifest's."""
         if not self.images_file.exists() or sha256(self.images_file) != manifest["images_sha256"]:
             raise CacheError(
-                f"{self.images_file} is missing or was altered. Run `mess memoise` again; "
+                f"{self.images_file} is missing or was altered. Run {self._remedy} again; "
                 "predictions stay."
             )
         return read_table(self.images_file, IMAGES).to_pylist()
@@ -163,7 +167,7 @@ class PredictionStore:
             exit_index, image_index = np.argwhere(~filled)[0]
             raise CacheError(
                 f"{self.directory} has no prediction of {list(exits)[exit_index]} for image "
-                f"{list(images)[image_index]}. Run `mess memoise` to compute what is missing."
+                f"{list(images)[image_index]}. Run {self._remedy} to compute what is missing."
             )
         label = np.array([row["label"] for row in rows], np.int64)
         predictions = Predictions(

@@ -7,7 +7,7 @@ added exits, added signals and damaged parts are computed anew, and nothing else
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mess.cache.parts import (
 )
 from mess.cache.schema import IMAGES
 from mess.cache.store import Overlap, PredictionStore
-from mess.errors import CacheError
+from mess.errors import CacheError, DamagedPartError
 from mess.files import sha256
 
 
@@ -45,6 +45,8 @@ class Identity:
     """`SignalSpec.to_json`, in the order of the columns."""
     weights: str
     """sha256 of network.safetensors."""
+    pipeline: str
+    """Fingerprint of what decides predictions besides weights and images."""
     data: str
     """Fingerprint of the split's content and size."""
     source: Mapping[str, Any]
@@ -67,6 +69,7 @@ class Identity:
                     "exits": list(self.exits),
                     "signals": self.signals,
                     "weights": self.weights,
+                    "pipeline": self.pipeline,
                     "data": self.data,
                     "source": self.source,
                     "label_maps": self.label_maps,
@@ -95,19 +98,22 @@ class CacheWriter:
 
     def __init__(self, store: PredictionStore, identity: Identity) -> None:
         self.store, self.identity = store, identity
+        self._opened: dict[Path, Part] = {}
 
-    def begin(self, image_row: Callable[[int], Mapping[str, Any]]) -> list[Task]:
+    def begin(
+        self, image_rows: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]]
+    ) -> list[Task]:
         """Make the store ready for writing and return what it lacks.
 
-        `image_row` gives the row of images.parquet of an image by position, its fingerprint left
-        out; it is asked only for what the store does not know. Damaged parts are deleted.
+        `image_rows` gives the rows of images.parquet of images by position, fingerprints left out;
+        it is asked for those that the store does not know.
         """
         if self._recorded() is None:
             known = self._known_rows()
-            rows = []
-            for index, (image_id, fingerprint) in enumerate(self.identity.images.items()):
-                row = known.get((image_id, fingerprint)) or image_row(index)
-                rows.append({**row, "fingerprint": fingerprint})
+            images = list(self.identity.images.items())
+            unknown = [index for index, image in enumerate(images) if image not in known]
+            known |= {images[i]: row for i, row in zip(unknown, image_rows(unknown), strict=True)}
+            rows = [{**known[image], "fingerprint": image[1]} for image in images]
             write_rows(self.store.images_file, rows, IMAGES)
             self._write_manifest(shapes={}, complete=False)
         return list(self._tasks())
@@ -123,24 +129,11 @@ class CacheWriter:
             == {part.path for part, _, mine_EI in self._shares() if self._is_plain(part, mine_EI)}
         )
 
-    def write(self, rows: PartRows) -> None:
-        """Write a part; a kill loses none that was written before."""
+    def write(self, task: Task, rows: PartRows) -> None:
+        """Write a part with rows of a task; a kill loses none that was written before."""
+        if task.base is not None:
+            rows = _extended(task.base, rows)
         write_part(self.store.parts_folder, rows, self.identity.exits, self.identity.images)
-
-    def extended(self, base: Part, rows: PartRows) -> PartRows:
-        """`rows` with all that they lack taken from `base`: everything but the signals in them."""
-        stored = read_rows_of(base)
-        old = excerpt(stored, rows.images, rows.exits, stored.signal_names)
-        columns = {
-            name: some.signals[:, :, k]
-            for some in (old, rows)
-            for k, name in enumerate(some.signal_names)
-        }
-        return replace(
-            old,
-            signal_names=tuple(columns),
-            signals=np.stack(list(columns.values()), axis=2),
-        )
 
     def finish(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Declare the cache complete; `shapes` are the native output sizes of the exits.
@@ -267,11 +260,14 @@ class CacheWriter:
         return Overlap.of(part, exits, self.identity.images)
 
     def _whole_parts(self) -> Iterator[Part]:
+        """The parts that can be used; each is read through once, for its name is its content."""
         for path in find_parts(self.store.parts_folder):
-            try:
-                yield open_part(path)
-            except CacheError:
-                path.unlink()
+            if path not in self._opened:
+                try:
+                    self._opened[path] = open_part(path)
+                except DamagedPartError:
+                    continue
+            yield self._opened[path]
 
     def _recorded(self) -> dict[str, Any] | None:
         """The manifest if it is of this identity and the images are as it says."""
@@ -285,7 +281,7 @@ class CacheWriter:
         same = images == dict(self.identity.images) and list(images) == list(self.identity.images)
         return manifest if same and expected.items() <= manifest.items() else None
 
-    def _known_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
+    def _known_rows(self) -> dict[tuple[str, str], Mapping[str, Any]]:
         try:
             rows = self.store.images(self.store.manifest())
         except CacheError:
@@ -301,3 +297,19 @@ class CacheWriter:
                 "complete": complete,
             }
         )
+
+
+def _extended(base: Part, rows: PartRows) -> PartRows:
+    """`rows` with all that they lack taken from `base`: everything but the signals in them."""
+    stored = read_rows_of(base)
+    old = excerpt(stored, rows.images, rows.exits, stored.signal_names)
+    columns = {
+        name: some.signals[:, :, k]
+        for some in (old, rows)
+        for k, name in enumerate(some.signal_names)
+    }
+    return replace(
+        old,
+        signal_names=tuple(columns),
+        signals=np.stack(list(columns.values()), axis=2),
+    )

@@ -14,6 +14,7 @@ from mess.cache.store import PredictionStore
 from mess.config import Config
 from mess.errors import CacheError, nearest
 from mess.files import sha256
+from mess.fingerprints import pipeline_fingerprint
 from mess.run import Run
 from mess.search.costs import Cost
 from mess.search.tables import Tables
@@ -61,6 +62,7 @@ def expected_identity(
     """The part of a cache's identity that can be known without the data."""
     return {
         "weights": sha256(run.require_weights()),
+        "pipeline": pipeline_fingerprint(config),
         "exits": [row["exit_id"] for row in rows],
         "signals": [spec.to_json() for spec in configured_signals(config.memoise)],
     }

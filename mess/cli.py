@@ -142,7 +142,9 @@ def exits(
 @app.command()
 def memoise(
     run: RunOption = None,
-    split: Annotated[str, typer.Option(help="calibration, test or train.")] = "calibration",
+    split: Annotated[
+        str | None, typer.Option(help="calibration, test or train; calibration by default.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the cache; the split by default.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="Of another data set; needs --name of its own.")
@@ -159,7 +161,7 @@ def memoise(
 
 @cache.command("info")
 def cache_info(run: RunOption = None, as_json: JsonOption = False) -> None:
-    """List the caches of a run: content, size, and whether a search can use them."""
+    """List the caches of a run: content, size, and whether anything is missing or stale."""
     rows = workflow.cache_info(run)
     if as_json:
         print_json(rows)

@@ -14,22 +14,28 @@ from safetensors import SafetensorError, safe_open
 from mess.config import Config
 from mess.errors import WeightsError
 from mess.exits import FINAL
-from mess.images import MEAN, STD
+from mess.images import MEAN, PREPROCESSING, STD
 
 _VERSION = 1
-"""Raise it with any change to preprocessing, networks, counts or signals that changes a number."""
+"""Raise it with any change to networks, counts or signals that changes a number."""
 
 _BACKBONE, _EXITS = "backbone.", "exits."
 
 
+def pipeline_fingerprint(config: Config) -> str:
+    """sha256 (hexadecimal) over what decides predictions besides weights and images."""
+    backbone = {"name": config.backbone.name, "options": config.backbone.options}
+    content = [_VERSION, PREPROCESSING, MEAN, STD, backbone]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def exit_fingerprints(weights: Path, exit_ids: Iterable[str], config: Config) -> dict[str, str]:
-    """By exit, sha256 (hexadecimal) over the backbone's, its head's and the exit's weights.
+    """By exit, sha256 (hexadecimal) over pipeline, backbone, head and the exit's weights.
 
     The head is part of every exit's, since exits are compared with the final one. Images and their
     size have fingerprints of their own.
     """
-    backbone = {"name": config.backbone.name, "options": config.backbone.options}
-    header = json.dumps([_VERSION, backbone, MEAN, STD], sort_keys=True).encode()
+    header = pipeline_fingerprint(config).encode()
     try:
         with safe_open(weights, framework="numpy") as file:
             # An open safetensors file has keys but does not iterate.

@@ -14,6 +14,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet statistics of RGB in [0, 1], which every torchvision backbone expects."""
 
+PREPROCESSING = 1
+"""Raise it with any change here that changes a number; fingerprints of images hold it."""
+
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """An RGB image, shape (H, W, 3)."""

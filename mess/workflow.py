@@ -62,7 +62,7 @@ def exits(
 def memoise(
     run: Path | None = None,
     *,
-    split: str = CALIBRATION,
+    split: str | None = None,
     name: str | None = None,
     root: Path | None = None,
     device: str = "auto",
@@ -70,16 +70,20 @@ def memoise(
 ) -> Path:
     """Store every exit's predictions on a split; what is stored and still true is kept.
 
-    Returns the cache's directory, RUN/cache/NAME, where `name` is the split by default. `root` is
-    that of another data set of the same kind, such as images from another device.
+    Returns the cache's directory, RUN/cache/NAME. `split` is "calibration" by default, and `name`
+    is the split. `root` is that of another data set of the same kind, such as images from another
+    device, and needs a `name` of its own; with that name alone its cache is brought up to date.
     """
     from mess.steps.memoising import memoise_split
 
-    return memoise_split(find_run(run), split, name or split, root, device, reporter).directory
+    return memoise_split(find_run(run), split, name, root, device, reporter).directory
 
 
 def cache_info(run: Path | None = None) -> list[dict[str, Any]]:
-    """One row a cache of a run: what it holds, its bytes, and whether a search can use it."""
+    """One row a cache of a run: content, bytes, and its `state`, "ready" or what is wrong.
+
+    Only `cache_verify` reads all of it and looks at the data.
+    """
     from mess.steps.caching import describe_caches
 
     return describe_caches(find_run(run))

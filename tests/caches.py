@@ -59,14 +59,12 @@ def fill(
     writer = CacheWriter(PredictionStore(directory), identity)
     ids = list(identity.images)
     tasks = writer.begin(
-        lambda index: {
-            "image_id": ids[index],
-            "height": size[0],
-            "width": size[1],
-            "label": labels[index],
-        }
+        lambda indices: [
+            {"image_id": ids[i], "height": size[0], "width": size[1], "label": labels[i]}
+            for i in indices
+        ]
     )
     for task in tasks:
-        writer.write(rows_of(identity, task, predict))
+        writer.write(task, rows_of(identity, task, predict))
     writer.finish(dict.fromkeys(identity.exits, shape))
     return writer.store

@@ -122,6 +122,7 @@ def memoised(trained: Run) -> Run:
         images={f"image-{i}": "image-fingerprint" for i in range(IMAGES)},
         signals=tuple(known["signals"]),
         weights=known["weights"],
+        pipeline=known["pipeline"],
         data="data-fingerprint",
         source={"kind": "shapes", "split": "calibration", "root": None},
         label_maps=True,

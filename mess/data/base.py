@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mess.config import DataConfig
 from mess.errors import DataError
-from mess.images import resize_image, resize_mask
+from mess.images import PREPROCESSING, resize_image, resize_mask
 from mess.metrics import VOID
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -58,6 +58,9 @@ class SegmentationData(ABC):
     pickle, so that data-loading workers can have their own; arrays are read-only.
     """
 
+    reads_root: ClassVar[bool] = True
+    """Whether the images come from `data.root`."""
+
     def __init__(
         self, *, where: str, ids: Sequence[str], classes: ClassTable, size: tuple[int, int]
     ) -> None:
@@ -68,6 +71,13 @@ class SegmentationData(ABC):
                 f"{where} lists image {repeated[0]!r} more than once "
                 f"({len(repeated)} such ids); ids are unique, rename or remove the duplicates."
             )
+        for image_id in ids:
+            try:
+                image_id.encode()
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"{where} has an image called {image_id!r}, which is not UTF-8; rename it."
+                ) from None
         if not ids:
             raise DataError(f"{where} is empty; it needs at least one image with its mask.")
         self.where = where
@@ -134,15 +144,18 @@ class SegmentationData(ABC):
             self._memory_bytes += used
         return pair
 
-    def image_fingerprints(self) -> dict[str, str]:
-        """By id, sha256 (hexadecimal) over size, classes and content; not over dates or paths."""
-        header = json.dumps([self.size, self.classes.names]).encode()
+    def image_fingerprints(self, ids: Iterable[str] | None = None) -> dict[str, str]:
+        """By id, of all or some, sha256 (hexadecimal) over size, classes and content.
+
+        Neither dates nor paths have a part in it.
+        """
+        header = json.dumps([PREPROCESSING, self.size, self.classes.names]).encode()
         return {
             # Hashing each part first keeps ("ab", "c") apart from ("a", "bc").
             image_id: _sha256(
                 b"".join(hashlib.sha256(p).digest() for p in (header, *self._content(image_id)))
             )
-            for image_id in self.ids
+            for image_id in (self.ids if ids is None else ids)
         }
 
     def fingerprint(self) -> str:

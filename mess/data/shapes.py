@@ -79,6 +79,8 @@ class Recipe:
 class Shapes(SegmentationData):
     """Image i of a split is drawn from (seed, split, i) and nothing else."""
 
+    reads_root = False
+
     seed: int = 0
 
     @classmethod

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mess.assembly import exit_rows, expected_identity
-from mess.cache.integrity import unneeded, verify
-from mess.cache.parts import find_parts
+from mess.cache.integrity import missing, unneeded, verify
+from mess.cache.parts import find_parts, remedy
 from mess.cache.store import PredictionStore
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, DataError, MessError, nearest
@@ -18,7 +19,10 @@ from mess.run import Run
 
 
 def describe_caches(place: Run) -> list[dict[str, Any]]:
-    """One row a cache: what it holds, what it takes up, and whether a search can use it."""
+    """One row a cache: what it holds, what it takes up, and its `state`, "ready" or what is wrong.
+
+    Only `verify_caches` reads all of the parts and looks at the data.
+    """
     return [_described(place, name) for name in place.caches()]
 
 
@@ -55,13 +59,15 @@ def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict
 
 def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[str, Any]]:
     """Delete what no reader needs; one row a file, with its size. A dry run deletes nothing."""
-    rows = []
-    with place.locked():
-        for cache in _named(place, name):
-            for path in unneeded(PredictionStore(place.cache(cache))):
-                rows.append({"file": str(path), "bytes": path.stat().st_size})
-                if not dry_run:
-                    path.unlink()
+    with nullcontext() if dry_run else place.locked():
+        stores = [PredictionStore(place.cache(cache)) for cache in _named(place, name)]
+        rows = [
+            {"file": str(path), "bytes": path.stat().st_size}
+            for store in stores
+            for path in unneeded(store)
+        ]
+        for row in [] if dry_run else rows:
+            Path(row["file"]).unlink()
     return rows
 
 
@@ -100,8 +106,8 @@ def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]
     )
     return (
         f"{store.directory} is stale, for its images are no longer what they were: "
-        f"{counts or 'their order changed'}. Run `mess memoise` again; only what changed is "
-        "computed."
+        f"{counts or 'their order changed'}. Run {remedy(store.directory)} again; "
+        "only what changed is computed."
     )
 
 
@@ -125,7 +131,7 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         "exits": len(manifest["exits"]),
         "signals": [signal["name"] for signal in manifest["signals"]],
         "label_maps": manifest["label_maps"],
-        "state": _stale(place, store) or "ready",
+        "state": _stale(place, store) or _holes(store) or "ready",
     }
 
 
@@ -136,6 +142,17 @@ def _stale(place: Run, store: PredictionStore) -> str | None:
     except MessError as error:
         return str(error)
     return None
+
+
+def _holes(store: PredictionStore) -> str | None:
+    """What a complete cache lacks nevertheless."""
+    try:
+        lacking = missing(store)
+    except CacheError as error:
+        return str(error)
+    if not lacking:
+        return None
+    return f"{store.directory} lacks {lacking} predictions. Run {remedy(store.directory)}."
 
 
 def _named(place: Run, name: str | None) -> list[str]:

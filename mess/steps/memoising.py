@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.assembly import exit_rows, expected_identity
+from mess.assembly import CALIBRATION, exit_rows, expected_identity
 from mess.batch_statistics import ExitPrediction
 from mess.cache.parts import PartRows
 from mess.cache.store import PredictionStore
 from mess.cache.writer import CacheWriter, Identity, Task
 from mess.config import Config, MemoiseConfig
-from mess.data import SPLITS, SegmentationData, open_split
+from mess.data import DATASETS, SPLITS, SegmentationData, open_split
 from mess.data.base import fingerprint_of
 from mess.data.loader import evaluation_loader
-from mess.errors import ConfigError, MessError
+from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.fingerprints import exit_fingerprints
 from mess.maps import compress
 from mess.network import OverprovisionedNetwork
@@ -29,7 +29,7 @@ from mess.programs import native_shapes
 from mess.progress import Reporter
 from mess.run import Run
 from mess.signal_spec import configured_signals
-from mess.steps.networks import pick_device, trained_network
+from mess.steps.networks import class_table, pick_device, trained_network
 
 _PART_IMAGES = 32
 
@@ -42,8 +42,8 @@ Batch = tuple[list[str], dict[str, ExitPrediction]]
 
 def memoise_split(
     place: Run,
-    split: str,
-    name: str,
+    split: str | None,
+    name: str | None,
     root: Path | None,
     device_name: str,
     reporter: Reporter,
@@ -52,32 +52,38 @@ def memoise_split(
 
     What an earlier run stored and is still true is kept.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise MessError(f"a cache's name has letters, digits and . _ - only, got {name!r}.")
+    name, split, root = _source(place, split, name, root)
     config = place.config()
     if root is not None:
-        if name in SPLITS:
+        if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
             raise MessError(
-                f"the cache {name!r} is that of the run's own data. Give the predictions on "
-                f"{root} another name with --name."
+                f"data.kind = {config.data.kind!r} reads no files, so --root {root} means nothing."
             )
         data_config = config.data.model_copy(update={"root": root.resolve()})
         config = config.model_copy(update={"data": data_config})
     data = open_split(config.data, split, config.seed)
+    trained_on = class_table(place).names
+    if data.classes.names != trained_on:
+        raise DataError(
+            f"{data.where} has the classes {', '.join(data.classes.names)}; the network was "
+            f"trained on {', '.join(trained_on)}. Bring masks and class list to those, in that "
+            "order."
+        )
     writer = CacheWriter(
         PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
     )
+    if writer.is_finished():
+        return writer.store
     with place.locked():
-        tasks = writer.begin(lambda index: _image_row(data, index))
-        if writer.is_finished():
-            return writer.store
+        tasks = writer.begin(lambda indices: _image_rows(data, indices, reporter))
         network = trained_network(place, config, pick_device(device_name))
         missing = sum(len(task.images) for task in tasks)
         total = max(len(data), missing)
         with reporter.task(f"memoising {name}", total, total - missing) as progress:
             for task in tasks:
                 for rows in _predicted(network, data, config, task):
-                    writer.write(writer.extended(task.base, rows) if task.base else rows)
+                    _require_unchanged(data, writer.identity, rows.images)
+                    writer.write(task, rows)
                     progress.advance(len(rows.images))
         writer.finish(native_shapes(network, config.data.size))
     exits = len(writer.identity.exits)
@@ -102,6 +108,7 @@ def _identity(
         images=images,
         signals=tuple(known["signals"]),
         weights=known["weights"],
+        pipeline=known["pipeline"],
         data=fingerprint_of(images),
         source={
             "kind": config.data.kind,
@@ -113,14 +120,63 @@ def _identity(
     )
 
 
-def _image_row(data: SegmentationData, index: int) -> dict[str, Any]:
+def _source(
+    place: Run, split: str | None, name: str | None, root: Path | None
+) -> tuple[str, str, Path | None]:
+    """Name, split and root of a cache; what is not given is as it was when the cache was made."""
+    given = split is not None or root is not None
+    name = name or split or CALIBRATION
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise MessError(f"a cache's name has letters, digits and . _ - only, got {name!r}.")
+    if name in SPLITS:
+        if root is not None or split not in (None, name):
+            raise MessError(
+                f"the cache {name!r} is that of the run's own {name} split. Give other predictions "
+                "another name with --name."
+            )
+        return name, name, None
+    try:
+        source = PredictionStore(place.cache(name)).manifest()["source"]
+    except CacheError as error:
+        if given:
+            return name, split or CALIBRATION, root
+        raise MessError(
+            f"nothing tells what the cache {name!r} is of: {error} Say it with --split or --root."
+        ) from error
+    stored = source["split"], None if source["root"] is None else Path(source["root"])
+    if given and (split or CALIBRATION, root and root.resolve()) != stored:
+        raise MessError(
+            f"the cache {name!r} holds the {stored[0]} split of {stored[1] or 'the run'}. Choose "
+            f"another name with --name, or delete {place.cache(name)}."
+        )
+    return name, *stored
+
+
+def _image_rows(
+    data: SegmentationData, indices: Sequence[int], reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    if not indices:
+        return
     height, width = data.size
-    return {
-        "image_id": data.ids[index],
-        "height": height,
-        "width": width,
-        "label": label_counts(data.sized(index)[1], data.classes.num_classes),
-    }
+    with reporter.task("reading labels", len(indices)) as progress:
+        for index in indices:
+            yield {
+                "image_id": data.ids[index],
+                "height": height,
+                "width": width,
+                "label": label_counts(data.sized(index)[1], data.classes.num_classes),
+            }
+            progress.advance()
+
+
+def _require_unchanged(data: SegmentationData, identity: Identity, images: Sequence[str]) -> None:
+    """Raise DataError for an image that is no longer what its fingerprint was taken of."""
+    for image_id, fingerprint in data.image_fingerprints(images).items():
+        if fingerprint != identity.images[image_id]:
+            raise DataError(
+                f"{data.where}: image {image_id!r} changed while it was memoised. Run the same "
+                "command again; the parts before it are kept."
+            )
 
 
 def _predicted(

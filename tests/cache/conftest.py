@@ -27,6 +27,7 @@ IDENTITY = Identity(
     images=IMAGES,
     signals=({"name": "share-top1-0.5"}, {"name": "share-top1-0.5-edges"}),
     weights="ab12",
+    pipeline="ef56",
     data="cd34",
     source={"kind": "folder", "split": "calibration", "root": None},
     label_maps=True,
@@ -61,12 +62,15 @@ def begin(store: PredictionStore, identity: Identity) -> tuple[CacheWriter, list
     writer = CacheWriter(store, identity)
     ids = list(identity.images)
     tasks = writer.begin(
-        lambda index: {
-            "image_id": ids[index],
-            "height": SIZE[0],
-            "width": SIZE[1],
-            "label": label(identity.images[ids[index]]),
-        }
+        lambda indices: [
+            {
+                "image_id": ids[index],
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "label": label(identity.images[ids[index]]),
+            }
+            for index in indices
+        ]
     )
     return writer, [
         replace(task, images=task.images[start : start + PART_IMAGES])
@@ -80,7 +84,7 @@ def fill(store: PredictionStore, identity: Identity = IDENTITY) -> int:
     writer, tasks = begin(store, identity)
     for task in tasks:
         rows = rows_of(identity, task, lambda e, i: prediction(e, i, identity))
-        writer.write(writer.extended(task.base, rows) if task.base else rows)
+        writer.write(task, rows)
     writer.finish(dict.fromkeys(identity.exits, SHAPE))
     return sum(len(task.images) * len(task.exits) for task in tasks)
 

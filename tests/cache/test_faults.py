@@ -180,13 +180,13 @@ def _killed_while_writing(directory: Path) -> None:
     """Writes one part, then dies in the middle of the second."""
     store = PredictionStore(directory)
     writer, tasks = begin(store, IDENTITY)
-    writer.write(rows_of(IDENTITY, tasks[0], prediction))
+    writer.write(tasks[0], rows_of(IDENTITY, tasks[0], prediction))
 
     def die(number: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = die
-    writer.write(rows_of(IDENTITY, tasks[1], prediction))
+    writer.write(tasks[1], rows_of(IDENTITY, tasks[1], prediction))
 
 
 def _in_another_process(work: Callable[..., None], *arguments: object) -> int | None:
@@ -220,7 +220,7 @@ def _full_disk(directory: Path, limit: int) -> None:
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, limit: int) -> None:
     store = PredictionStore(tmp_path)
     writer, tasks = begin(store, IDENTITY)
-    writer.write(rows_of(IDENTITY, tasks[0], prediction))
+    writer.write(tasks[0], rows_of(IDENTITY, tasks[0], prediction))
     assert _in_another_process(_full_disk, tmp_path, limit) == 0
     assert not list(tmp_path.rglob(".*"))
     assert fill(store) == 9
@@ -278,7 +278,7 @@ def test_predictions_that_are_there_twice_are_named_and_reduced(store: Predictio
     everything = Task(
         images=tuple(range(len(IMAGES))), exits=tuple(EXITS), signal_names=IDENTITY.signal_names
     )
-    writer.write(rows_of(IDENTITY, everything, prediction))
+    writer.write(everything, rows_of(IDENTITY, everything, prediction))
     assert_true(store.read({})[0])
     assert "holds 15 predictions twice" in integrity.verify(store).faults[0]
     assert not writer.is_finished()
@@ -292,8 +292,11 @@ def test_predictions_that_are_there_twice_are_named_and_reduced(store: Predictio
 def test_nothing_of_a_complete_cache_is_unneeded(store: PredictionStore) -> None:
     assert integrity.unneeded(store) == []
     (store.parts_folder / "notes.txt").write_text("not of mess")
+    (store.parts_folder / ".part.folder").mkdir()
     (store.directory / ".manifest.json.abc").write_text("left by a killed writer")
-    assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc", "notes.txt"]
+    assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc"]
+    (store.directory / "manifest.json").unlink()
+    assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc"]
 
 
 def test_what_an_unfinished_cache_can_still_use_is_needed(store: PredictionStore) -> None:
@@ -321,7 +324,7 @@ def test_numbers_that_cannot_be_are_named(tmp_path: Path, spoil: str, fault: str
         rows = rows_of(IDENTITY, task, prediction)
         values = getattr(rows, spoil).copy()
         values[0, 1] = float("nan") if spoil == "signals" else values[0, 1] + 2000
-        writer.write(replace(rows, **{spoil: values}))
+        writer.write(task, replace(rows, **{spoil: values}))
     writer.finish(dict.fromkeys(EXITS, SHAPE))
     faults = integrity.verify(store).faults
     assert faults

@@ -93,6 +93,7 @@ def test_manifest_keys_are_what_was_published(store: PredictionStore) -> None:
         "exits",
         "signals",
         "weights",
+        "pipeline",
         "data",
         "source",
         "label_maps",

@@ -128,7 +128,7 @@ def test_added_signals_leave_everything_else_as_it_was_stored(store: PredictionS
     for task in tasks:
         rows = rows_of(more, task, lambda e, i: prediction(e, i, more))
         nonsense = replace(rows, intersection=rows.intersection - 7, label_map=rows.label_map[::-1])
-        writer.write(writer.extended(task.base, nonsense))
+        writer.write(task, nonsense)
     writer.finish(dict.fromkeys(EXITS, SHAPE))
     assert_true(store.read({})[0], more)
     assert (
@@ -155,7 +155,7 @@ def test_work_goes_on_behind_the_parts_that_are_there(tmp_path: Path) -> None:
     store = PredictionStore(tmp_path / "c")
     writer, tasks = begin(store, IDENTITY)
     assert [task.images for task in tasks] == [(0, 1), (2, 3), (4,)]
-    writer.write(rows_of(IDENTITY, tasks[1], prediction))
+    writer.write(tasks[1], rows_of(IDENTITY, tasks[1], prediction))
     with pytest.raises(CacheError, match="unfinished"):
         store.read({})
     _, rest = begin(store, IDENTITY)
@@ -174,7 +174,7 @@ def test_a_writer_that_stops_within_a_part_leaves_no_part(tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        writer.write(replace(rows, images=Killed(rows.images)))
+        writer.write(tasks[0], replace(rows, images=Killed(rows.images)))
     assert not store.parts_folder.exists() or not list(store.parts_folder.iterdir())
     assert len(begin(store, IDENTITY)[1]) == 3
 
@@ -182,7 +182,7 @@ def test_a_writer_that_stops_within_a_part_leaves_no_part(tmp_path: Path) -> Non
 def test_a_cache_with_missing_predictions_cannot_be_finished(tmp_path: Path) -> None:
     store = PredictionStore(tmp_path)
     writer, tasks = begin(store, IDENTITY)
-    writer.write(rows_of(IDENTITY, tasks[0], prediction))
+    writer.write(tasks[0], rows_of(IDENTITY, tasks[0], prediction))
     with pytest.raises(CacheError, match="no prediction of p1-crm1-b0-fcn for image-2"):
         writer.finish(dict.fromkeys(EXITS, SHAPE))
 
@@ -203,6 +203,6 @@ def test_a_stale_cache_is_refused_with_what_differs(
 
 
 def test_a_cache_that_does_not_exist_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"Run `mess memoise` first") as refusal:
+    with pytest.raises(CacheError, match=r"Run `mess memoise --name none` first") as refusal:
         PredictionStore(tmp_path / "none").read({})
     assert str(tmp_path / "none") in str(refusal.value)

@@ -12,21 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mess import workflow
+from mess import fingerprints, workflow
 from mess.cache.parts import open_part
 from mess.cache.store import Predictions, PredictionStore
 from mess.cli import main
 from mess.config import load_config
 from mess.data import open_split
-from mess.errors import CacheError, MessError
+from mess.errors import CacheError, DataError, MessError
 from mess.files import write_text
 from mess.progress import Task
 from mess.run import Run
+from mess.steps import memoising
 
 IMAGES = 40
 
@@ -64,7 +66,7 @@ def folder(run: Run, tmp_path: Path) -> Run:
     change_config(run, "data.kind=folder", f"data.root={root}")
     listener = Listener()
     workflow.memoise(run.path, reporter=listener)
-    assert listener.steps == {"memoising calibration": IMAGES}
+    assert listener.steps == {"reading labels": IMAGES, "memoising calibration": IMAGES}
     return run
 
 
@@ -152,7 +154,8 @@ def test_changed_data_is_refused_and_only_it_is_computed(
     assert named in row["faults"][0]
     listener = Listener()
     workflow.memoise(folder.path, reporter=listener)
-    assert listener.steps == {"memoising calibration": computed}
+    assert listener.steps["memoising calibration"] == computed
+    assert listener.steps.get("reading labels", 0) == computed
     assert workflow.cache_verify(folder.path)[0]["faults"] == []
     search(folder)
     assert_equal(stored(folder), remade(folder))
@@ -235,7 +238,7 @@ def test_a_killed_memoising_goes_on_and_ends_the_same(run: Run, moment: int) -> 
     survived = len(list(parts.glob("part-*.parquet")))
     listener = Listener()
     workflow.memoise(run.path, reporter=listener)
-    assert sum(listener.steps.values()) == max(IMAGES - 4 * survived, 0)
+    assert listener.steps.get("memoising calibration", 0) == max(IMAGES - 4 * survived, 0)
     assert_equal(stored(run), expected)
     assert workflow.cache_verify(run.path)[0]["faults"] == []
 
@@ -262,6 +265,122 @@ def test_a_cache_of_other_images_has_a_name_of_its_own(run: Run, tmp_path: Path)
     bundle = workflow.export(run.path)
     assert json.loads((bundle / "manifest.json").read_text())["source"]["name"] == "night"
     workflow.report(run.path)
+
+
+def test_a_named_cache_is_brought_up_to_date_by_its_name(folder: Run, tmp_path: Path) -> None:
+    """As its messages say."""
+    night = tmp_path / "night"
+    shutil.copytree(images_of(folder).parent, night)
+    workflow.memoise(folder.path, root=night, name="night")
+    repaint(folder)
+    search(folder, cache="night")
+    path = sorted((night / "val" / "images").iterdir())[0]
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(CacheError, match="Run `mess memoise --name night` again"):
+        search(folder, cache="night")
+    workflow.memoise(folder.path, name="night")
+    search(folder, cache="night")
+    assert workflow.cache_info(folder.path)[1]["root"] == str(night)
+    with pytest.raises(MessError, match="'night' holds the calibration split of .*night.*--name"):
+        workflow.memoise(folder.path, name="night", root=tmp_path / "images")
+    with pytest.raises(MessError, match="'night' holds"):
+        workflow.memoise(folder.path, name="night", split="test")
+    with pytest.raises(MessError, match="'calibration' is that of the run's own"):
+        workflow.memoise(folder.path, name="calibration", split="test")
+    with pytest.raises(MessError, match="nothing tells what the cache 'day' is of.*--split"):
+        workflow.memoise(folder.path, name="day")
+    assert sorted(row["name"] for row in workflow.cache_info(folder.path)) == [
+        "calibration", "night",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "renamed"])
+def test_other_classes_than_the_networks_are_refused(folder: Run, change: str) -> None:
+    path = images_of(folder).parent / "classes.json"
+    classes = json.loads(path.read_text())
+    entries = classes["classes"]
+    if change == "more":
+        entries.append({"id": len(entries), "name": "more", "color": [1, 2, 3]})
+    elif change == "fewer":
+        entries.pop()
+    else:
+        entries[1]["name"], entries[2]["name"] = entries[2]["name"], entries[1]["name"]
+    path.write_text(json.dumps(classes | {"num_classes": len(entries)}))
+    with pytest.raises(DataError, match="the network was trained on background, ellipse"):
+        workflow.memoise(folder.path)
+    with pytest.raises(CacheError, match="40 changed"):
+        search(folder)
+
+
+def test_an_image_that_changes_meanwhile_is_not_stored(
+    folder: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(folder.cache("calibration"))
+    predicted = memoising.predict
+
+    def meddle(*arguments: Any, **options: Any) -> Any:
+        for number, found in enumerate(predicted(*arguments, **options)):
+            if number == 4:
+                repaint_of(folder, 37)
+            yield found
+
+    def repaint_of(run: Run, index: int) -> None:
+        path = sorted((images_of(run) / "images").iterdir())[index]
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(memoising, "predict", meddle)
+        with pytest.raises(DataError, match="'calibration-00037' changed while it was memoised"):
+            workflow.memoise(folder.path)
+    listener = Listener()
+    workflow.memoise(folder.path, reporter=listener)
+    assert listener.steps["memoising calibration"] == IMAGES - 32
+    assert_equal(stored(folder), remade(folder))
+
+
+def test_another_version_of_the_pipeline_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "_VERSION", 99)
+    with pytest.raises(CacheError, match="other pipeline"):
+        search(run)
+    assert "other pipeline" in workflow.cache_info(run.path)[0]["state"]
+    listener = Listener()
+    workflow.memoise(run.path, reporter=listener)
+    assert listener.steps["memoising calibration"] == IMAGES
+    search(run)
+
+
+def test_drawn_images_have_no_root(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(MessError, match="'shapes' reads no files"):
+        workflow.memoise(run.path, root=tmp_path, name="night")
+
+
+def test_a_complete_cache_needs_no_writing(run: Run) -> None:
+    with run.locked():
+        workflow.memoise(run.path)
+        assert workflow.cache_prune(run.path, dry_run=True) == []
+
+
+def test_info_sees_what_is_missing(run: Run) -> None:
+    parts = sorted((run.cache("calibration") / "predictions").iterdir())
+    parts[0].unlink()
+    assert "lacks" in workflow.cache_info(run.path)[0]["state"]
+    (run.cache("calibration") / "images.parquet").unlink()
+    assert "is missing" in workflow.cache_info(run.path)[0]["state"]
+
+
+def test_prune_goes_on_past_a_cache_that_cannot_be_read(run: Run) -> None:
+    (run.path / "cache" / "another" / "predictions").mkdir(parents=True)
+    left = [
+        run.path / "cache" / "another" / "predictions" / ".part.parquet.xyz",
+        run.cache("calibration") / "predictions" / ".part.parquet.xyz",
+    ]
+    for path in left:
+        path.write_text("half")
+    rows = workflow.cache_prune(run.path)
+    assert [row["file"] for row in rows] == [str(path) for path in left]
+    assert not any(path.exists() for path in left)
 
 
 def command(

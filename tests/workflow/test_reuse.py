@@ -24,6 +24,7 @@ from mess.config import Config, load_config
 from mess.data import open_split
 from mess.errors import InfeasibleError
 from mess.files import sha256, write_text
+from mess.fingerprints import pipeline_fingerprint
 from mess.progress import Silent
 from mess.run import Run
 from mess.signal_spec import configured_signals
@@ -122,6 +123,7 @@ def memoise(run: Run, config: Config, rng: np.random.Generator) -> None:
         images=images,
         signals=tuple(signals),
         weights=sha256(run.weights),
+        pipeline=pipeline_fingerprint(config),
         data="made up",
         source={"kind": "shapes", "split": "calibration", "root": None},
         label_maps=False,
