@@ -12,9 +12,9 @@
   counts of images of 520×520: bytes, seconds to write, to read for a search and to verify; and the
   size of label maps at 65×65.
 
-Networks have 21 classes and random weights, whose predictions change class far more often from
-pixel to pixel than trained ones do: counting has more to do than it ever will. `--every` takes each
-n-th exit alone. Images are drawn (`shapes`). Every figure is in FILE as soon as it is measured.
+Networks have 21 classes and random weights and predict all classes, another one at almost every
+position: counting has more to do than with any trained network. `--every` takes each n-th exit
+alone. Images are drawn (`shapes`). Every figure is in FILE as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -146,12 +146,9 @@ class Bench:
         kept = [row for row in candidates(config, CLASSES) if row.status == KEPT]
         rows = [*kept[: -1 : case["every"]], kept[-1]]
         network = build_network(config, rows, CLASSES)
-        # As after training, the scale of the features does not grow or vanish with depth.
         data = open_split(config.data, "calibration", config.seed)
         (batch,) = evaluation_loader(data, config.data, batch_size=case["batch"])
-        network.train()
-        with torch.no_grad():
-            network.features(batch[0])
+        normalise(network, batch[0])
         return cls(config, network.eval().requires_grad_(False), rows, batch)
 
     @property
@@ -177,6 +174,20 @@ class Bench:
         ((_, found),) = predict(self.network, [self.batch], specs, device=device, exits=exits)
         rows = part_rows([(ids, found)], task, self.config.memoise)
         write_part(folder, rows, dict.fromkeys(exits, ""), dict.fromkeys(ids, ""))
+
+
+def normalise(network: OverprovisionedNetwork, images: torch.Tensor) -> None:
+    """Take batch statistics from `images`, and biases from the logits: all classes then occur."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    network.train()
+    with torch.no_grad():
+        maps = network.features(images)
+        for exit_id in [*network.exits, FINAL]:
+            logits = network.exit_module(exit_id)(maps[network.point(exit_id) - 1])
+            last = [m for m in network.exit_module(exit_id).modules() if hasattr(m, "bias")][-1]
+            last.bias -= logits.mean((0, 2, 3))
 
 
 def measure_passes(case: Row) -> Row:

@@ -64,7 +64,7 @@ def machine_facts(*packages: str) -> Row:
     return {
         "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -178,6 +179,8 @@ class CompiledStatistics:
 
     def _decide(self, logits_BChw: Tensor, doubtful_D3: NDArray[np.int32], tally: Tally) -> None:
         """Add what torch says of the pixels that were too close to call."""
+        if not len(doubtful_D3):
+            return
         image_D, row_D, column_D = doubtful_D3.T
         label_D = self._label_BHW[image_D, row_D, column_D]
         final_D = self._final_BHW[image_D, row_D, column_D]
@@ -200,7 +203,11 @@ class CompiledStatistics:
 
     def _divide(self, work: Callable[[int, int], None], images: int) -> None:
         edges = np.linspace(0, images, min(self._threads, images) + 1).astype(int).tolist()
-        list(self._pool.map(work, edges[:-1], edges[1:]))
+        # The first share is this thread's own: handing all over would have it wait for a start.
+        rest = [self._pool.submit(work, *ends) for ends in pairwise(edges[1:])]
+        work(edges[0], edges[1])
+        for done in rest:
+            done.result()
 
 
 def _channels_last(logits_BChw: Tensor) -> NDArray[np.float32]:
