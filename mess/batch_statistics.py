@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +20,9 @@ from mess.interpolation import classes_at, grid_of, upsampled_classes
 from mess.metrics import VOID
 from mess.signal_spec import SignalSpec
 from mess.signals import CONFIDENCES, signals, top1_confidence
+
+_PENDING_BYTES = 2**25
+"""Logits at native resolution that may wait to be counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,17 @@ class TensorStatistics:
         }
 
 
+class _Pending(NamedTuple):
+    """An exit that is still to be counted."""
+
+    exit_id: str
+    logits_BChw: Tensor
+    confidences: list[NDArray[np.float32]]
+    confidence_map: NDArray[np.uint8] | None
+
+
 class CompiledStatistics:
-    """On the CPU, the images of a batch divided among the threads of `pool`."""
+    """On the CPU, by the threads of `pool`, several exits at a time."""
 
     def __init__(
         self,
@@ -131,16 +142,48 @@ class CompiledStatistics:
         self._threshold_K = np.array([spec.pixel_threshold for spec in specs], dtype=np.float32)
         self._edges_K = np.array([spec.edge_enhanced for spec in specs], dtype=np.bool_)
         self._found: dict[str, ExitPrediction] = {}
+        self._pending: list[_Pending] = []
+        self._pending_bytes = 0
 
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
+        confidences = [CONFIDENCES[kind](logits_BChw).numpy() for kind in self._kinds]
+        scaled = _in_255ths(top1_confidence(logits_BChw)).numpy() if confidence_map else None
+        self._pending.append(_Pending(exit_id, logits_BChw, confidences, scaled))
+        self._pending_bytes += logits_BChw.nbytes
+        if self._pending_bytes > _PENDING_BYTES:
+            self._measure_pending()
+
+    def collect(self) -> dict[str, ExitPrediction]:
+        self._measure_pending()
+        return self._found
+
+    def _measure_pending(self) -> None:
+        """Count, every exit on a thread of its own.
+
+        Not exit by exit: the threads of torch keep their cores busy for a while after each of its
+        operations, and two threads would then be slower than one.
+        """
+        for pending in self._pending:
+            self._prepare(pending.logits_BChw)
+        found = self._pool.map(self._measure, self._pending)
+        names = [pending.exit_id for pending in self._pending]
+        self._found |= dict(zip(names, found, strict=True))
+        self._pending, self._pending_bytes = [], 0
+
+    def _prepare(self, logits_BChw: Tensor) -> None:
+        """What exits of a resolution share."""
+        shape = (logits_BChw.shape[2], logits_BChw.shape[3])
+        if shape not in self._references:
+            at = grid_of(logits_BChw, self._size)
+            self._references[shape] = (
+                Reference(self._label_BHW, cell_counts(at, self._label_BHW, self._classes)),
+                Reference(self._final_BHW, cell_counts(at, self._final_BHW, self._classes)),
+            )
+
+    def _measure(self, pending: _Pending) -> ExitPrediction:
+        logits_BChw = pending.logits_BChw
         images, classes, *native = logits_BChw.shape
         shape = (native[0], native[1])
-        at = grid_of(logits_BChw, self._size)
-        if shape not in self._references:
-            self._references[shape] = (
-                Reference(self._label_BHW, cell_counts(at, self._label_BHW, classes)),
-                Reference(self._final_BHW, cell_counts(at, self._final_BHW, classes)),
-            )
         labels, finals = self._references[shape]
         tally = Tally(
             hits_BC=np.zeros((images, classes), dtype=np.int32),
@@ -149,33 +192,24 @@ class CompiledStatistics:
             leader_Bhw=np.empty((images, *shape), dtype=np.uint8),
         )
         share_BK = np.empty((images, len(self._kind_K)), dtype=np.float32)
-        confidences = [CONFIDENCES[kind](logits_BChw) for kind in self._kinds]
         confidence_NBhw = np.empty((len(self._kinds), images, *shape), dtype=np.float32)
-        for confidence_Bhw, confidence in zip(confidence_NBhw, confidences, strict=True):
-            confidence_Bhw[:] = confidence.numpy()
-        logits_BhwC = _channels_last(logits_BChw)
-
-        def measure(start: int, stop: int) -> None:
-            doubtful_D3 = count(start, stop, logits_BhwC, at, labels, finals, tally)
-            shares(
-                *(start, stop, confidence_NBhw, tally.leader_Bhw),
-                *(self._kind_K, self._threshold_K, self._edges_K, share_BK),
-            )
-            self._decide(logits_BChw, doubtful_D3, tally)
-
-        self._divide(measure, images)
-        confidence_255 = _in_255ths(top1_confidence(logits_BChw)) if confidence_map else None
-        self._found[exit_id] = ExitPrediction(
+        for confidence_Bhw, confidence in zip(confidence_NBhw, pending.confidences, strict=True):
+            confidence_Bhw[:] = confidence
+        logits_BhwC, at = _channels_last(logits_BChw), grid_of(logits_BChw, self._size)
+        doubtful_D3 = count(0, images, logits_BhwC, at, labels, finals, tally)
+        shares(
+            *(0, images, confidence_NBhw, tally.leader_Bhw),
+            *(self._kind_K, self._threshold_K, self._edges_K, share_BK),
+        )
+        self._decide(logits_BChw, doubtful_D3, tally)
+        return ExitPrediction(
             intersection=tally.hits_BC,
             predicted=tally.predicted_BC,
             agreement=tally.agreement_B,
             signals=share_BK,
             label_map=tally.leader_Bhw,
-            confidence_map=None if confidence_255 is None else confidence_255.numpy(),
+            confidence_map=pending.confidence_map,
         )
-
-    def collect(self) -> dict[str, ExitPrediction]:
-        return self._found
 
     def _decide(self, logits_BChw: Tensor, doubtful_D3: NDArray[np.int32], tally: Tally) -> None:
         """Add what torch says of the pixels that were too close to call."""
@@ -203,11 +237,7 @@ class CompiledStatistics:
 
     def _divide(self, work: Callable[[int, int], None], images: int) -> None:
         edges = np.linspace(0, images, min(self._threads, images) + 1).astype(int).tolist()
-        # The first share is this thread's own: handing all over would have it wait for a start.
-        rest = [self._pool.submit(work, *ends) for ends in pairwise(edges[1:])]
-        work(edges[0], edges[1])
-        for done in rest:
-            done.result()
+        list(self._pool.map(work, edges[:-1], edges[1:]))
 
 
 def _channels_last(logits_BChw: Tensor) -> NDArray[np.float32]:

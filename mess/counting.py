@@ -319,6 +319,8 @@ def _look_closer(
         top = up * back * top_left_C[k], up * across * top_right_C[k]
         low = down * back * low_left_C[k], down * across * low_right_C[k]
         value = (top[0] + top[1]) + (low[0] + low[1])
+        if not abs(value) < np.inf:
+            return VOID
         lost = max(lost, abs(top[0]) + abs(top[1]) + abs(low[0]) + abs(low[1]))
         if value > best:
             best, second, leader = value, best, k
