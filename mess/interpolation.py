@@ -58,7 +58,7 @@ def upsampled_classes(logits_BChw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def grid_of(logits_BChw: Tensor, size: tuple[int, int]) -> Grid:
     """The interpolation that `upsampled_classes` uses on these logits."""
-    return _grid(_Kernel.of(logits_BChw, size))
+    return _arithmetic(_Kernel.of(logits_BChw, size)).grid
 
 
 def classes_at(
@@ -67,33 +67,60 @@ def classes_at(
     """What `upsampled_classes` gives at some pixels, each image, row and column; shape (D,)."""
     kernel = _Kernel.of(logits_BChw, size)
     found_D = np.full(len(pixel_D3), -1, dtype=np.intp)
-    orders = _orders(kernel) if len(pixel_D3) < _MANY else None
-    if orders is not None:
+    grid, orders = _arithmetic(kernel)
+    if orders is not None and len(pixel_D3) < _MANY:
         image_D, row_D, column_D = pixel_D3.T
-        corners = _corners(_grid(kernel), kernel, row_D, column_D)
+        corners = _corners(grid, kernel, row_D, column_D)
         logits_DC = [
             logits_BChw[image_D, :, rows, columns].numpy()
             for rows, columns in zip(corners.rows, corners.columns, strict=True)
         ]
-        value_DC = _blend(orders, corners, logits_DC)
-        found_D = np.where(corners.inner, value_DC.argmax(1), -1)
-    for i in np.unique(pixel_D3[found_D < 0, 0]):
-        here_D = (pixel_D3[:, 0] == i) & (found_D < 0)
+        return _blend(orders, corners, logits_DC).argmax(1)
+    found_D = np.empty(len(pixel_D3), dtype=np.intp)
+    for i in np.unique(pixel_D3[:, 0]):
+        here_D = pixel_D3[:, 0] == i
         class_HW = upsampled_classes(logits_BChw[i : i + 1], size)[0].numpy()
         found_D[here_D] = class_HW[pixel_D3[here_D, 1], pixel_D3[here_D, 2]]
     return found_D
 
 
+class _Arithmetic(NamedTuple):
+    """How torch interpolates: where, and in which order each class is summed, None where unknown.
+
+    The order is an index into `_ORDERS`.
+    """
+
+    grid: Grid
+    orders: tuple[int, ...] | None
+
+
 @lru_cache(maxsize=128)
-def _grid(kernel: _Kernel) -> Grid:
-    return Grid(_axis(kernel, 0), _axis(kernel, 1))
+def _arithmetic(kernel: _Kernel) -> _Arithmetic:
+    """Told by random logits, of which every pixel must come out the same to the last digit."""
+    generator = torch.Generator().manual_seed(0)
+    logits_1Chw = torch.randn(1, kernel.classes, *kernel.native, generator=generator)
+    whole_CHW = upsample_logits(kernel.laid_out(logits_1Chw), kernel.size)[0].numpy()
+    true_DC = whole_CHW.reshape(kernel.classes, -1).T
+    pixels = np.indices(kernel.size).reshape(2, -1)
+    for fused in (True, False):
+        grid = Grid(_axis(kernel, 0, fused), _axis(kernel, 1, fused))
+        corners = _corners(grid, kernel, *pixels)
+        logits_DC = [
+            logits_1Chw[0].numpy()[:, rows, columns].T
+            for rows, columns in zip(corners.rows, corners.columns, strict=True)
+        ]
+        same = np.array([(_sums(order, corners, logits_DC) == true_DC).all(0) for order in _ORDERS])
+        if same.any(axis=0).all():
+            return _Arithmetic(grid, tuple(same.argmax(axis=0).tolist()))
+    return _Arithmetic(grid, None)
 
 
-def _axis(kernel: _Kernel, axis: int) -> Axis:
+def _axis(kernel: _Kernel, axis: int, fused: bool) -> Axis:
     """Positions and weights along an axis: how much of one in every third position a pixel gets.
 
     A pixel has a part in two neighbours at most, and of three in a row no two are alike modulo 3.
-    The first pixel of the other axis has nothing else in it.
+    The first pixel of the other axis has nothing else in it. Beyond the last position both parts
+    are of the same, and their weights as computed, with `fused` rounded once instead of twice.
     """
     native, full = kernel.native[axis], kernel.size[axis]
     shape = (1, kernel.classes, native, 1) if axis == 0 else (1, kernel.classes, 1, native)
@@ -108,21 +135,21 @@ def _axis(kernel: _Kernel, axis: int) -> Axis:
     before = part_3F[(near - 1) % 3, pixels] > 0
     position = np.where(before & (near > 0), near - 1, near)
     weight = part_3F[(position + 1) % 3, pixels]
+    scale, half = np.float32(native) / np.float32(full), np.float32(0.5)
+    exact = np.float64(scale) * (pixels + 0.5) - 0.5
+    rounded = scale * (pixels.astype(np.float32) + half) - half
+    beyond = (exact.astype(np.float32) if fused else rounded) - np.float32(native - 1)
+    weight = np.where(position == native - 1, np.clip(beyond, 0, 1), weight).astype(np.float32)
     return Axis(np.searchsorted(position, np.arange(native + 1)), weight)
 
 
 class _Corners(NamedTuple):
-    """The four native positions of pixels, left before right, top before low.
-
-    inner: whether they are four. At the last row and column two coincide, and how torch divides
-    the weight between them cannot be told.
-    """
+    """The four native positions of pixels, left before right, top before low."""
 
     rows: list[NDArray[np.intp]]
     columns: list[NDArray[np.intp]]
     down: NDArray[np.float32]
     across: NDArray[np.float32]
-    inner: NDArray[np.bool_]
 
 
 def _corners(
@@ -137,7 +164,6 @@ def _corners(
         [left, right, left, right],
         grid.rows.weight[row_D],
         grid.columns.weight[column_D],
-        (low > top) & (right > left),
     )
 
 
@@ -179,35 +205,15 @@ _ORDERS: tuple[_Order, ...] = (_separable, _in_order((1, 0, 2, 3)), _in_order((2
 """Those that kernels of torch were found to follow."""
 
 
-@lru_cache(maxsize=128)
-def _orders(kernel: _Kernel) -> tuple[int, ...] | None:
-    """The index into `_ORDERS` that each class follows; None where one follows none.
-
-    Told by random logits of which every pixel must come out the same to the last digit.
-    """
-    generator = torch.Generator().manual_seed(0)
-    logits_1Chw = torch.randn(1, kernel.classes, *kernel.native, generator=generator)
-    whole_CHW = upsample_logits(kernel.laid_out(logits_1Chw), kernel.size)[0].numpy()
-    pixels = np.indices(kernel.size).reshape(2, -1)
-    corners = _corners(_grid(kernel), kernel, *pixels)
-    inner = corners.inner
-    logits_DC = [
-        logits_1Chw[0].numpy()[:, rows, columns].T[inner]
-        for rows, columns in zip(corners.rows, corners.columns, strict=True)
-    ]
-    true_DC = whole_CHW.reshape(kernel.classes, -1).T[inner]
-    weights = corners.down[inner, np.newaxis], corners.across[inner, np.newaxis]
-    same = [(order(*weights, logits_DC) == true_DC).all(axis=0) for order in _ORDERS]
-    known = np.array(same).any(axis=0)
-    return tuple(np.argmax(same, axis=0).tolist()) if known.all() and inner.any() else None
+def _sums(order: _Order, corners: _Corners, logits_DC: list[_Values]) -> _Values:
+    return order(corners.down[:, np.newaxis], corners.across[:, np.newaxis], logits_DC)
 
 
 def _blend(orders: tuple[int, ...], corners: _Corners, logits_DC: list[_Values]) -> _Values:
     """Logits of pixels, (D, C), each class in its order."""
-    out_DC = np.empty_like(logits_DC[0])
-    weights = corners.down[:, np.newaxis], corners.across[:, np.newaxis]
-    chosen = np.array(orders)
+    out_DC, chosen = np.empty_like(logits_DC[0]), np.array(orders)
     for index in np.unique(chosen):
         classes = chosen == index
-        out_DC[:, classes] = _ORDERS[index](*weights, [values[:, classes] for values in logits_DC])
+        some_DC = [values[:, classes] for values in logits_DC]
+        out_DC[:, classes] = _sums(_ORDERS[index], corners, some_DC)
     return out_DC

@@ -18,7 +18,7 @@ from mess.batch_statistics import (
     ExitPrediction,
     TensorStatistics,
 )
-from mess.interpolation import _Kernel, _orders, classes_at, grid_of, upsampled_classes
+from mess.interpolation import _arithmetic, _Kernel, classes_at, grid_of, upsampled_classes
 from mess.metrics import VOID
 from mess.signal_spec import SignalSpec
 from mess.signals import signals, top1_confidence
@@ -292,4 +292,4 @@ def test_torch_is_seldom_asked_for_whole_maps(classes: int, layout: torch.memory
     """The orders of operations of the usual kernels are known, so counting stays fast."""
     for native, full in (((23, 30), (180, 240)), ((45, 60), (360, 480)), ((65, 65), (520, 520))):
         values = torch.zeros(1, classes, *native).contiguous(memory_format=layout)
-        assert _orders(_Kernel.of(values, full)) is not None
+        assert _arithmetic(_Kernel.of(values, full)).orders is not None
