@@ -1,7 +1,7 @@
 """What memoising costs beside the network itself, and what its files take up.
 
     python benchmarks/cache.py [--parts passes separate storage] [--networks mobilenet_v2 drn50]
-        [--sizes 180x240 360x480] [--every N] [--batch N] [--rounds N] [--output FILE]
+        [--sizes 180x240 360x480] [--run RUN] [--every N] [--batch N] [--rounds N] [--output FILE]
 
 - passes: memoising against the bare forward of the same network, backbone and every exit, over the
   same images: in turns, nothing counted in the forward. The pass that memoises includes compressing
@@ -13,8 +13,9 @@
   size of label maps at 65×65.
 
 Networks have 21 classes and random weights and predict all classes, another one at almost every
-position: counting has more to do than with any trained network. `--every` takes each n-th exit
-alone. Images are drawn (`shapes`). Every figure is in FILE as soon as it is measured.
+position: counting has several times more to do than with a trained network. `--run` takes a trained
+one instead, with its exits and calibration images. `--every` takes each n-th exit alone. Images are
+drawn (`shapes`). Every figure is in FILE as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import torch
 from random_caches import CacheSize, random_cache
 from results import Results, Row, machine_facts
 
+from mess.allocator import keep_memory
 from mess.cache.integrity import verify
 from mess.cache.parts import PartRows, write_part
 from mess.cache.store import PredictionStore
@@ -46,8 +48,10 @@ from mess.images import resize_mask
 from mess.maps import compress
 from mess.network import OverprovisionedNetwork, build_network
 from mess.prediction import predict
+from mess.run import Run
 from mess.signal_spec import configured_signals
 from mess.steps.memoising import part_rows
+from mess.steps.networks import class_table, trained_network
 
 CLASSES = 21
 PIXELS_VOC, POSITIONS_VOC = 520 * 520, 65 * 65
@@ -59,11 +63,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--networks", nargs="+", default=["mobilenet_v2", "drn50"])
     parser.add_argument("--sizes", nargs="+", default=["180x240", "360x480"])
+    parser.add_argument("--run", type=Path, help="a trained run instead of --networks")
     parser.add_argument("--every", type=int, default=1, help="take each n-th exit")
     parser.add_argument("--batch", type=int, default=8, help="images of a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/cache-benchmark.json"))
     options = parser.parse_args()
+    keep_memory()
     facts = machine_facts("mess", "torch", "numba", "pyarrow")
     results = Results(options.output, facts | {"threads": torch.get_num_threads()})
     for part in options.parts:
@@ -117,6 +123,12 @@ def storage(options: argparse.Namespace, results: Results) -> None:
 def cases(part: str, options: argparse.Namespace) -> list[Row]:
     """What is measured of each network and size."""
     chosen = {"every": options.every, "batch": options.batch, "rounds": options.rounds}
+    if options.run is not None:
+        config = Run(options.run).config()
+        size = "x".join(map(str, config.data.size))
+        network = f"{config.backbone.name}, trained"
+        run = str(options.run)
+        return [{"part": part, "network": network, "size": size, "run": run, **chosen}]
     return [
         {"part": part, "network": network, "size": size, **chosen}
         for network in options.networks
@@ -136,6 +148,8 @@ class Bench:
     @classmethod
     def of(cls, case: Row) -> Bench:
         """The network and images of a case."""
+        if "run" in case:
+            return cls.trained(case)
         height, width = map(int, case["size"].split("x"))
         config = parse_config(
             {
@@ -150,6 +164,21 @@ class Bench:
         (batch,) = evaluation_loader(data, config.data, batch_size=case["batch"])
         normalise(network, batch[0])
         return cls(config, network.eval().requires_grad_(False), rows, batch)
+
+    @classmethod
+    def trained(cls, case: Row) -> Bench:
+        """Those of a run."""
+        place = Run(Path(case["run"]))
+        config = place.config()
+        network = trained_network(place, config, torch.device("cpu"))
+        kept = candidates(config, class_table(place).num_classes)
+        rows = [row for row in kept if row.exit_id == FINAL or row.exit_id in network.exits]
+        data = open_split(config.data, "calibration", config.seed)
+        # From all over the split: neighbours may be frames of one video.
+        chosen = np.linspace(0, len(data) - 1, case["batch"]).astype(int).tolist()
+        subset = data.select(chosen, data.where)
+        (batch,) = evaluation_loader(subset, config.data, batch_size=case["batch"])
+        return cls(config, network, [*rows[: -1 : case["every"]], rows[-1]], batch)
 
     @property
     def exits(self) -> list[str]:

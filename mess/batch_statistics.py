@@ -111,6 +111,7 @@ class _Pending(NamedTuple):
 
     exit_id: str
     logits_BChw: Tensor
+    logits_BhwC: NDArray[np.float32]
     confidences: list[NDArray[np.float32]]
     confidence_map: NDArray[np.uint8] | None
 
@@ -148,7 +149,8 @@ class CompiledStatistics:
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
         confidences = [CONFIDENCES[kind](logits_BChw).numpy() for kind in self._kinds]
         scaled = _in_255ths(top1_confidence(logits_BChw)).numpy() if confidence_map else None
-        self._pending.append(_Pending(exit_id, logits_BChw, confidences, scaled))
+        logits_BhwC = _channels_last(logits_BChw)
+        self._pending.append(_Pending(exit_id, logits_BChw, logits_BhwC, confidences, scaled))
         self._pending_bytes += logits_BChw.nbytes
         if self._pending_bytes > _PENDING_BYTES:
             self._measure_pending()
@@ -195,8 +197,8 @@ class CompiledStatistics:
         confidence_NBhw = np.empty((len(self._kinds), images, *shape), dtype=np.float32)
         for confidence_Bhw, confidence in zip(confidence_NBhw, pending.confidences, strict=True):
             confidence_Bhw[:] = confidence
-        logits_BhwC, at = _channels_last(logits_BChw), grid_of(logits_BChw, self._size)
-        doubtful_D3 = count(0, images, logits_BhwC, at, labels, finals, tally)
+        at = grid_of(logits_BChw, self._size)
+        doubtful_D3 = count(0, images, pending.logits_BhwC, at, labels, finals, tally)
         shares(
             *(0, images, confidence_NBhw, tally.leader_Bhw),
             *(self._kind_K, self._threshold_K, self._edges_K, share_BK),

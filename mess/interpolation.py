@@ -71,8 +71,10 @@ def classes_at(
     if orders is not None and len(pixel_D3) < _MANY:
         image_D, row_D, column_D = pixel_D3.T
         corners = _corners(grid, kernel, row_D, column_D)
+        # Not by torch: in another thread it would start threads of its own.
+        logits = logits_BChw.numpy()
         logits_DC = [
-            logits_BChw[image_D, :, rows, columns].numpy()
+            logits[image_D, :, rows, columns]
             for rows, columns in zip(corners.rows, corners.columns, strict=True)
         ]
         return _blend(orders, corners, logits_DC).argmax(1)

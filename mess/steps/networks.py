@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mess.allocator import keep_memory
 from mess.candidates import candidates
 from mess.config import Config
 from mess.data import ClassTable, read_classes
@@ -15,6 +16,7 @@ from mess.run import Run
 def trained_network(place: Run, config: Config, device: torch.device) -> OverprovisionedNetwork:
     """The trained network of a run, in eval mode and without gradients. Needs no data."""
     place.require_weights()
+    keep_memory()
     classes = class_table(place).num_classes
     blank = without_weights(config)
     network = build_network(blank, candidates(blank, classes), classes)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mess.allocator import keep_memory
 from mess.assembly import CALIBRATION
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
@@ -33,6 +34,7 @@ from mess.training import HOLDOUT, Judge, train
 
 def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
     """All stages, from the checkpoint where there is one; then exits.parquet and the weights."""
+    keep_memory()
     config = place.config()
     best = keeps_best(config)
     device = pick_device(device_name)
