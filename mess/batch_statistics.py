@@ -198,11 +198,9 @@ class CompiledStatistics:
         for confidence_Bhw, confidence in zip(confidence_NBhw, pending.confidences, strict=True):
             confidence_Bhw[:] = confidence
         at = grid_of(logits_BChw, self._size)
-        doubtful_D3 = count(0, images, pending.logits_BhwC, at, labels, finals, tally)
-        shares(
-            *(0, images, confidence_NBhw, tally.leader_Bhw),
-            *(self._kind_K, self._threshold_K, self._edges_K, share_BK),
-        )
+        doubtful_D3 = count(pending.logits_BhwC, at, labels, finals, tally)
+        kinds = self._kind_K, self._threshold_K, self._edges_K
+        shares(confidence_NBhw, tally.leader_Bhw, *kinds, share_BK)
         self._decide(logits_BChw, doubtful_D3, tally)
         return ExitPrediction(
             intersection=tally.hits_BC,

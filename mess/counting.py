@@ -104,8 +104,8 @@ def cell_counts(grid, class_BHW, classes):
 
 
 @njit(cache=True, nogil=True)
-def count(start, stop, logits_BhwC, grid, labels, others, out):
-    """Fill in the tallies of images `start` to `stop` - 1 of a batch.
+def count(logits_BhwC, grid, labels, others, out):
+    """Fill in the tallies of a batch.
 
     `labels` and `others` are `Reference`s: what is true, and what another exit answers. Returns the
     doubtful pixels, (D, 3), image, row and column, which are in no tally.
@@ -115,7 +115,7 @@ def count(start, stop, logits_BhwC, grid, labels, others, out):
     doubtful_D3 = np.empty((64, 3), dtype=np.int32)
     doubtful = 0
     block_HW, scratch = _scratch(grid, classes)
-    for i in range(start, stop):
+    for i in range(len(logits_BhwC)):
         hits_C, predicted_C, leader_hw = out.hits_BC[i], out.predicted_BC[i], out.leader_Bhw[i]
         label_HW, other_HW = labels.class_BHW[i], others.class_BHW[i]
         sure_hw = _leaders(logits_BhwC[i], leader_hw)
@@ -168,8 +168,8 @@ def upsample(start, stop, logits_BhwC, grid, out_BHW):
 
 
 @njit(cache=True, nogil=True)
-def shares(start, stop, confidence_NBhw, leader_Bhw, kind_K, threshold_K, edges_K, out_BK):
-    """Fill in the shares of confident positions (Eq. 7 of the MESS paper) of some images.
+def shares(confidence_NBhw, leader_Bhw, kind_K, threshold_K, edges_K, out_BK):
+    """Fill in the shares of confident positions (Eq. 7 of the MESS paper) of a batch.
 
     kind_K chooses the map of confidences, threshold_K what they have to reach. Where edges_K, a
     position at an edge of the leading classes counts if most of the 5×5 around it do (Eqs. 8-9),
@@ -177,7 +177,7 @@ def shares(start, stop, confidence_NBhw, leader_Bhw, kind_K, threshold_K, edges_
     """
     height, width = leader_Bhw.shape[1:]
     edge_hw = np.empty((height, width), dtype=np.bool_)
-    for i in range(start, stop):
+    for i in range(len(leader_Bhw)):
         leader_hw = leader_Bhw[i]
         edge_hw[:] = False
         for r in range(height):

@@ -190,7 +190,7 @@ def doubtful_pixels(logits_BChw: Tensor, size: tuple[int, int]) -> int:
         np.zeros((images, *native), np.uint8),
     )
     values = logits_BChw.permute(0, 2, 3, 1).contiguous().numpy()
-    return len(counting.count(0, images, values, at, reference, reference, tally))
+    return len(counting.count(values, at, reference, reference, tally))
 
 
 def test_hardly_any_pixel_is_too_close_to_call() -> None:
