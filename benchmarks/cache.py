@@ -233,7 +233,7 @@ def measure_passes(case: Row) -> Row:
 def measure_separate(case: Row) -> Row:
     """Seconds an image of every round, and the ratio of multiply-adds."""
     bench = Bench.of(case)
-    alone = sum(row.path_macs for row in bench.rows)
+    apart = sum(row.path_macs for row in bench.rows)
     together = bench.rows[-1].backbone_macs + sum(row.exit_macs for row in bench.rows)
     with tempfile.TemporaryDirectory() as folder:
         ways: dict[str, Callable[[], None]] = {
@@ -241,7 +241,7 @@ def measure_separate(case: Row) -> Row:
             "one_by_one": lambda: one_by_one(bench, Path(folder)),
         }
         figures = in_turns(ways, case)
-    return {"exits": len(bench.exits), "promised": alone / together, **figures}
+    return {"exits": len(bench.exits), "promised": apart / together, **figures}
 
 
 def one_by_one(bench: Bench, folder: Path) -> None:

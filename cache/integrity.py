@@ -74,17 +74,17 @@ def verify(store: PredictionStore) -> Verification:
             filled[np.ix_(overlap.exits, overlap.images)] += whole
         else:
             faults.append(f"{path} holds what the cache is not made for. Run {again}.")
-    missing, double = np.argwhere(filled == 0), np.argwhere(filled > 1)
+    lacking, double = np.argwhere(filled == 0), np.argwhere(filled > 1)
     if len(double) and manifest["complete"]:
         exit_index, image_index = double[0]
         faults.append(
             f"{store.directory} holds {len(double)} predictions twice, the first of "
             f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run {again}."
         )
-    if len(missing):
-        exit_index, image_index = missing[0]
+    if len(lacking):
+        exit_index, image_index = lacking[0]
         faults.append(
-            f"{store.directory} lacks {len(missing)} predictions, the first of "
+            f"{store.directory} lacks {len(lacking)} predictions, the first of "
             f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run {again}."
         )
     elif not manifest["complete"]:

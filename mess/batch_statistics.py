@@ -44,7 +44,7 @@ class ExitPrediction:
 
 
 class BatchStatistics(Protocol):
-    """Takes the logits of one exit after the other and lets go of them."""
+    """Takes the logits of one exit after the other, and at H×W holds those of one at most."""
 
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
         """Count what an exit predicted."""

@@ -36,8 +36,8 @@ def predict(
 
     `batches` give images (B, 3, H, W), labels (B, H, W) and indices (B,). The class of a pixel is
     the argmax of the logits after bilinear upsampling to H×W (align_corners=False). The backbone
-    and every exit run once; one exit's logits exist at a time. `exits` restricts the exits; the
-    final one is always there.
+    and every exit run once; no more than one exit's logits exist at H×W, on the CPU none's. `exits`
+    restricts the exits; the final one is always there.
     """
     network.eval()
     points = {

@@ -66,8 +66,9 @@ def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[st
             for store in stores
             for path in unneeded(store)
         ]
-        for row in [] if dry_run else rows:
-            Path(row["file"]).unlink()
+        if not dry_run:
+            for row in rows:
+                Path(row["file"]).unlink()
     return rows
 
 
