@@ -104,6 +104,8 @@ class StageConfig(_Section):
 class Stage1Config(StageConfig):
     """Stage 1, or the only stage of the schemes that train everything at once."""
 
+    iterations: Annotated[int, Field(ge=0)] = 60_000
+    """0 leaves backbone and final head as they start, such as from `training.start`."""
     head_learning_rate: Positive | None = None
     """Rate of the segmentation heads; the backbone's where it is not set."""
     exit_learning_rate: Positive | None = None
@@ -124,6 +126,8 @@ class Stage2Config(StageConfig):
 class TrainingConfig(_Section):
     scheme: Literal["two-stage", "kd", "self-distill", "frozen", "e2e", "branches"] = "two-stage"
     """A named recipe, see `mess.recipes`."""
+    start: Path | None = None
+    """A trained run whose backbone and final head training starts from."""
     loss: Literal["pfd", "ce", "kd", "self-distill", "lovasz"] | None = None
     """What the exits learn from; the scheme's own where it is not set."""
     keep: Literal["last", "best"] | None = None
@@ -136,6 +140,9 @@ class TrainingConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     poly_power: Positive = 0.9
     checkpoint_minutes: Positive = 2.0
+    tensorboard: bool = False
+    """Write what the metrics log gets to event files too; needs `pip install "mess[tensorboard]"`.
+    """
     stage1: Stage1Config = Field(default_factory=Stage1Config)
     stage2: Stage2Config = Field(default_factory=Stage2Config)
 
@@ -173,7 +180,12 @@ class Config(_Section):
         if backbone.weights not in ("none", "torchvision"):
             # A file may move; what was read from it is in the checkpoint.
             backbone = backbone.model_copy(update={"weights": Path(backbone.weights).name})
-        rest = {"data": data, "backbone": backbone, "memoise": MemoiseConfig()}
+        training = self.training.model_copy(update={"tensorboard": False})
+        if training.start is not None:
+            training = training.model_copy(update={"start": Path(training.start.name)})
+        rest = {
+            "data": data, "backbone": backbone, "training": training, "memoise": MemoiseConfig(),
+        }  # fmt: skip
         return self.model_copy(update=rest)
 
     def to_toml(self) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mess.backbones import Backbone, build_backbone
@@ -111,17 +111,25 @@ def save_weights(network: nn.Module, path: Path) -> None:
         save_file(state, temporary)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Read what `save_weights` wrote; raises WeightsError when it is of another network."""
+def load_weights(network: nn.Module, path: Path, prefix: str = "") -> None:
+    """Read what `save_weights` wrote; raises WeightsError when it is of another network.
+
+    With a prefix, such as "backbone.", only the tensors whose names begin with it.
+    """
     try:
-        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            # An open safetensors file has keys but does not iterate.
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise WeightsError(
             f"{path} does not exist; train it with `mess train-overprovisioned`."
         ) from None
     except SafetensorError as error:
         raise WeightsError(f"{path} is not safetensors: {error}.") from error
-    expected = network.state_dict()
+    expected = {
+        name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefix)
+    }
     for name in [*expected, *state]:
         if name not in state or name not in expected:
             raise WeightsError(f"{path} is of another network: {name!r} stands on one side alone.")
@@ -130,7 +138,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
                 f"{path} is of another network: {name!r} has shape {list(state[name].shape)}, "
                 f"the configuration needs {list(expected[name].shape)}."
             )
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=not prefix)
 
 
 def fast_layout(module: M) -> M:

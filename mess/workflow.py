@@ -265,7 +265,10 @@ def _absolute(config: Config) -> Config:
     if backbone.weights not in ("none", "torchvision"):
         weights = str(Path(backbone.weights).resolve())
         backbone = backbone.model_copy(update={"weights": weights})
-    return config.model_copy(update={"data": data, "backbone": backbone})
+    training = config.training
+    if training.start is not None:
+        training = training.model_copy(update={"start": training.start.resolve()})
+    return config.model_copy(update={"data": data, "backbone": backbone, "training": training})
 
 
 def _profile_is_current(place: Run) -> bool:

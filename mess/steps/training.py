@@ -22,11 +22,11 @@ from mess.exits import FINAL
 from mess.files import write_json
 from mess.metrics import mean_iou
 from mess.metrics_log import MetricsLog
-from mess.network import OverprovisionedNetwork, build_network, save_weights
+from mess.network import OverprovisionedNetwork, build_network, load_weights, save_weights
 from mess.prediction import label_counts, predict
 from mess.progress import Reporter
 from mess.recipes import keeps_best, stages_of
-from mess.run import Run
+from mess.run import Run, find_run
 from mess.seeds import derive
 from mess.steps.networks import pick_device, without_weights
 from mess.training import HOLDOUT, Judge, train
@@ -45,8 +45,13 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
     classes = data.classes.num_classes
     rows = candidates(config, classes)
     # A checkpoint holds what the backbone started from; its file may be gone.
-    start = without_weights(config) if place.checkpoint.exists() else config
-    network = build_network(start, rows, classes).to(device)
+    resumed = place.checkpoint.exists()
+    start = config.training.start
+    fresh = resumed or start is not None
+    network = build_network(without_weights(config) if fresh else config, rows, classes)
+    if start is not None and not resumed:
+        load_weights(network, find_run(start).require_weights(), "backbone.")
+    network.to(device)
     write_json(place.classes, data.classes.to_json())
     log = MetricsLog(place.metrics)
 

@@ -1,0 +1,67 @@
+"""Training that starts from the backbone and final head of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mess.config import load_config
+from mess.errors import MessError, WeightsError
+from mess.progress import Silent
+from mess.run import Run, begin_run
+from mess.steps.training import train_network
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture
+def train(trained: Run, tmp_path: Path) -> Train:
+    """Train as the shared run was, but for the overrides, from its backbone."""
+
+    def start(*overrides: str, start: Path = trained.path) -> Run:
+        overrides = (f"training.start='{start}'", "training.stage1.iterations=0", *overrides)
+        run = begin_run(tmp_path / "run", load_config(trained.config_file, overrides), "run")
+        train_network(run, "cpu", Silent())
+        return run
+
+    return start
+
+
+def test_exits_trained_again_on_the_same_backbone_come_out_the_same(
+    trained: Run, train: Train
+) -> None:
+    """Stage 2 sees the same images and starts from the same weights."""
+    expected, found = load_file(trained.weights), load_file(train().weights)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_another_loss_changes_the_exits_alone(trained: Run, train: Train) -> None:
+    expected = load_file(trained.weights)
+    found = load_file(train("training.scheme=kd").weights)
+    changed = {name.split(".")[0] for name in found if not torch.equal(expected[name], found[name])}
+    assert changed == {"exits"}
+
+
+def test_a_stage_1_goes_on_from_there(trained: Run, train: Train) -> None:
+    expected = load_file(trained.weights)
+    run = train("training.stage1.iterations=1", "training.stage1.learning_rate=1e-9")
+    found = load_file(run.weights)
+    weights = [name for name in found if name.endswith("0.weight") and "backbone" in name]
+    assert weights
+    assert all(torch.allclose(expected[name], found[name], atol=1e-6) for name in weights)
+    assert any(not torch.equal(expected[name], found[name]) for name in found if "running" in name)
+
+
+def test_a_start_that_is_no_run_is_refused(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(MessError, match=r"is no run: it has no config\.toml"):
+        train(start=tmp_path / "nothing")
+
+
+def test_a_start_with_another_backbone_is_refused(train: Train) -> None:
+    with pytest.raises(WeightsError, match="is of another network"):
+        train("backbone.options.width=12")
