@@ -29,7 +29,7 @@ from mess.run import begin_run
 from mess.steps.networks import trained_network
 from mess.steps.training import exit_mious, train_network
 
-PRETRAINING, EXITS, BRANCHES = 500, 300, 150
+PRETRAINING, EXITS, BRANCHES = 300, 200, 100
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.
 
 What trains backbone and exits at once from the start gets those of both stages.
@@ -107,13 +107,14 @@ ARMS = [
     ),
     _same_backbone("ce", "two-stage", **{"training.loss": "ce"}),
     _same_backbone("kd", "kd"),
+    _same_backbone("pfd, bfloat16", "two-stage", **{"training.stage2.precision": "bfloat16"}),
     _same_backbone("self-distill", "self-distill"),
     *(_branches(count) for count in (0, 3, 5, 7, 9)),
 ]
 
 TABLES = {
     "schemes": ("two-stage", "frozen", "e2e"),
-    "losses": ("two-stage", "ce", "kd", "self-distill"),
+    "losses": ("two-stage", "ce", "kd", "self-distill", "pfd, bfloat16"),
     "branches": ("0 branches", "3 branches", "5 branches", "7 branches", "9 branches"),
 }
 
@@ -170,7 +171,7 @@ def measure(arm: Arm, seed: int, options: argparse.Namespace) -> Row:
 
 
 def folder(work: Path, name: str, seed: int) -> Path:
-    return work / f"{name.replace(' ', '-')}-{seed}"
+    return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
 def tables(results: Results) -> Iterator[str]:

@@ -99,6 +99,8 @@ class StageConfig(_Section):
 
     iterations: Count = 60_000
     learning_rate: Positive = 0.02
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """"bfloat16": convolutions in it, weights, normalisation and losses in float32."""
 
 
 class Stage1Config(StageConfig):

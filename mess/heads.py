@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
@@ -23,15 +24,61 @@ def fcn_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Module:
     return FCNHead(channels, num_classes)
 
 
-def deeplab_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Module:
+def deeplab_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Sequential:
     """Torchvision's DeepLabV3 head (ASPP), `dlb_channels` wide; 256 is torchvision's own width."""
     return nn.Sequential(
-        ASPP(channels, _ATROUS_RATES, dlb_channels),
+        _lean(ASPP(channels, _ATROUS_RATES, dlb_channels)),
         nn.Conv2d(dlb_channels, dlb_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(dlb_channels),
         nn.ReLU(),
         nn.Conv2d(dlb_channels, num_classes, 1),
     )
+
+
+def _lean(aspp: ASPP) -> ASPP:
+    """The same network and names, without the work that comes to nothing."""
+    *branches, pooling = aspp.convs
+    for branch in branches[1:]:
+        branch[0] = ReachableConv2d.of(branch[0])
+    aspp.convs[-1] = _Pooling(*pooling)
+    return aspp
+
+
+class ReachableConv2d(nn.Conv2d):
+    """A 3×3 convolution at stride 1 that in training leaves out taps which only meet padding.
+
+    ASPP's dilations exceed the feature maps of small images, and the backward pass of CPUs spends
+    as long on such taps as on any. Their gradient is 0 either way.
+    """
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> ReachableConv2d:
+        """With the weight of `conv`, which has no bias and is padded by its dilation."""
+        made = cls(
+            conv.in_channels, conv.out_channels, 3, padding=conv.padding, dilation=conv.dilation,
+            bias=False, device="meta",
+        )  # fmt: skip
+        made.weight = conv.weight
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            # What is counted and exported is the whole convolution.
+            return super().forward(input)
+        weight, padding = self.weight, [0, 0]
+        for axis, dilation in enumerate(self.dilation):
+            if dilation < input.shape[2 + axis]:
+                padding[axis] = dilation
+            else:
+                weight = weight.narrow(2 + axis, 1, 1)
+        return F.conv2d(input, weight, padding=padding, dilation=self.dilation)
+
+
+class _Pooling(nn.Sequential):
+    """ASPP's image pooling: one value a channel, everywhere."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).expand(-1, -1, *input.shape[2:])
 
 
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": fcn_head, "dlb": deeplab_head}

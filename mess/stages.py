@@ -69,13 +69,16 @@ class ExitAwarePretraining:
     def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
         torch.manual_seed(derive(self._config.seed, self.name, iteration))
         _set_rate(self._optimiser, self.settings, iteration, self._config)
-        maps = self._network.features(images)
-        weights = self._class_weights
-        losses = {FINAL: cross_entropy(self._network.backbone.head(maps[-1]), labels, weights)}
-        points = len(maps) if self._heads else 1
-        for point in active_exits(self.settings.exit_dropout, iteration, points):
-            name = f"p{point}"
-            losses[name] = cross_entropy(self._heads[name](maps[point - 1]), labels, weights)
+        with precision(self.settings, images.device):
+            maps = self._network.features(images)
+            logits = {FINAL: self._network.backbone.head(maps[-1])}
+            points = len(maps) if self._heads else 1
+            for point in active_exits(self.settings.exit_dropout, iteration, points):
+                logits[f"p{point}"] = self._heads[f"p{point}"](maps[point - 1])
+        losses = {
+            name: cross_entropy(values.float(), labels, self._class_weights)
+            for name, values in logits.items()
+        }
         self._optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         self._optimiser.step()
@@ -135,16 +138,18 @@ class ExitTraining:
         self._network.exits.train()
 
     def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
-        with torch.no_grad():
+        amp = precision(self.settings, images.device)
+        with torch.no_grad(), amp:
             maps = self._network.features(images)
-            teacher = self._network.backbone.head(maps[-1])
+            teacher = self._network.backbone.head(maps[-1]).float()
         target = _target(self._loss, teacher, labels, iteration, self._config, self._class_weights)
         losses = {}
         for exit_id, optimiser in self._optimisers.items():
             torch.manual_seed(derive(self._config.seed, self.name, iteration, exit_id))
             _set_rate(optimiser, self.settings, iteration, self._config)
-            features = maps[self._network.point(exit_id) - 1]
-            loss = target.loss(self._network.exits[exit_id](features))
+            with amp:
+                logits = self._network.exits[exit_id](maps[self._network.point(exit_id) - 1])
+            loss = target.loss(logits.float())
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
@@ -206,15 +211,18 @@ class JointTraining:
         torch.manual_seed(derive(self._config.seed, self.name, iteration))
         _set_rate(self._optimiser, self.settings, iteration, self._config)
         self._optimiser.zero_grad()
-        maps = self._network.features(images)
-        leaves = [features.detach().requires_grad_() for features in maps]
-        final = self._network.backbone.head(leaves[-1])
+        amp = precision(self.settings, images.device)
+        with amp:
+            maps = self._network.features(images)
+            leaves = [features.detach().requires_grad_() for features in maps]
+            final = self._network.backbone.head(leaves[-1]).float()
         target = _target(self._loss, final, labels, iteration, self._config, self._class_weights)
         losses = {FINAL: self._backward(target.loss(final))}
         for exit_id, module in self._network.exits.items():
             torch.manual_seed(derive(self._config.seed, self.name, iteration, exit_id))
-            features = leaves[self._network.point(exit_id) - 1]
-            losses[exit_id] = self._backward(target.loss(module(features)))
+            with amp:
+                logits = module(leaves[self._network.point(exit_id) - 1])
+            losses[exit_id] = self._backward(target.loss(logits.float()))
         # A point whose exits were all left out has no gradient of its own.
         reached = [point for point, leaf in enumerate(leaves) if leaf.grad is not None]
         torch.autograd.backward(
@@ -233,6 +241,12 @@ class JointTraining:
     def _backward(loss: Tensor) -> Tensor:
         loss.backward()
         return loss.detach()
+
+
+def precision(settings: StageConfig, device: torch.device) -> torch.autocast:
+    """A context for forward passes in the stage's precision; its results may be of that type."""
+    reduced = settings.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
 
 
 def class_weights(config: Config, num_classes: int, device: torch.device) -> Tensor | None:

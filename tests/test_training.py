@@ -364,9 +364,11 @@ def test_a_run_killed_after_logging_repeats_no_row(
     assert (tmp_path / "metrics").read_text() == uninterrupted[1]
 
 
-def test_a_run_killed_between_the_stages_goes_on_with_stage_2(
+def test_a_run_killed_while_a_stage_is_judged_judges_it_again(
     always_saving: Config, uninterrupted: tuple[dict[str, Tensor], str], tmp_path: Path
 ) -> None:
+    """Else the metrics log would never tell how good its exits were."""
+
     def kill(network: OverprovisionedNetwork, stage: str) -> None:
         raise Killed
 
@@ -376,7 +378,7 @@ def test_a_run_killed_between_the_stages_goes_on_with_stage_2(
     network = run_training(
         always_saving, tmp_path, after_stage=lambda _, stage: finished.append(stage)
     )
-    assert finished == ["stage2"]
+    assert finished == ["stage1", "stage2"]
     assert same(network.state_dict(), uninterrupted[0])
 
 
@@ -490,6 +492,33 @@ def test_every_scheme_trains_and_resumes_bit_identical(
             run_training(config, folder, score=falling, reporter=Killer(stage.name, 3))
         assert same(run_training(config, folder, score=falling).state_dict(), whole.state_dict())
         assert (folder / "metrics").read_text() == (tmp_path / "whole" / "metrics").read_text()
+
+
+@pytest.mark.parametrize("name", ["two-stage", "e2e"])
+def test_reduced_precision_stays_near_and_resumes_bit_identical(
+    make_config: MakeConfig, tmp_path: Path, name: str
+) -> None:
+    def config(precision: str) -> Config:
+        return scheme(
+            make_config, name,
+            stage1={"iterations": 4, "precision": precision},
+            stage2={"iterations": 3, "precision": precision},
+        )  # fmt: skip
+
+    exact = run_training(config("float32"), tmp_path / "exact").state_dict()
+    whole = run_training(config("bfloat16"), tmp_path / "whole").state_dict()
+    assert {tensor.dtype for tensor in whole.values()} == {torch.float32, torch.int64}
+    assert not same(whole, exact)
+    first, near = (
+        json.loads((tmp_path / folder / "metrics").read_text().splitlines()[0])
+        for folder in ("exact", "whole")
+    )
+    assert near["mean"] == pytest.approx(first["mean"], rel=0.02)
+    folder = tmp_path / "killed"
+    last = "joint" if name == "e2e" else "stage2"
+    with pytest.raises(Killed):
+        run_training(config("bfloat16"), folder, reporter=Killer(last, 3))
+    assert same(run_training(config("bfloat16"), folder).state_dict(), whole)
 
 
 def test_the_frozen_scheme_trains_the_backbone_without_early_heads(
