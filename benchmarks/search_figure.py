@@ -1,7 +1,4 @@
-"""Time against the size of the space, both logarithmic, as an SVG picture with several panels.
-
-Lines and letters are of middle lightness and stand on light and dark pages.
-"""
+"""Time against the size of the space, both logarithmic, as an SVG picture with several panels."""
 
 from __future__ import annotations
 
@@ -10,11 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from svg import picture, segment, text
+
 Kind = Literal["measured", "extrapolated", "not reached"]
 
 WIDTH, HEIGHT = 900, 430
 LEFT, RIGHT, TOP, BOTTOM, GAP = 64, 176, 34, 84, 22
-GREY = "#8a8f98"
 
 
 class Style(NamedTuple):
@@ -97,30 +95,24 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:
             body += _line(x, y, line, STYLES[name])
     body += [part for row, name in enumerate(names) for part in _legend_entry(name, row)]
     body += _notes({point.kind for point in points})
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="13" '
-        f'fill="{GREY}" role="img">\n<title>Search time against size of the space</title>\n'
-        + "\n".join(body)
-        + "\n</svg>\n"
-    )
+    return picture(WIDTH, HEIGHT, "Search time against size of the space", body)
 
 
 def _axes(x: Scale, y: Scale, title: str, named: bool) -> Iterator[str]:
     powers = range(math.ceil(math.log10(x.low)), math.floor(math.log10(x.high)) + 1)
     for power in powers[:: 1 + len(powers) // 5]:
         at = x(10.0**power)
-        yield _segment(at, y.start, at, y.end, width=0.3)
-        yield _text(at, y.start + 20, f'10<tspan dy="-5" font-size="10">{power}</tspan>', "middle")
+        yield segment(at, y.start, at, y.end, width=0.3)
+        yield text(at, y.start + 20, f'10<tspan dy="-5" font-size="10">{power}</tspan>', "middle")
     for seconds, name in SECONDS.items():
         if y.low <= seconds <= y.high:
-            yield _segment(x.start, y(seconds), x.end, y(seconds), width=0.3)
+            yield segment(x.start, y(seconds), x.end, y(seconds), width=0.3)
             if named:
-                yield _text(x.start - 8, y(seconds) + 4, name, "end")
-    yield _segment(x.start, y.start, x.end, y.start, width=1)
-    yield _segment(x.start, y.start, x.start, y.end, width=1)
-    yield _text((x.start + x.end) / 2, TOP - 14, html.escape(title), "middle")
-    yield _text((x.start + x.end) / 2, y.start + 42, "configurations", "middle")
+                yield text(x.start - 8, y(seconds) + 4, name, "end")
+    yield segment(x.start, y.start, x.end, y.start, width=1)
+    yield segment(x.start, y.start, x.start, y.end, width=1)
+    yield text((x.start + x.end) / 2, TOP - 14, html.escape(title), "middle")
+    yield text((x.start + x.end) / 2, y.start + 42, "configurations", "middle")
 
 
 def _line(x: Scale, y: Scale, line: Sequence[Point], style: Style) -> Iterator[str]:
@@ -156,9 +148,9 @@ def _marker(x: float, y: float, style: Style, hollow: bool) -> str:
 
 def _legend_entry(name: str, row: int) -> Iterator[str]:
     left, at = WIDTH - RIGHT + 26, TOP + 12 + 24 * row
-    yield _segment(left - 10, at, left + 10, at, width=1.5, color=STYLES[name].color)
+    yield segment(left - 10, at, left + 10, at, width=1.5, color=STYLES[name].color)
     yield _marker(left, at, STYLES[name], hollow=False)
-    yield _text(left + 18, at + 4, html.escape(name), "start")
+    yield text(left + 18, at + 4, html.escape(name), "start")
 
 
 def _notes(kinds: set[Kind]) -> Iterator[str]:
@@ -167,15 +159,4 @@ def _notes(kinds: set[Kind]) -> Iterator[str]:
         notes.append("arrow: stopped before")
     if "extrapolated" in kinds:
         notes.append("hollow: extrapolated from a sample")
-    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "; ".join(notes), "middle")
-
-
-def _segment(x1: float, y1: float, x2: float, y2: float, *, width: float, color: str = GREY) -> str:
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" '
-        f'stroke-width="{width}"/>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+    yield text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "; ".join(notes), "middle")

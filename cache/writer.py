@@ -116,6 +116,10 @@ class CacheWriter:
             rows = [{**known[image], "fingerprint": image[1]} for image in images]
             write_rows(self.store.images_file, rows, IMAGES)
             self._write_manifest(shapes={}, complete=False)
+        return self.missing()
+
+    def missing(self) -> list[Task]:
+        """What the store lacks."""
         return list(self._tasks())
 
     def is_finished(self) -> bool:

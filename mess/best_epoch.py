@@ -26,8 +26,8 @@ class Unit:
 class BestEpoch:
     """Keeps, for every unit of a stage, the weights of the epoch whose exits were best.
 
-    They are stored at `path` and taken up again by a resumed run: epochs it repeats come out the
-    same, and only a better one takes their place.
+    They are stored at `path`, or beside it by a process that is not the first, and taken up again
+    by a resumed run: epochs it repeats come out the same, and only a better one takes their place.
     """
 
     def __init__(
@@ -37,15 +37,18 @@ class BestEpoch:
         stage: str,
         units: Mapping[str, Unit],
         configuration: str,
+        rank: int = 0,
     ) -> None:
-        self._path, self._network, self._stage = path, network, stage
+        self._path = path if rank == 0 else path.with_stem(f"{path.stem}-{rank}")
+        self._network, self._stage = network, stage
         self._units, self._configuration = units, configuration
         self._scores: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
-        stored = load_checkpoint(path)
-        if stored and (stored.stage, stored.configuration) == (stage, configuration):
-            self._scores = _under(stored.tensors, _SCORE)
-            self._weights = _under(stored.tensors, _WEIGHTS)
+        for file in _files(path):
+            # Another number of processes may have divided the units otherwise.
+            stored = load_checkpoint(file)
+            if stored and (stored.stage, stored.configuration) == (stage, configuration):
+                self._take(stored.tensors)
 
     def offer(self, iteration: int, miou: Mapping[str, float]) -> None:
         """Keep the weights of units whose exits have a higher mean mIoU than ever before."""
@@ -66,9 +69,28 @@ class BestEpoch:
             found = Checkpoint(self._stage, iteration, self._configuration, tensors)
             save_checkpoint(self._path, found)
 
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        scores, weights = _under(tensors, _SCORE), _under(tensors, _WEIGHTS)
+        for name, unit in self._units.items():
+            known = self._scores.get(name)
+            if name in scores and (known is None or scores[name] > known):
+                self._scores[name] = scores[name]
+                self._weights |= {k: t for k, t in weights.items() if k.startswith(unit.prefixes)}
+
     def restore(self) -> None:
         """Give the network the best weights of each unit."""
         self._network.load_state_dict(self._weights, strict=False)
+
+
+def remove_best_epochs(path: Path) -> None:
+    """Delete what was kept at `path`, by all processes."""
+    for file in _files(path):
+        file.unlink()
+
+
+def _files(path: Path) -> list[Path]:
+    beside = path.parent.glob(f"{path.stem}-*{path.suffix}")
+    return [*([path] if path.exists() else []), *sorted(beside)]
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

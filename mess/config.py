@@ -123,6 +123,8 @@ class Stage2Config(StageConfig):
     """Weight of the cross-entropy in positive filtering distillation (Eq. 3)."""
     pixel_stride: Count = 1
     """Loss on every n-th row and column of the label map, from a random offset each iteration."""
+    groups: Count = 1
+    """Exits are trained in so many groups, one after another, where memory does not hold all."""
 
 
 class TrainingConfig(_Section):
@@ -141,6 +143,8 @@ class TrainingConfig(_Section):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     poly_power: Positive = 0.9
+    batch_norm: Literal["global", "process"] = "global"
+    """Statistics of a batch that processes share: of all of it, or of each one's part."""
     checkpoint_minutes: Positive = 2.0
     tensorboard: bool = False
     """Write what the metrics log gets to event files too; needs `pip install "mess[tensorboard]"`.

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,16 +54,32 @@ def _temporary(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-    except OSError as error:
-        if error.errno in _NO_ROOM:
+        with room_for(path):
+            yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raise MessError, which says what to do, where the disk is too full to write `path`."""
+    try:
+        yield
+    except Exception as error:
+        if _system_error(error) in _NO_ROOM:
             raise MessError(
                 f"{path} cannot be written: there is no room for it ({error}). Free some and run "
                 "the same command again; what was finished before is kept."
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: Exception) -> int | None:
+    """The operating system's number of an error; Rust libraries tell it in words alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None
 
 
 def _settle(temporary: Path, path: Path) -> None:
@@ -72,6 +89,17 @@ def _settle(temporary: Path, path: Path) -> None:
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(path)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of `path` left beside it; none may be at work meanwhile.
+
+    So of `path` with more behind its stem, such as the share of one process.
+    """
+    # safetensors makes a temporary file of its own beside the one it is to write.
+    for name in (f".{path.stem}*{path.suffix}.????????", ".tmp??????"):
+        for left in path.parent.glob(name):
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,10 +37,11 @@ def deeplab_head(channels: int, num_classes: int, dlb_channels: int) -> nn.Seque
 
 def _lean(aspp: ASPP) -> ASPP:
     """The same network and names, without the work that comes to nothing."""
-    *branches, pooling = aspp.convs
-    for branch in branches[1:]:
-        branch[0] = ReachableConv2d.of(branch[0])
-    aspp.convs[-1] = _Pooling(*pooling)
+    for branch in aspp.convs:
+        assert isinstance(branch, nn.Sequential)
+        if isinstance(conv := branch[0], nn.Conv2d) and conv.kernel_size == (3, 3):
+            branch[0] = ReachableConv2d.of(conv)
+    aspp.convs[-1] = _Pooling(*aspp.convs[-1].children())
     return aspp
 
 
@@ -54,8 +55,9 @@ class ReachableConv2d(nn.Conv2d):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> ReachableConv2d:
         """With the weight of `conv`, which has no bias and is padded by its dilation."""
+        (dilation, _) = conv.dilation
         made = cls(
-            conv.in_channels, conv.out_channels, 3, padding=conv.padding, dilation=conv.dilation,
+            conv.in_channels, conv.out_channels, 3, padding=dilation, dilation=dilation,
             bias=False, device="meta",
         )  # fmt: skip
         made.weight = conv.weight

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mess.files import write_text
+from mess.files import room_for, write_text
+
+HOLDOUT = "-holdout"
+"""Behind a stage's name: mIoU on held-out images."""
 
 
 class MetricsLog:
@@ -14,10 +17,10 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, stage: str, iteration: int, **figures: float | str) -> None:
+    def append(self, stage: str, iteration: int, **figures: float) -> None:
         """Add one row; floats that are not finite are refused."""
         row = {"stage": stage, "iteration": iteration, **figures}
-        with self._path.open("a", encoding="utf-8") as file:
+        with room_for(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rewind(self, stage: str, iteration: int) -> None:

@@ -12,6 +12,7 @@ from mess.candidates import Candidate
 from mess.config import Config
 from mess.errors import ConfigError
 from mess.network import OverprovisionedNetwork
+from mess.processes import ALONE, Processes, divided
 from mess.stages import ExitAwarePretraining, ExitTraining, JointTraining
 from mess.training import Stage
 
@@ -61,15 +62,38 @@ def stages_of(
     rows: Iterable[Candidate],
     num_classes: int,
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> list[Stage]:
     """The stages of the configured scheme, in order."""
+    rows = list(rows)
     recipe = RECIPES[config.training.scheme]
     loss = config.training.loss or recipe.loss
     if recipe.pretraining == "joint":
-        return [JointTraining(network, config, num_classes, device, loss=loss)]
+        return [JointTraining(network, config, num_classes, device, loss=loss, processes=processes)]
     channels = {row.point: row.channels for row in rows}
     early = recipe.pretraining == "exit-aware"
+    pretraining = ExitAwarePretraining(
+        network, config, channels, num_classes, device, early=early, processes=processes
+    )
+    groups = config.training.stage2.groups
+    params = {row.exit_id: row.params for row in rows if row.exit_id in network.exits}
+    costs = {row.exit_id: row.exit_macs for row in rows}
+    name = ExitTraining.seed_name
     return [
-        ExitAwarePretraining(network, config, channels, num_classes, device, early=early),
-        ExitTraining(network, config, num_classes, device, loss=loss),
+        pretraining,
+        *(
+            ExitTraining(
+                network,
+                config,
+                num_classes,
+                device,
+                loss=loss,
+                exits=exits,
+                name=name if groups == 1 else f"{name}-{number}of{groups}",
+                costs=costs,
+                processes=processes,
+            )
+            for number, exits in enumerate(divided(params, groups), start=1)
+            if exits or groups == 1
+        ),
     ]

@@ -54,6 +54,10 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def weights(self) -> Path:
         return self.path / "network.safetensors"
 
@@ -64,6 +68,12 @@ class Run:
     @property
     def exits(self) -> Path:
         return self.path / "exits.parquet"
+
+    def written_by_training(self) -> list[Path]:
+        """Files whose leftovers a training that was killed may have left behind."""
+        return [
+            self.checkpoint, self.best_epoch, self.metrics, self.classes, self.exits, self.weights,
+        ]  # fmt: skip
 
     @property
     def report(self) -> Path:

@@ -19,8 +19,10 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
+def stop_on_signal(*, patient: bool = False) -> Iterator[Stop]:
     """Have Ctrl-C and SIGTERM noted instead of raised; a second one acts at once.
+
+    Not so if `patient`: torchrun passes on a signal that its processes may have had already.
 
     Python runs handlers in the main thread alone: elsewhere signals are left as they are.
     """
@@ -32,6 +34,8 @@ def stop_on_signal() -> Iterator[Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = signal.Signals(number)
+        if patient:
+            return
         for each in _SIGNALS:
             signal.signal(each, before[each])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,31 +13,37 @@ import torch
 from torch import Tensor
 
 from mess.best_epoch import BestEpoch, Unit
-from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_divided
 from mess.config import Config, StageConfig, read_toml
 from mess.errors import InterruptedWork, TrainingError
-from mess.metrics_log import MetricsLog
+from mess.metrics_log import HOLDOUT, MetricsLog
 from mess.network import OverprovisionedNetwork
+from mess.processes import ALONE, Processes
 from mess.progress import Reporter
 from mess.stopping import stop_on_signal
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, H, W) float32 and labels (B, H, W) int64."""
 
-Batches = Callable[[str, int, int], Iterable[Batch]]
-"""Batches of a stage: its name, its iterations in all, and the iteration to start from."""
+Batches = Callable[[str, int, int, Processes], Iterable[Batch]]
+"""Batches by seed name, iterations in all, iteration to start from, and who shares each batch."""
 
 _LOG_EVERY = 10
 
-HOLDOUT = "-holdout"
-"""Behind a stage's name in the metrics log: mIoU on held-out images."""
+_NETWORK, _STAGE = "network.", "stage."
+"""Before the names of a checkpoint's tensors."""
 
 
 class Judge(Protocol):
     """Measures exits on images held out of training."""
 
-    def __call__(self, stage: str, iteration: int, exits: Sequence[str]) -> Mapping[str, float]:
-        """The mIoU of each of `exits` after `iteration` iterations; may leave eval mode behind."""
+    def __call__(
+        self, stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
+    ) -> Mapping[str, float]:
+        """The mIoU of each of `exits` after `iteration` iterations; may leave eval mode behind.
+
+        This process measures those in `mine`; the others are other processes'.
+        """
         ...
 
 
@@ -46,8 +53,23 @@ class Stage(Protocol):
     name: str
 
     @property
+    def seed_name(self) -> str:
+        """What its batches hang on."""
+        ...
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether processes divide each batch; else they divide the units."""
+        ...
+
+    @property
     def units(self) -> Mapping[str, Unit]:
         """What the stage trains, in parts that do not depend on each other."""
+        ...
+
+    @property
+    def mine(self) -> Sequence[str]:
+        """The units that this process trains."""
         ...
 
     @property
@@ -59,6 +81,9 @@ class Stage(Protocol):
     def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
         """Do iteration `iteration` (0-based); the losses by the name of the exit."""
         ...
+
+    def end(self) -> None:
+        """Leave the network to the next stage; nothing is trained after it."""
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the network's weights."""
@@ -86,6 +111,7 @@ def train(
     judge: Judge | None = None,
     best: Path | None = None,
     epoch: int | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Run the stages in order, going on from `checkpoint` where there is one.
 
@@ -94,96 +120,160 @@ def train(
     that it found best, kept in that file meanwhile. Raises TrainingError when a loss is not finite;
     the last checkpoint stays. Ctrl-C or SIGTERM end it after the step, with a checkpoint, by an
     InterruptedWork.
+
+    Several processes call it alike. Where they divide the units of a stage, each ends with those of
+    all; the number of processes may change when a run goes on.
     """
-    first, iteration = _resume(network, stages, config, checkpoint, reporter)
+    saver = _Saver(network, config, checkpoint, processes)
+    first, iteration = saver.resume(stages, reporter)
     for index in range(first, len(stages)):
         stage = stages[index]
         stage.begin()
-        log.rewind(stage.name, iteration)
-        log.rewind(f"{stage.name}{HOLDOUT}", iteration)
+        if processes.is_first:
+            for logged in (stage.name, stage.name + HOLDOUT):
+                # A stage without iterations is judged at iteration 0.
+                log.rewind(logged, iteration or -1)
         done = iteration
-        exits = list(dict.fromkeys(e for unit in stage.units.values() for e in unit.exits))
+        exits = _exits(stage, stage.units)
+        # Of a unit that all train alike, the first process takes care.
+        mine = {
+            name: stage.units[name]
+            for name in stage.mine
+            if processes.is_first or not stage.shares_batches
+        }
         keeper = None
         if best is not None:
             configuration = config.of_weights().to_toml()
-            keeper = BestEpoch(best, network, stage.name, stage.units, configuration)
+            keeper = BestEpoch(best, network, stage.name, mine, configuration, processes.rank)
         with (
             reporter.task(stage.name, stage.settings.iterations, done) as task,
-            stop_on_signal() as stop,
+            stop_on_signal(patient=processes.count > 1) as stop,
         ):
-            saved = time.monotonic()
-            for images, labels in batches(stage.name, stage.settings.iterations, iteration):
+            for images, labels in batches(
+                stage.seed_name,
+                stage.settings.iterations,
+                iteration,
+                processes if stage.shares_batches else ALONE,
+            ):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 losses = stage.step(images, labels.to(device, non_blocking=True), done)
                 done += 1
                 figures = _finite(losses, stage.name, done)
                 rate = stage.settings.learning_rate
                 rate *= poly_rate(stage.settings, done - 1, config.training.poly_power)
-                task.advance(1, loss=figures["mean"], rate=rate)
+                mean = sum(figures.values()) / max(len(figures), 1)
+                task.advance(1, loss=mean, rate=rate)
                 if done % _LOG_EVERY == 0 or done == stage.settings.iterations:
-                    log.append(stage.name, done, learning_rate=rate, **figures)
+                    if not stage.shares_batches:
+                        figures = processes.merge(figures, exits)
+                        mean = sum(figures.values()) / len(figures)
+                    if processes.is_first:
+                        log.append(stage.name, done, learning_rate=rate, mean=mean, **figures)
                 if done == stage.settings.iterations:
                     break
                 if judge and keeper and epoch and done % epoch == 0:
-                    keeper.offer(done, judge(stage.name, done, exits))
+                    keeper.offer(done, judge(stage.name, done, exits, _exits(stage, mine)))
                     stage.begin()
-                if stop.signal:
-                    _save(checkpoint, network, stage, done, config)
+                if number := processes.most(stop.signal or 0):
+                    saver.save(stage, done)
                     raise InterruptedWork(
-                        f"stopped by {stop.signal.name} after iteration {done} of {stage.name}. "
-                        "Run the same command again to go on from there.",
-                        stop.signal,
+                        f"stopped by {signal.Signals(number).name} after iteration {done} of "
+                        f"{stage.name}. Run the same command again to go on from there.",
+                        number,
                     )
-                if time.monotonic() - saved > 60 * config.training.checkpoint_minutes:
-                    _save(checkpoint, network, stage, done, config)
-                    saved = time.monotonic()
-        if keeper is None:
-            _save(checkpoint, network, stage, done, config)
-        miou = judge(stage.name, done, exits) if judge else {}
+                saver.save_in_time(stage, done)
+        miou = judge(stage.name, done, exits, _exits(stage, mine)) if judge else {}
         if keeper:
-            # Not before: a checkpoint of the last iteration is that of a finished stage.
             keeper.offer(done, miou)
             keeper.restore()
-            _save(checkpoint, network, stage, done, config)
+        stage.end()
+        # Not before: a checkpoint of the last iteration is that of a finished stage.
+        saver.save(stage, done)
+        saver.gather()
         iteration = 0
 
 
-def _resume(
-    network: OverprovisionedNetwork,
-    stages: list[Stage],
-    config: Config,
-    path: Path,
-    reporter: Reporter,
-) -> tuple[int, int]:
-    checkpoint = load_checkpoint(path)
-    if checkpoint is None:
-        return 0, 0
-    # Compared as values: another version may write the same configuration differently.
-    if read_toml(checkpoint.configuration) != config.of_weights():
-        raise TrainingError(
-            f"checkpoint {path} was reached under another configuration. Give the run another "
-            "folder with --run, or the configuration it was begun with."
+class _Saver:
+    """Writes and reads the checkpoints of a training."""
+
+    def __init__(
+        self,
+        network: OverprovisionedNetwork,
+        config: Config,
+        path: Path,
+        processes: Processes,
+    ) -> None:
+        self._network, self._path, self._processes = network, path, processes
+        self._minutes = config.training.checkpoint_minutes
+        self._configuration = config.of_weights()
+        self._saved = time.monotonic()
+
+    def resume(self, stages: Sequence[Stage], reporter: Reporter) -> tuple[int, int]:
+        """The stage, and its iteration, to go on with; network and stage are as they were then."""
+        checkpoint = load_checkpoint(self._path)
+        # None may write the next one before all have read this one.
+        self._processes.wait()
+        if checkpoint is None:
+            return 0, 0
+        # Compared as values: another version may write the same configuration differently.
+        if read_toml(checkpoint.configuration) != self._configuration:
+            raise TrainingError(
+                f"checkpoint {self._path} was reached under another configuration. Give the run "
+                "another folder with --run, or the configuration it was begun with."
+            )
+        index = [stage.name for stage in stages].index(checkpoint.stage)
+        stage = stages[index]
+        self._network.load_state_dict(dict(_split(checkpoint.tensors, _NETWORK)))
+        if checkpoint.iteration == stage.settings.iterations:
+            return index + 1, 0
+        stage.restore(dict(_split(checkpoint.tensors, _STAGE)))
+        reporter.message(
+            f"Resuming {checkpoint.stage} at iteration {checkpoint.iteration} "
+            f"of {stage.settings.iterations}."
         )
-    names = [stage.name for stage in stages]
-    index = names.index(checkpoint.stage)
-    state = dict(_split(checkpoint.tensors, "network."))
-    network.load_state_dict(state)
-    if checkpoint.iteration == stages[index].settings.iterations:
-        return index + 1, 0
-    stages[index].restore(dict(_split(checkpoint.tensors, "stage.")))
-    reporter.message(
-        f"Resuming {checkpoint.stage} at iteration {checkpoint.iteration} "
-        f"of {stages[index].settings.iterations}."
-    )
-    return index, checkpoint.iteration
+        return index, checkpoint.iteration
+
+    def save(self, stage: Stage, iteration: int) -> None:
+        """Write the checkpoint; where processes divide the units, each its own."""
+        divided = self._processes.count > 1 and not stage.shares_batches
+        state = {_NETWORK + name: tensor for name, tensor in self._network.state_dict().items()}
+        if divided:
+            others = [unit for name, unit in stage.units.items() if name not in stage.mine]
+            left_out = _prefixes(others)
+            if not self._processes.is_first:
+                own = _prefixes([stage.units[name] for name in stage.mine])
+                state = {name: tensor for name, tensor in state.items() if name.startswith(own)}
+            state = {name: t for name, t in state.items() if not name.startswith(left_out)}
+        state |= {_STAGE + name: tensor for name, tensor in stage.state().items()}
+        found = Checkpoint(stage.name, iteration, self._configuration.to_toml(), state)
+        if divided:
+            save_divided(self._path, found, self._processes)
+        elif self._processes.is_first:
+            save_checkpoint(self._path, found)
+        self._processes.wait()
+        self._saved = time.monotonic()
+
+    def save_in_time(self, stage: Stage, iteration: int) -> None:
+        """Write the checkpoint where the last one is older than it should be on any process."""
+        if self._processes.most(time.monotonic() - self._saved > 60 * self._minutes):
+            self.save(stage, iteration)
+
+    def gather(self) -> None:
+        """Give this process what the others have trained."""
+        if self._processes.count > 1:
+            checkpoint = load_checkpoint(self._path)
+            assert checkpoint is not None
+            self._network.load_state_dict(dict(_split(checkpoint.tensors, _NETWORK)))
+            self._processes.wait()
 
 
-def _save(
-    path: Path, network: OverprovisionedNetwork, stage: Stage, iteration: int, config: Config
-) -> None:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"stage.{name}": tensor for name, tensor in stage.state().items()}
-    save_checkpoint(path, Checkpoint(stage.name, iteration, config.of_weights().to_toml(), tensors))
+def _exits(stage: Stage, names: Iterable[str]) -> list[str]:
+    """The exits that units serve, each once."""
+    return list(dict.fromkeys(e for name in names for e in stage.units[name].exits))
+
+
+def _prefixes(units: Iterable[Unit]) -> tuple[str, ...]:
+    return tuple(_NETWORK + prefix for unit in units for prefix in unit.prefixes)
 
 
 def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -194,11 +284,11 @@ def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Te
 
 def _finite(losses: Mapping[str, Tensor], stage: str, iteration: int) -> dict[str, float]:
     # One transfer for all exits: reading each loss alone would stop the GPU once an exit.
-    values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+    values = torch.stack(list(losses.values())).tolist() if losses else []
     for name, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
             raise TrainingError(
                 f"{stage}: the loss of exit {name} is {value} at iteration {iteration}. The last "
                 "checkpoint is kept; lower the learning rate and start a new run."
             )
-    return {"mean": sum(values) / len(values), **dict(zip(losses, values, strict=True))}
+    return dict(zip(losses, values, strict=True))

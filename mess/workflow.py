@@ -6,6 +6,7 @@ Functions that need torch import it when they run: `mess search` and `mess --hel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -34,16 +35,22 @@ def train_overprovisioned(
     `config` is a shipped name or a TOML file ("quickstart" by default; the run's own configuration
     where `run` has one). Returns the run.
     """
+    from mess.processes import joined
     from mess.steps.training import train_network
 
-    place = _begin(config, run, overrides)
-    reporter.message(f"Run: {place.path}")
-    if not place.weights.exists():
-        with place.locked():
-            train_network(place, device, reporter)
-    memoise(place.path, device=device, reporter=reporter)
-    if not _profile_is_current(place):
-        profile(place.path, reporter=reporter)
+    with joined() as processes:
+        reporter = reporter if processes.is_first else _SILENT
+        path = str(_begin(config, run, overrides).path) if processes.is_first else ""
+        place = Run(Path(processes.tell(path)))
+        reporter.message(f"Run: {place.path}")
+        # A checkpoint beside the weights: a kill came before it was deleted.
+        trained = place.weights.exists() and not place.checkpoint.exists()
+        if processes.most(not trained):
+            with place.locked() if processes.is_first else nullcontext():
+                train_network(place, device, reporter, processes)
+        memoise(place.path, device=device, reporter=reporter)
+        if processes.is_first and not _profile_is_current(place):
+            profile(place.path, reporter=reporter)
     return place
 
 
@@ -74,9 +81,13 @@ def memoise(
     is the split. `root` is that of another data set of the same kind, such as images from another
     device, and needs a `name` of its own; with that name alone its cache is brought up to date.
     """
+    from mess.processes import joined
     from mess.steps.memoising import memoise_split
 
-    return memoise_split(find_run(run), split, name, root, device, reporter).directory
+    with joined() as processes:
+        reporter = reporter if processes.is_first else _SILENT
+        place = Run(Path(processes.tell(str(find_run(run).path))))
+        return memoise_split(place, split, name, root, device, reporter, processes).directory
 
 
 def cache_info(run: Path | None = None) -> list[dict[str, Any]]:

@@ -52,8 +52,18 @@ def build(name: str, weights: str = "none", **options: Any) -> Backbone:
     return build_backbone(config, CLASSES)
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "mobilenet_v2": {"width": 0.25},
+    "timm": {"model": "mobilenetv3_small_050"},
+}
+"""Options of backbones that need some, or are large without."""
+
+STRIDE = {"deeplabv3_mobilenet_v3_large": 16}
+"""Output strides other than 8."""
+
+
 def small(name: str) -> Backbone:
-    return build(name, width=0.25) if name == "mobilenet_v2" else build(name)
+    return build(name, **SMALL.get(name, {}))
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -88,8 +98,22 @@ def test_a_backbone_is_blocks_in_order_and_a_head(name: str) -> None:
         features = block(features)
         assert features.dim() == 4
     logits = backbone.head(features)
-    assert logits.shape == (2, CLASSES, 4, 6)
+    stride = STRIDE.get(name, 8)
+    assert logits.shape == (2, CLASSES, 32 // stride, 48 // stride)
     assert backbone(image).shape == logits.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_leave_their_inputs_as_they_are(name: str) -> None:
+    """Exits read them too."""
+    backbone = cast(Backbone, filled(small(name)))
+    features = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for block in [*backbone.blocks, backbone.head]:
+            before = features.clone()
+            output = block(features)
+            assert torch.equal(features, before)
+            features = output
 
 
 @pytest.mark.parametrize("name", NAMES)

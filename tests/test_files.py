@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mess.files import atomic_path, sha256, write_json, write_text
+from mess.errors import MessError
+from mess.files import atomic_path, remove_leftovers, sha256, write_json, write_text
 
 
 def contents(folder: Path) -> list[str]:
@@ -79,6 +81,40 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(
         write_json(tmp_path / "v.json", {"a": number})
     assert json.loads((tmp_path / "v.json").read_text()) == {"a": 1}
     assert contents(tmp_path) == ["v.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("Error while serializing: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named(tmp_path: Path, error: Exception) -> None:
+    """Libraries in Rust have errors of their own for it."""
+    with pytest.raises(MessError, match=r"file\.txt cannot be written: there is no room"):
+        with atomic_path(tmp_path / "file.txt"):
+            raise error
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "Permission denied"), ValueError("(os error 13)"), KeyError(28)]
+)
+def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, atomic_path(tmp_path / "file.txt"):
+        raise error
+    assert raised.value is error
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    kept = [".lock", ".notes", "weights.bin", "weights.bin.12345678", ".weights.toml"]
+    left = [".weights.bin.ab3_d5xz", ".weights-2.bin.ab3_d5xz", ".tmpQjhL4T"]
+    for name in [*kept, *left]:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "weights.bin")
+    assert contents(tmp_path) == sorted(kept)
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

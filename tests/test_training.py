@@ -24,9 +24,11 @@ from mess.exits import FINAL
 from mess.losses import SoftTarget, exit_loss, mixture
 from mess.metrics_log import MetricsLog
 from mess.network import OverprovisionedNetwork, build_network
+from mess.processes import ALONE, Processes
 from mess.progress import Reporter, Silent, Task
 from mess.recipes import RECIPES, keeps_best, stages_of
-from mess.stages import ExitAwarePretraining, ExitTraining, JointTraining, active_exits
+from mess.stages import ExitAwarePretraining, ExitTraining, JointTraining
+from mess.stages.pretraining import active_exits
 from mess.stopping import stop_on_signal
 from mess.training import Batch, Batches, poly_rate, train
 from tests.conftest import MakeConfig
@@ -44,7 +46,8 @@ def batch(stage: str, iteration: int) -> Batch:
     return images, labels.masked_fill(torch.rand(2, 32, 48, generator=generator) < 0.1, 255)
 
 
-def batches(stage: str, iterations: int, start: int) -> Iterator[Batch]:
+def batches(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
+    assert sharing == ALONE
     for iteration in range(start, iterations):
         yield batch(stage, iteration)
 
@@ -76,7 +79,10 @@ def run_training(
     folder.mkdir(exist_ok=True)
     network = build(config)
 
-    def judge(stage: str, iteration: int, exits: Sequence[str]) -> dict[str, float]:
+    def judge(
+        stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
+    ) -> dict[str, float]:
+        assert mine == exits
         network.eval()
         after_stage(network, stage)
         return {exit_id: score(stage, iteration, exit_id) for exit_id in exits}
@@ -354,7 +360,7 @@ def test_a_run_killed_after_logging_repeats_no_row(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(mess.training, "_save", killed)
+        patched.setattr(mess.training._Saver, "save", killed)
         with pytest.raises(Killed):
             run_training(always_saving, tmp_path)
     with (tmp_path / "metrics").open("a") as file:
@@ -436,7 +442,7 @@ def test_a_second_signal_acts_at_once() -> None:
 def test_a_finished_training_has_nothing_left_to_do(always_saving: Config, tmp_path: Path) -> None:
     trained = run_training(always_saving, tmp_path)
 
-    def none(stage: str, iterations: int, start: int) -> Iterator[Batch]:
+    def none(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
         raise AssertionError("nothing is left to train")
 
     assert same(run_training(always_saving, tmp_path, batches=none).state_dict(),
@@ -647,8 +653,8 @@ def test_the_best_epoch_needs_images_to_tell_it(make_config: MakeConfig) -> None
 def test_a_loss_that_is_not_finite_names_stage_and_exit_and_keeps_the_checkpoint(
     always_saving: Config, tmp_path: Path
 ) -> None:
-    def poisoned(stage: str, iterations: int, start: int) -> Iterator[Batch]:
-        for iteration, (images, labels) in enumerate(batches(stage, iterations, start)):
+    def poisoned(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
+        for iteration, (images, labels) in enumerate(batches(stage, iterations, start, sharing)):
             yield images * float("nan") if iteration == 2 else images, labels
 
     with pytest.raises(TrainingError, match=r"stage1: .* exit final is nan at iteration 3"):
@@ -704,7 +710,7 @@ def test_settings_that_weights_do_not_depend_on_may_change(
     with pytest.raises(Killed):
         run_training(always_saving, tmp_path, reporter=Killer("stage2", 2))
     other = make_config(
-        training={"checkpoint_minutes": 1e-12},
+        training={"checkpoint_minutes": 1e-12, "tensorboard": True},
         memoise={"batch_size": 1},
         data={"workers": 1, "root": "/elsewhere"},
     )

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mess.backbones.base import Backbone
-from mess.backbones.mobilenet import segmentation_mobilenet_v2
+from mess.backbones.mobilenet import deeplabv3_mobilenet_v3_large, segmentation_mobilenet_v2
 from mess.backbones.resnet import deeplabv3_resnet50, deeplabv3_resnet101, drn50
 from mess.backbones.small import small_resnet
+from mess.backbones.timm_models import timm_model
 from mess.config import BackboneConfig
 from mess.errors import ConfigError, nearest
 
@@ -21,6 +22,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "drn50": drn50,
     "deeplabv3_resnet50": deeplabv3_resnet50,
     "deeplabv3_resnet101": deeplabv3_resnet101,
+    "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
+    "timm": timm_model,
 }
 
 

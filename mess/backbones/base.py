@@ -40,10 +40,11 @@ class Backbone(nn.Module):
 
 
 def load_pretrained(
-    model: nn.Module, weights: str, download: WeightsEnum, unused: tuple[str, ...]
+    model: nn.Module, weights: str, download: WeightsEnum | None, unused: tuple[str, ...]
 ) -> None:
-    """Load classification weights into a torchvision `model` before it is taken apart.
+    """Load classification weights into `model` before it is taken apart.
 
+    `download` is what "torchvision" stands for, None where torchvision has no such weights.
     `unused` are key prefixes of parts the segmentation network drops; they may be absent. Raises
     WeightsError that names the first key whose presence or shape is wrong.
     """
@@ -70,14 +71,20 @@ def load_pretrained(
                 tensor.copy_(state[name])
 
 
-def _read(weights: str, download: WeightsEnum) -> Mapping[str, Tensor]:
+def _read(weights: str, download: WeightsEnum | None) -> Mapping[str, Tensor]:
+    names = '"none"' if download is None else '"none", "torchvision"'
     if weights == "torchvision":
+        if download is None:
+            raise WeightsError(
+                "torchvision has no weights of this backbone; backbone.weights is "
+                f"{names} or a safetensors file."
+            )
         return download.get_state_dict(progress=True, check_hash=True)
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(
-            f'weights file {weights} does not exist; backbone.weights is "none", "torchvision" '
-            "or a safetensors file."
+            f"weights file {weights} does not exist; backbone.weights is {names} or a safetensors "
+            "file."
         )
     try:
         return load_file(path)

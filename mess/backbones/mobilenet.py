@@ -1,13 +1,19 @@
-"""MobileNetV2, dilated, with an FCN head: the papers' segMBNetV2."""
+"""MobileNetV2, dilated, with an FCN head (the papers' segMBNetV2); V3 with a DeepLabV3 head."""
 
 from __future__ import annotations
 
 from typing import cast
 
 from torch import nn
-from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    MobileNet_V3_Large_Weights,
+    mobilenet_v2,
+    segmentation,
+)
 from torchvision.models.segmentation.fcn import FCNHead
 
+from mess.backbones.adapters import from_torchvision
 from mess.backbones.base import Backbone, load_pretrained
 from mess.errors import ConfigError
 
@@ -41,6 +47,21 @@ def segmentation_mobilenet_v2(
     blocks: dict[str, nn.Module] = {"features.1": nn.Sequential(features[0], features[1])}
     blocks |= {f"features.{index}": features[index] for index in range(2, 18)}
     return Backbone(blocks, FCNHead(cast(int, features[17].out_channels), num_classes))
+
+
+def deeplabv3_mobilenet_v3_large(num_classes: int, *, weights: str = "none") -> Backbone:
+    """Torchvision's DeepLabV3 on MobileNetV3, at output stride 16.
+
+    `weights` are ImageNet's, of MobileNetV3 alone. The 17 blocks "0" to "16" are the stem, the
+    inverted residuals and the last 1×1 convolution.
+    """
+    model = segmentation.deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=num_classes
+    )
+    classifier = nn.ModuleDict({"features": model.backbone})
+    download = MobileNet_V3_Large_Weights.IMAGENET1K_V1
+    load_pretrained(classifier, weights, download, ("classifier.",))
+    return from_torchvision(model)
 
 
 def _dilate(block: nn.Module, dilation: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Container, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mess.fingerprints import exit_fingerprints
 from mess.maps import compress
 from mess.network import OverprovisionedNetwork
 from mess.prediction import label_counts, predict
+from mess.processes import ALONE, Processes, local_device
 from mess.programs import native_shapes
 from mess.progress import Reporter
 from mess.run import Run
@@ -47,10 +50,11 @@ def memoise_split(
     root: Path | None,
     device_name: str,
     reporter: Reporter,
+    processes: Processes = ALONE,
 ) -> PredictionStore:
     """Bring the cache `name` to the predictions on `split`, of the data set at `root` if given.
 
-    What an earlier run stored and is still true is kept.
+    What an earlier run stored and is still true is kept. Processes divide the images.
     """
     name, split, root = _source(place, split, name, root)
     config = place.config()
@@ -72,20 +76,28 @@ def memoise_split(
     writer = CacheWriter(
         PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
     )
-    if writer.is_finished():
+    if not processes.most(processes.is_first and not writer.is_finished()):
         return writer.store
-    with place.locked():
-        tasks = writer.begin(lambda indices: _image_rows(data, indices, reporter))
-        network = trained_network(place, config, pick_device(device_name))
+    with place.locked() if processes.is_first else nullcontext():
+        if processes.is_first:
+            writer.begin(lambda indices: _image_rows(data, indices, reporter))
+        processes.wait()
+        tasks = writer.missing()
+        # None may write before all have seen what is missing.
+        processes.wait()
+        network = trained_network(place, config, local_device(pick_device(device_name)))
         missing = sum(len(task.images) for task in tasks)
         total = max(len(data), missing)
         with reporter.task(f"memoising {name}", total, total - missing) as progress:
             for task in tasks:
-                for rows in _predicted(network, data, config, task):
+                for rows in _predicted(network, data, config, _share(task, processes)):
                     _require_unchanged(data, writer.identity, rows.images)
                     writer.write(task, rows)
-                    progress.advance(len(rows.images))
-        writer.finish(native_shapes(network, config.data.size))
+                    progress.advance(len(rows.images) * processes.count)
+        processes.wait()
+        if processes.is_first:
+            writer.finish(native_shapes(network, config.data.size))
+        processes.wait()
     exits = len(writer.identity.exits)
     reporter.message(f"Memoised {len(data)} images x {exits} exits in {writer.store.directory}.")
     return writer.store
@@ -177,6 +189,13 @@ def _require_unchanged(data: SegmentationData, identity: Identity, images: Seque
                 f"{data.where}: image {image_id!r} changed while it was memoised. Run the same "
                 "command again; the parts before it are kept."
             )
+
+
+def _share(task: Task, processes: Processes) -> Task:
+    """The task with the images of this process, which follow one another."""
+    bounds = [len(task.images) * n // processes.count for n in range(processes.count + 1)]
+    start, end = bounds[processes.rank], bounds[processes.rank + 1]
+    return replace(task, images=task.images[start:end])
 
 
 def _predicted(

@@ -12,36 +12,50 @@ from torch import Tensor
 
 from mess.allocator import keep_memory
 from mess.assembly import CALIBRATION
+from mess.best_epoch import remove_best_epochs
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
-from mess.candidates import KEPT, TRAINED, candidates
+from mess.candidates import KEPT, TRAINED, Candidate, candidates
+from mess.checkpoint import remove_checkpoint
 from mess.config import Config
 from mess.data import SegmentationData, open_split
 from mess.data.loader import evaluation_loader, training_loader
 from mess.exits import FINAL
-from mess.files import write_json
+from mess.files import remove_leftovers, write_json
 from mess.metrics import mean_iou
-from mess.metrics_log import MetricsLog
+from mess.metrics_log import HOLDOUT, MetricsLog
 from mess.network import OverprovisionedNetwork, build_network, load_weights, save_weights
 from mess.prediction import label_counts, predict
+from mess.processes import ALONE, Processes, local_device
 from mess.progress import Reporter
 from mess.recipes import keeps_best, stages_of
 from mess.run import Run, find_run
 from mess.seeds import derive
 from mess.steps.networks import pick_device, without_weights
-from mess.training import HOLDOUT, Judge, train
+from mess.tensorboard_log import TensorBoardLog
+from mess.training import Judge, train
 
 
-def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
-    """All stages, from the checkpoint where there is one; then exits.parquet and the weights."""
+def train_network(
+    place: Run, device_name: str, reporter: Reporter, processes: Processes = ALONE
+) -> None:
+    """All stages, from the checkpoint where there is one; then exits.parquet and the weights.
+
+    Several processes train one network together; the first one writes what is not divided.
+    """
     keep_memory()
     config = place.config()
     best = keeps_best(config)
-    device = pick_device(device_name)
+    log = _open_log(place, config)
+    device = local_device(pick_device(device_name))
     data = open_split(config.data, "train", config.seed)
     held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
-    if not place.checkpoint.exists():
-        _check(open_split(config.data, CALIBRATION, config.seed), reporter)
+    if processes.is_first:
+        for file in place.written_by_training():
+            remove_leftovers(file)
+        if not place.checkpoint.exists():
+            _check(open_split(config.data, CALIBRATION, config.seed), reporter)
+        write_json(place.classes, data.classes.to_json())
     classes = data.classes.num_classes
     rows = candidates(config, classes)
     # A checkpoint holds what the backbone started from; its file may be gone.
@@ -51,40 +65,53 @@ def train_network(place: Run, device_name: str, reporter: Reporter) -> None:
     network = build_network(without_weights(config) if fresh else config, rows, classes)
     if start is not None and not resumed:
         load_weights(network, find_run(start).require_weights(), "backbone.")
-    network.to(device)
-    write_json(place.classes, data.classes.to_json())
-    log = MetricsLog(place.metrics)
+    network.backbone.to(device)  # exits go there when they are trained
 
-    def batches(stage: str, iterations: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        seed_name: str, iterations: int, start: int, sharing: Processes
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         loader = training_loader(
             data,
             config.data,
-            seed=derive(config.seed, stage),
+            seed=derive(config.seed, seed_name),
             iterations=iterations,
             batch_size=config.training.batch_size,
             start=start,
+            rank=sharing.rank,
+            world=sharing.count,
         )
         for images, labels, _ in loader:
             yield images, labels
 
     train(
         network,
-        stages_of(network, config, rows, classes, device),
+        stages_of(network, config, rows, classes, device, processes),
         config,
         batches,
         checkpoint=place.checkpoint,
         log=log,
         reporter=reporter,
         device=device,
-        judge=_judge(network, held_out, config, device, log, reporter) if held_out else None,
+        judge=(
+            _judge(network, held_out, config, device, log, reporter, processes)
+            if held_out
+            else None
+        ),
         best=place.best_epoch if best else None,
         epoch=math.ceil(len(data) / config.training.batch_size),
+        processes=processes,
     )
+    if processes.is_first:
+        _finish(place, network, rows)
+    processes.wait()
+
+
+def _finish(place: Run, network: OverprovisionedNetwork, rows: Sequence[Candidate]) -> None:
     trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
     write_rows(place.exits, [asdict(row) for row in trained], EXITS)
     save_weights(network, place.weights)
-    place.checkpoint.unlink(missing_ok=True)
-    place.best_epoch.unlink(missing_ok=True)
+    remove_best_epochs(place.best_epoch)
+    remove_checkpoint(place.checkpoint)
 
 
 def _judge(
@@ -94,11 +121,18 @@ def _judge(
     device: torch.device,
     log: MetricsLog,
     reporter: Reporter,
+    processes: Processes,
 ) -> Judge:
     """Measures exits on the held-out images, and says and logs what it found."""
 
-    def judge(stage: str, iteration: int, exits: Sequence[str]) -> dict[str, float]:
-        miou = exit_mious(network, held_out, config, [*exits, FINAL], device)
+    def judge(
+        stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
+    ) -> dict[str, float]:
+        mine = list(dict.fromkeys([*mine, FINAL])) if processes.is_first else list(mine)
+        measured = exit_mious(network, held_out, config, mine, device) if mine else {}
+        miou = processes.merge(measured, list(dict.fromkeys([*exits, FINAL])))
+        if not processes.is_first:
+            return miou
         log.append(stage + HOLDOUT, iteration, **miou)
         early = [miou[exit_id] for exit_id in exits if exit_id != FINAL]
         others = f", of {len(early)} exits {np.mean(early):.3f} on average" if early else ""
@@ -109,6 +143,12 @@ def _judge(
         return miou
 
     return judge
+
+
+def _open_log(place: Run, config: Config) -> MetricsLog:
+    if config.training.tensorboard:
+        return TensorBoardLog(place.metrics, place.tensorboard)
+    return MetricsLog(place.metrics)
 
 
 def _check(data: SegmentationData, reporter: Reporter) -> None:

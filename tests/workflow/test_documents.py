@@ -86,15 +86,28 @@ def test_every_tool_reads_the_same_from_a_cache(run: Run) -> None:
         assert found[f"by_{tool}"] == pytest.approx(expected, abs=1e-12), tool
 
 
-def test_the_backbone_example_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+OWN_BACKBONE = ROOT / "docs" / "own-backbone.md"
+
+
+EXAMPLES = "".join(blocks(OWN_BACKBONE, "bash")).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("line", "block"), list(zip(EXAMPLES, ("block3", "layer3.3", "blocks.4.1"), strict=True))
+)
+def test_the_backbone_examples_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    block: str,
 ) -> None:
-    document = ROOT / "docs" / "own-backbone.md"
-    (tmp_path / "tiny.py").write_text(blocks(document, "python")[0])
+    for snippet in blocks(OWN_BACKBONE, "python"):
+        (tmp_path / snippet.splitlines()[0].removeprefix("# ")).write_text(snippet)
     monkeypatch.chdir(tmp_path)
-    command = shlex.split(blocks(document, "bash")[0])
+    command = shlex.split(line)
     monkeypatch.setattr("sys.argv", [*command, "--set", "data.shapes=[4,4,4]", "--json"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    assert '"block3"' in capsys.readouterr().out
+    assert f'"{block}"' in capsys.readouterr().out

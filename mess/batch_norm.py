@@ -1,0 +1,91 @@
+"""Batch normalisation over the batches of all processes, on any device.
+
+torch's SyncBatchNorm does not run on CPUs.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mess.processes import Processes
+
+
+def normalise_together(module: nn.Module, processes: Processes) -> None:
+    """Have every BatchNorm2d in `module` use, in training, the statistics of all processes.
+
+    Parameters, buffers and evaluation stay as they are.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.forward = MethodType(_forward(processes), part)
+
+
+def normalise_apart(module: nn.Module) -> None:
+    """Undo `normalise_together`."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            vars(part).pop("forward", None)
+
+
+def _forward(processes: Processes) -> Any:
+    def forward(self: nn.BatchNorm2d, input: Tensor) -> Tensor:
+        if not self.training:
+            return type(self).forward(self, input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        # Statistics are of float32 whatever the precision of the features.
+        output, mean, variance, count = _TogetherFunction.apply(
+            input, self.weight, self.bias, self.eps, processes
+        )
+        with torch.no_grad():
+            momentum = self.momentum if self.momentum is not None else 0.1
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
+        return output
+
+    return forward
+
+
+class _TogetherFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, processes: Processes
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own = torch.tensor([input.numel() / input.shape[1]], device=input.device)
+        variance, mean = torch.var_mean(input.float(), (0, 2, 3), correction=0)
+        # Moments about 0 would lose what a variance small beside its mean consists of; so the
+        # means come first.
+        count, mean_sum = processes.sum(torch.cat([own, own * mean])).split([1, len(mean)])
+        together = mean_sum / count
+        spread = processes.sum(own * (variance + (mean - together).square())) / count
+        scale = (spread + eps).rsqrt()
+        ctx.processes = processes
+        ctx.save_for_backward(input, weight, together, spread, scale, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(together, spread, count)
+        output = F.batch_norm(input, together, spread, weight, bias, False, 0.0, eps)
+        return output, together, spread, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, variance, scale, count = ctx.saved_tensors
+        # As if the statistics were constants; what they contribute is added below.
+        direct, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], input, weight, mean, variance, mean, scale, False, ctx.eps,
+            [True, True, True],
+        )  # fmt: skip
+        sums = ctx.processes.sum(torch.cat([by_bias, by_weight]))
+        bias_sum, weight_sum = (sums / count).split(len(mean))
+        factor = weight * scale
+        shape = (1, -1, 1, 1)
+        centred = input.to(direct.dtype) - mean.to(direct.dtype).view(shape)
+        direct.addcmul_(centred, (-factor * scale * weight_sum).to(direct.dtype).view(shape))
+        direct.sub_((factor * bias_sum).to(direct.dtype).view(shape))
+        return direct, by_weight, by_bias, None, None

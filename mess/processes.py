@@ -1,0 +1,132 @@
+"""The processes that share a piece of work: torchrun's, or this one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_PATIENCE = timedelta(hours=12)
+"""How long a process waits for the slowest; torchrun sees a dead one much sooner."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """`count` processes of which this one is `rank`; alone, it talks to nobody.
+
+    Every process must call the same methods in the same order.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share_first(self, tensor: Tensor) -> None:
+        """Give every process the first one's values, in place."""
+        if self.count > 1:
+            dist.broadcast(tensor, 0)
+
+    def most(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.count == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
+    def merge(self, figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+        """The figures of all, by `names`, each of which exactly one process has."""
+        if self.count > 1:
+            values = [figures.get(name, 0.0) for name in names]
+            values = self.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+            return dict(zip(names, values, strict=True))
+        return dict(figures)
+
+    def tell(self, text: str) -> str:
+        """The first process's text."""
+        if self.count == 1:
+            return text
+        content = text.encode()
+        size = torch.tensor([len(content)])
+        dist.broadcast(size, 0)
+        letters = torch.zeros(int(size), dtype=torch.uint8)
+        if self.is_first:
+            letters.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(letters, 0)
+        return bytes(letters.tolist()).decode()
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace each gradient by its sum over the processes, in one message."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.count == 1 or not gradients:
+            return
+        together = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = together.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    def share_of(self, costs: Mapping[str, float]) -> list[str]:
+        """The names this process takes over, so that all have about the same cost."""
+        return divided(costs, self.count)[self.rank]
+
+
+ALONE = Processes()
+
+
+def divided(costs: Mapping[str, float], parts: int) -> list[list[str]]:
+    """Names in `parts` lists of about the same cost, each in the order of `costs`.
+
+    The dearest first, each to the list that costs least so far.
+    """
+    lists: list[set[str]] = [set() for _ in range(parts)]
+    totals = [0.0] * parts
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        cheapest = totals.index(min(totals))
+        lists[cheapest].add(name)
+        totals[cheapest] += costs[name]
+    return [[name for name in costs if name in chosen] for chosen in lists]
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The place among the processes torchrun started; alone where it did not start this one."""
+    if not dist.is_torchelastic_launched():
+        yield ALONE
+    elif dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    else:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+        try:
+            yield Processes(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The GPU of this process among those of its machine, where `device` names none of them."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(chosen)
+    return chosen
