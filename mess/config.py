@@ -147,8 +147,7 @@ class TrainingConfig(_Section):
     """Statistics of a batch that processes share: of all of it, or of each one's part."""
     checkpoint_minutes: Positive = 2.0
     tensorboard: bool = False
-    """Write what the metrics log gets to event files too; needs `pip install "mess[tensorboard]"`.
-    """
+    """Event files beside the metrics log; needs `pip install "mess[tensorboard]"`."""
     stage1: Stage1Config = Field(default_factory=Stage1Config)
     stage2: Stage2Config = Field(default_factory=Stage2Config)
 

@@ -93,9 +93,9 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(
 )
 def test_a_full_disk_is_named(tmp_path: Path, error: Exception) -> None:
     """Libraries in Rust have errors of their own for it."""
-    with pytest.raises(MessError, match=r"file\.txt cannot be written: there is no room"):
-        with atomic_path(tmp_path / "file.txt"):
-            raise error
+    message = r"file\.txt cannot be written: there is no room"
+    with pytest.raises(MessError, match=message), atomic_path(tmp_path / "file.txt"):
+        raise error
     assert contents(tmp_path) == []
 
 

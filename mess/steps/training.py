@@ -174,8 +174,9 @@ def exit_mious(
     sums = {exit_id: np.zeros((2, classes), np.int64) for exit_id in exits}
     loader = evaluation_loader(data, config.data, batch_size=config.memoise.batch_size)
     for _, predictions in predict(network, loader, [], device=device, exits=exits):
-        for exit_id, prediction in predictions.items():
-            sums[exit_id] += [prediction.intersection.sum(0), prediction.predicted.sum(0)]
+        for exit_id, counts in sums.items():
+            prediction = predictions[exit_id]
+            counts += [prediction.intersection.sum(0), prediction.predicted.sum(0)]
     return {
         exit_id: float(mean_iou(intersection, predicted, label))
         for exit_id, (intersection, predicted) in sums.items()
