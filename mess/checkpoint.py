@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     position, tensors = _read(path)
-    for share in position.pop("shares"):
+    for share in position.pop("shares", []):
         tensors |= _read(path.with_name(share))[1]
     return Checkpoint(tensors=tensors, **position)
 

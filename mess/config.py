@@ -185,7 +185,9 @@ class Config(_Section):
         if backbone.weights not in ("none", "torchvision"):
             # A file may move; what was read from it is in the checkpoint.
             backbone = backbone.model_copy(update={"weights": Path(backbone.weights).name})
-        training = self.training.model_copy(update={"tensorboard": False})
+        training = self.training.model_copy(
+            update={"tensorboard": False, "checkpoint_minutes": 2.0}
+        )
         if training.start is not None:
             training = training.model_copy(update={"start": Path(training.start.name)})
         rest = {

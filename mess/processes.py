@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 _PATIENCE = timedelta(hours=12)
 """How long a process waits for the slowest; torchrun sees a dead one much sooner."""
@@ -116,11 +118,26 @@ def joined() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     else:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+        dist.init_process_group(
+            backend, store=_of_this_attempt(store), rank=rank, world_size=count, timeout=_PATIENCE
+        )
         try:
-            yield Processes(dist.get_rank(), dist.get_world_size())
+            yield Processes(rank, count)
         finally:
             dist.destroy_process_group()
+
+
+def _of_this_attempt(store: Store) -> Store:
+    """A store without the addresses of processes that died.
+
+    torchrun's store outlives a restart on one machine; a process could read there where another
+    one was before it. Several machines need not agree on the number of the attempt: there, set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -149,11 +149,10 @@ def train(
             reporter.task(stage.name, stage.settings.iterations, done) as task,
             stop_on_signal(patient=processes.count > 1) as stop,
         ):
-            for images, labels in batches(
-                stage.seed_name,
-                stage.settings.iterations,
-                iteration,
-                processes if stage.shares_batches else ALONE,
+            sharing = processes if stage.shares_batches else ALONE
+            left = done < stage.settings.iterations
+            for images, labels in (
+                batches(stage.seed_name, stage.settings.iterations, done, sharing) if left else ()
             ):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 losses = stage.step(images, labels.to(device, non_blocking=True), done)

@@ -20,6 +20,7 @@ from mess.checkpoint import remove_checkpoint
 from mess.config import Config
 from mess.data import SegmentationData, open_split
 from mess.data.loader import evaluation_loader, training_loader
+from mess.errors import DataError
 from mess.exits import FINAL
 from mess.files import remove_leftovers, write_json
 from mess.metrics import mean_iou
@@ -171,6 +172,8 @@ def exit_mious(
     label = np.zeros(classes, np.int64)
     for index in range(len(data)):
         label += label_counts(data.sized(index)[1], classes)
+    if not label.any():
+        raise DataError(f"{data.where} has no labelled pixel, so mIoU is undefined.")
     sums = {exit_id: np.zeros((2, classes), np.int64) for exit_id in exits}
     loader = evaluation_loader(data, config.data, batch_size=config.memoise.batch_size)
     for _, predictions in predict(network, loader, [], device=device, exits=exits):

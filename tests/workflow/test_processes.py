@@ -1,0 +1,230 @@
+"""Several processes that train and memoise one network end like one process alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mess.training
+from mess import workflow
+from mess.run import Run
+from mess.stages import ExitTraining
+from tests.workflow.children import CONFIG, assert_same_end, forkserver
+
+SEVERAL_EXITS = CONFIG.replace("crm = [1]", "crm = [1, 2]")
+
+
+def begin(folder: Path, *settings: str, start: Path | None = None) -> Run:
+    """A run in `folder` with three points and six exits; `settings` are lines of its [training]."""
+    folder.mkdir()
+    lines = [*settings]
+    if start:
+        # Stage 1 is then the same for all: as it was in that run.
+        lines += [f'start = "{start}"', "stage1.iterations = 0"]
+    config = SEVERAL_EXITS
+    for section in ("stage1", "stage2"):
+        config = config.replace(f"[training.{section}]\n", "").replace(
+            "iterations = 30\nlearning_rate = 0.1\n", "", 1
+        )
+    defaults = {"stage1.iterations": 6, "stage2.iterations": 6}
+    defaults |= {"stage1.learning_rate": 0.1, "stage2.learning_rate": 0.1}
+    given = {line.partition("=")[0].strip() for line in lines}
+    lines += [f"{key} = {value}" for key, value in defaults.items() if key not in given]
+    config = config.replace("[training]", "\n".join(["[training]", *lines]))
+    (folder / "config.toml").write_text(config)
+    return Run(folder)
+
+
+def train(run: Run, processes: int, *, dropout: bool = True, stop_at: int | None = None) -> None:
+    """Train and memoise as torchrun's processes would; alone, without any of it.
+
+    stop_at: the iteration of stage 2 after which the last process gets a SIGTERM.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = [
+        forkserver.Process(target=_train, args=(run.path, rank, processes, port, dropout, stop_at))
+        for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    assert codes == [1 if stop_at else 0] * processes
+
+
+def _train(
+    run: Path, rank: int, processes: int, port: int, dropout: bool, stop_at: int | None
+) -> None:
+    torch.set_num_threads(1)
+    mess.training._LOG_EVERY = 1
+    workflow.profile = lambda *_, **__: run
+    if not dropout:
+        torch.nn.Dropout.forward = lambda self, input: input
+    if processes > 1:
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    if stop_at and rank == processes - 1:
+        _after(stop_at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    workflow.train_overprovisioned(run=run)
+
+
+def _after(iteration: int, act) -> None:
+    step = ExitTraining.step
+
+    def acting(self: ExitTraining, images, labels, number: int):
+        losses = step(self, images, labels, number)
+        if number + 1 == iteration:
+            act()
+        return losses
+
+    ExitTraining.step = acting
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run by one process, the others' measure."""
+    run = begin(tmp_path_factory.mktemp("alone") / "run")
+    train(run, 1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def exits_alone(alone: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Stage 2 and memoising by one process."""
+    run = begin(tmp_path_factory.mktemp("exits") / "run", start=alone.path)
+    train(run, 1)
+    return run
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_exits_divided_over_processes_are_bit_identical(
+    exits_alone: Run, alone: Run, tmp_path: Path, processes: int
+) -> None:
+    """Weights, log and predictions; nothing else is left behind."""
+    run = begin(tmp_path / "run", start=alone.path)
+    train(run, processes)
+    assert_same_end(run, exits_alone)
+
+
+def test_more_processes_than_exits_have_their_best_epochs_too(alone: Run, tmp_path: Path) -> None:
+    expected = begin(tmp_path / "alone", 'keep = "best"', start=alone.path)
+    train(expected, 1)
+    found = begin(tmp_path / "several", 'keep = "best"', start=alone.path)
+    train(found, 7)
+    assert_same_end(found, expected)
+
+
+@pytest.mark.parametrize("others", [(1, 4), (2, 1)])
+def test_another_number_of_processes_goes_on(
+    exits_alone: Run, alone: Run, tmp_path: Path, others: Sequence[int]
+) -> None:
+    """The signal comes to one of them, and all stop with one checkpoint."""
+    run = begin(tmp_path / "run", start=alone.path)
+    train(run, 3, stop_at=2)
+    assert len(list(run.path.glob("checkpoint-stage2-2-*.safetensors"))) == 2
+    first, last = others
+    if first > 1:
+        train(run, first, stop_at=4)
+        assert len(list(run.path.glob("checkpoint-*.safetensors"))) == first - 1
+    train(run, last)
+    assert_same_end(run, exits_alone)
+
+
+@pytest.mark.parametrize("groups", [2, 6, 9])
+def test_exits_trained_in_groups_are_bit_identical(
+    exits_alone: Run, alone: Run, tmp_path: Path, groups: int
+) -> None:
+    run = begin(tmp_path / "run", f"stage2.groups = {groups}", start=alone.path)
+    train(run, 2 if groups == 2 else 1)
+    expected, found = load_file(exits_alone.weights), load_file(run.weights)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("scheme", ["two-stage", "e2e"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_batch_divided_over_processes_trains_as_a_whole_one(
+    tmp_path: Path, scheme: str, processes: int
+) -> None:
+    """Up to rounding, with batch statistics of the whole batch and without dropout's draws."""
+    settings = [f'scheme = "{scheme}"', "stage1.iterations = 3", "stage1.learning_rate = 0.01"]
+    runs = {
+        count: begin(tmp_path / str(count), *settings, "stage2.iterations = 1")
+        for count in (1, processes)
+    }
+    for count, run in runs.items():
+        train(run, count, dropout=False)
+    expected, found = (load_file(run.weights) for run in runs.values())
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_statistics_of_each_process_are_another_training(alone: Run, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", 'batch_norm = "process"')
+    train(run, 2)
+    expected, found = load_file(alone.weights), load_file(run.weights)
+    assert any((expected[name] - found[name]).abs().max() > 1e-3 for name in expected)
+    assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Path) -> None:
+    """A process is killed in stage 2, once; torchrun starts all anew, and they go on."""
+    run = begin(tmp_path / "run", "checkpoint_minutes = 1e-12", start=alone.path)
+    script = tmp_path / "dying.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        import mess.training
+        from mess import workflow
+        from tests.workflow.test_processes import _after
+
+        died = Path(sys.argv[2])
+
+        def die():
+            if os.environ["RANK"] == "1" and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        mess.training._LOG_EVERY = 1
+        workflow.profile = lambda *_, **__: None
+        _after(4, die)
+        workflow.train_overprovisioned(run=Path(sys.argv[1]))
+        print("resumed:", os.environ["TORCHELASTIC_RESTART_COUNT"])
+        """)
+    )
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "--max-restarts", "1", str(script), str(run.path), str(tmp_path / "died"),
+    ]  # fmt: skip
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    print(done.stderr)
+    assert done.returncode == 0
+    assert done.stdout.count("resumed: 1") == 2
+    assert (tmp_path / "died").exists()
+    expected, found = load_file(exits_alone.weights), load_file(run.weights)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
