@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import mess.training
 from mess import workflow
@@ -89,12 +90,15 @@ def _train(
     workflow.train_overprovisioned(run=run)
 
 
-def _after(iteration: int, act) -> None:
+def _after(number: int, act: Callable[[], None]) -> None:
+    """Have `act` called after so many steps of stage 2."""
     step = ExitTraining.step
 
-    def acting(self: ExitTraining, images, labels, number: int):
-        losses = step(self, images, labels, number)
-        if number + 1 == iteration:
+    def acting(
+        self: ExitTraining, images: Tensor, labels: Tensor, iteration: int
+    ) -> dict[str, Tensor]:
+        losses = step(self, images, labels, iteration)
+        if iteration + 1 == number:
             act()
         return losses
 
