@@ -196,7 +196,7 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
     run = begin(tmp_path / "run", "checkpoint_minutes = 1e-12", start=alone.path)
     script = tmp_path / "dying.py"
     script.write_text(
-        textwrap.dedent("""
+        textwrap.dedent(r"""
         import os, signal, sys
         from pathlib import Path
         import mess.training
@@ -214,7 +214,7 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         workflow.profile = lambda *_, **__: None
         _after(4, die)
         workflow.train_overprovisioned(run=Path(sys.argv[1]))
-        print("resumed:", os.environ["TORCHELASTIC_RESTART_COUNT"])
+        sys.stdout.write(f"resumed: {os.environ['TORCHELASTIC_RESTART_COUNT']}\n")
         """)
     )
     command = [
@@ -226,8 +226,7 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
-    print(done.stderr)
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("resumed: 1") == 2
     assert (tmp_path / "died").exists()
     expected, found = load_file(exits_alone.weights), load_file(run.weights)
