@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from mess import __version__, workflow
 from mess.console import (
+    be_quiet,
     complain,
     print_caches,
     print_evaluation,
@@ -344,7 +346,12 @@ def report(run: RunOption = None) -> None:
 
 
 def main() -> None:
-    """Entry point: an error a user can act on is one message on stderr and exit code 1."""
+    """Entry point: an error a user can act on is one message on stderr and exit code 1.
+
+    Of the processes torchrun starts, the first one alone says what it did.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        be_quiet()
     try:
         app()
     except InterruptedWork as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +26,11 @@ from mess.progress import Reporter, Task
 
 _out = Console()
 _err = Console(stderr=True)
+
+
+def be_quiet() -> None:
+    """Say nothing but errors."""
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
 
 
 def complain(text: str) -> None:

@@ -64,18 +64,25 @@ class Processes:
             return dict(zip(names, values, strict=True))
         return dict(figures)
 
+    def gather(self, content: bytes) -> list[bytes]:
+        """What every process gave, in order of rank."""
+        if self.count == 1:
+            return [content]
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.rank] = len(content)
+        self.sum(sizes)
+        # Messages of one length: the longest's, and never empty.
+        own = torch.zeros(int(sizes.max()) + 1, dtype=torch.uint8)
+        own[: len(content)] = torch.frombuffer(bytearray(content + b"0"), dtype=torch.uint8)[:-1]
+        every = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(every, own)
+        return [
+            each[:size].numpy().tobytes() for each, size in zip(every, sizes.tolist(), strict=True)
+        ]
+
     def tell(self, text: str) -> str:
         """The first process's text."""
-        if self.count == 1:
-            return text
-        content = text.encode()
-        size = torch.tensor([len(content)])
-        dist.broadcast(size, 0)
-        letters = torch.zeros(int(size), dtype=torch.uint8)
-        if self.is_first:
-            letters.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        dist.broadcast(letters, 0)
-        return bytes(letters.tolist()).decode()
+        return self.gather(text.encode() if self.is_first else b"")[0].decode()
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace each gradient by its sum over the processes, in one message."""

@@ -5,8 +5,9 @@ Functions that need torch import it when they run: `mess search` and `mess --hel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from mess.config import Config, load_config
 from mess.files import sha256
 from mess.progress import Reporter, Silent
 from mess.run import Run, begin_run, find_run
+from mess.search.rounds import Team
 from mess.signal_spec import configured_signals
 
 _SILENT = Silent()
@@ -178,28 +180,30 @@ def search(
     """
     from mess.steps.searching import search_run
 
-    return search_run(
-        find_run(run),
-        setting=setting,
-        target=target,
-        max_error=max_error,
-        min_miou=min_miou,
-        max_latency_ms=max_latency,
-        max_macs=max_macs,
-        max_params=max_params,
-        checkpoints=checkpoints,
-        latency_stat=latency_stat,
-        profile=profile,
-        cache=cache,
-        max_exits=max_exits,
-        thresholds=thresholds,
-        front=front,
-        fresh=fresh,
-        algorithm=algorithm,
-        trials=trials,
-        sampler=sampler,
-        reporter=reporter,
-    )
+    with _team() as team:
+        return search_run(
+            find_run(run),
+            team=team,
+            setting=setting,
+            target=target,
+            max_error=max_error,
+            min_miou=min_miou,
+            max_latency_ms=max_latency,
+            max_macs=max_macs,
+            max_params=max_params,
+            checkpoints=checkpoints,
+            latency_stat=latency_stat,
+            profile=profile,
+            cache=cache,
+            max_exits=max_exits,
+            thresholds=thresholds,
+            front=front,
+            fresh=fresh,
+            algorithm=algorithm,
+            trials=trials,
+            sampler=sampler,
+            reporter=_SILENT if team and team.rank else reporter,
+        )
 
 
 def export(
@@ -266,6 +270,18 @@ def _begin(config: str | Path | None, run: Path | None, overrides: Sequence[str]
         resolved = load_config(config or "quickstart", overrides)
     resolved = _absolute(resolved)
     return begin_run(run, resolved, Path(config or "quickstart").stem)
+
+
+@contextmanager
+def _team() -> Iterator[Team | None]:
+    """The processes torchrun started, where it started this one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield None
+        return
+    from mess.processes import joined
+
+    with joined() as processes:
+        yield processes if processes.count > 1 else None
 
 
 def _absolute(config: Config) -> Config:

@@ -19,6 +19,7 @@ from mess.search.goal import MIOU_STEPS, Goal
 from mess.search.infeasible import Best, infeasible
 from mess.search.relaxation import gap
 from mess.search.request import ANYTIME, Request
+from mess.search.rounds import ALL_CORES, Team, Workers
 from mess.search.sampling import sample
 from mess.search.tables import Tables
 
@@ -145,26 +146,28 @@ def search(
     threads: int | None = None,
     front: bool = True,
     algorithm: str = "exhaustive",
+    team: Team | None = None,
     **sampling: Any,
 ) -> Answer:
     """The best configuration for `request`, proven so within the space that the answer states.
 
     First the answer is proven, then the `front` of the whole space. An interrupt (Ctrl-C) returns
     the best so far with its proven gap, or the proven answer with an unproven front. Neither answer
-    nor counts depend on `threads` (default: all cores). Raises `InfeasibleError` with the nearest
-    feasible requests, and `ConfigError` for a request that cannot be searched.
+    nor counts depend on `threads` (default: all cores) or the `team`, each of whose processes
+    searches a part and returns the answer. Raises `InfeasibleError` with the nearest feasible
+    requests, and `ConfigError` for a request that cannot be searched.
 
     Algorithm `optuna` samples instead, and proves nothing beyond instances with two exits, which it
     starts from; `sampling` are options of `mess.search.sampling.sample`.
     """
-    start = time.perf_counter()
+    start, workers = time.perf_counter(), Workers(threads, team)
     goal = Goal.of(tables, to_ticks(tables, costs), request)
     if algorithm == "optuna":
-        return _sampled(goal, start, progress, threads, **sampling)
-    covered = cover(goal, collect=front, progress=progress, threads=threads)
+        return _sampled(goal, start, progress, workers, **sampling)
+    covered = cover(goal, collect=front, progress=progress, workers=workers)
     found = covered.found
     if found.best is None:
-        raise infeasible(goal, partial(_solve, threads=threads))
+        raise infeasible(goal, partial(_solve, workers=workers))
     rank, configuration = found.best
     return Answer(
         goal=goal,
@@ -182,11 +185,11 @@ def search(
 
 
 def _sampled(
-    goal: Goal, start: float, progress: Progress | None, threads: int | None, **sampling: Any
+    goal: Goal, start: float, progress: Progress | None, workers: Workers, **sampling: Any
 ) -> Answer:
     """The best of a study that begins with the exact answer and front of up to two exits."""
     few = replace(goal, request=replace(goal.request, max_exits=min(2, goal.request.max_exits)))
-    exact = cover(few, threads=threads).found
+    exact = cover(few, workers=workers).found
     starts = [point.payload for point in exact.front.points]
     if exact.best is not None:
         starts.insert(0, exact.best[1])
@@ -214,8 +217,8 @@ def _sampled(
     )
 
 
-def _solve(goal: Goal, threads: int | None = None) -> Best | None:
-    found = cover(goal, collect=False, threads=threads).found
+def _solve(goal: Goal, workers: Workers = ALL_CORES) -> Best | None:
+    found = cover(goal, collect=False, workers=workers).found
     if not found.proven:
         raise KeyboardInterrupt
     if found.best is None:

@@ -18,7 +18,7 @@ from mess.search.found import Arrays, Found, Scan
 from mess.search.front import FrontPoint
 from mess.search.goal import Goal, miou_steps
 from mess.search.kernels import Aim, Checkpoints, Early, Last, Prices, scan_anytime
-from mess.search.rounds import run_rounds
+from mess.search.rounds import ALL_CORES, Workers, run_rounds
 from mess.search.tables import Tables
 
 
@@ -36,7 +36,7 @@ def search_anytime(
     goal: Goal,
     found: Found,
     collect: bool = True,
-    threads: int | None = None,
+    workers: Workers = ALL_CORES,
     done: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Every choice of early exits before the network's own head; `done` hears the share covered."""
@@ -67,7 +67,7 @@ def search_anytime(
     )
     decode = partial(_decode, tables.exits, depth)
     run_rounds(
-        found, starts, scan, 0, decode, threads, lambda finished: done(finished / len(starts))
+        found, starts, scan, 0, decode, workers, lambda finished: done(finished / len(starts))
     )
     found.proven, found.front_proven = True, collect
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 
 from mess.errors import ConfigError
 from mess.search.budgeted import search_single
@@ -18,7 +16,7 @@ from mess.search.found import NOTHING, Arrays, Found, Scan
 from mess.search.goal import Goal
 from mess.search.kernels import Aim, Pixels, Prices, scan_rows
 from mess.search.request import ACCURACY
-from mess.search.rounds import run_rounds
+from mess.search.rounds import ALL_CORES, Workers, run_rounds
 from mess.search.screen import MEAN, NOBODY, P90, STORED, Window, screen
 from mess.search.tables import Tables
 from mess.search.thresholds import Ladder, grid_size, ladder
@@ -78,7 +76,7 @@ def search_dependent(
     found: Found,
     rungs: dict[int, Ladder],
     collect: bool = True,
-    threads: int | None = None,
+    workers: Workers = ALL_CORES,
     done: Done = lambda _early, _share: None,
 ) -> None:
     """Single exits, then every configuration with one, two and three early exits.
@@ -88,7 +86,7 @@ def search_dependent(
     """
     search_single(goal, found, range(goal.tables.exits))
     frame = Frame.of(goal.tables)
-    searches = [_Search(goal, frame, steps, early, threads) for early, steps in rungs.items()]
+    searches = [_Search(goal, frame, steps, early, workers) for early, steps in rungs.items()]
     for search in searches:
         if search.early == 1:
             search.run_all(found, collect, done)
@@ -116,10 +114,10 @@ class _Search:
     """Every configuration with a number of early exits."""
 
     def __init__(
-        self, goal: Goal, frame: Frame, steps: Ladder, early: int, threads: int | None
+        self, goal: Goal, frame: Frame, steps: Ladder, early: int, workers: Workers
     ) -> None:
         self.goal, self.frame, self.steps = goal, frame, steps
-        self.early, self.threads = early, threads
+        self.early, self.workers = early, workers
         self.pixels, self.prices = pack_pixels(goal.tables), pack_prices(goal)
         self.sorted_prices = frame.sorted_prices(self.prices)
         self.sorted_bins, self.sorted_number = frame.sorted_ladder(steps)
@@ -196,7 +194,7 @@ class _Search:
         ]
 
     def _window(self, reference: Configuration) -> Window:
-        with ThreadPoolExecutor(self.threads or get_num_threads()) as pool:
+        with self.workers.pool() as pool:
             return window(self.goal, self.frame, self.steps, reference, pool)
 
     def _screen_and_scan(
@@ -240,7 +238,7 @@ class _Search:
             scan,
             self.early * _OFFSET,
             partial(decode, self.steps, self.goal.tables.exits, self.early),
-            self.threads,
+            self.workers,
             (lambda finished: done(finished / len(tasks))) if done else None,
         )
 

@@ -16,6 +16,7 @@ from mess.search.dependent import MOST_EXITS, count_configurations, ladders, sea
 from mess.search.found import Found
 from mess.search.goal import Goal
 from mess.search.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
+from mess.search.rounds import ALL_CORES, Workers
 from mess.search.thresholds import grid_size
 
 Progress = Callable[[int, int], None]
@@ -35,7 +36,7 @@ def cover(
     goal: Goal,
     collect: bool = True,
     progress: Progress | None = None,
-    threads: int | None = None,
+    workers: Workers = ALL_CORES,
 ) -> Covered:
     """Search the whole space; `collect` asks for the front besides the best configuration.
 
@@ -44,9 +45,9 @@ def cover(
     """
     hear = progress or (lambda _done, _total: None)
     if goal.request.setting == INPUT_DEPENDENT:
-        return _cover_dependent(goal, collect, hear, threads)
+        return _cover_dependent(goal, collect, hear, workers)
     if goal.request.setting == ANYTIME:
-        return _cover_anytime(goal, collect, hear, threads)
+        return _cover_anytime(goal, collect, hear, workers)
     exits, statement = np.arange(goal.tables.exits), "every exit alone"
     if goal.request.setting == FINAL_ONLY:
         exits = exits[goal.tables.point == goal.tables.points]
@@ -59,7 +60,7 @@ def cover(
     return Covered(found=found, configurations=len(exits), space=space)
 
 
-def _cover_dependent(goal: Goal, collect: bool, hear: Progress, threads: int | None) -> Covered:
+def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
     if min(goal.request.max_exits, goal.tables.points) > MOST_EXITS:
         raise ConfigError(
             f"the exhaustive search covers at most {MOST_EXITS} exits in all, got "
@@ -79,7 +80,7 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, threads: int | N
         hear(before + again + int(share * counts[early]), work)
 
     with _interruptible(found):
-        search_dependent(goal, found, rungs, collect, threads, done)
+        search_dependent(goal, found, rungs, collect, workers, done)
     sizes = {early: grid_size(early, goal.request.thresholds) for early in rungs}
     space = _space(
         goal,
@@ -94,10 +95,10 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, threads: int | N
     return Covered(found=found, configurations=total, space=space)
 
 
-def _cover_anytime(goal: Goal, collect: bool, hear: Progress, threads: int | None) -> Covered:
+def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
     found = Found()
     with _interruptible(found):
-        search_anytime(goal, found, collect, threads, lambda share: hear(int(1000 * share), 1000))
+        search_anytime(goal, found, collect, workers, lambda share: hear(int(1000 * share), 1000))
     space = _space(
         goal,
         "every choice of early exits, at most one a point before the last, and the network's own "

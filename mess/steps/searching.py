@@ -16,10 +16,11 @@ from mess.errors import MessError, nearest
 from mess.files import write_json
 from mess.progress import Reporter, Task
 from mess.run import Run, new_folder
-from mess.search.answer import search
+from mess.search.answer import Answer, search
 from mess.search.costs import to_ticks
 from mess.search.goal import Goal
 from mess.search.request import ACCURACY, Request
+from mess.search.rounds import Team
 from mess.search.sampling import SAMPLERS
 from mess.steps.caching import require_current_data
 from mess.steps.reuse import dependencies, earlier_answer, sealed
@@ -44,6 +45,7 @@ def search_run(
     sampler: str | None = None,
     front: bool = True,
     fresh: bool = False,
+    team: Team | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Search, write result.json and front.parquet, and return the result with `id` and `path`.
@@ -51,9 +53,14 @@ def search_run(
     `cache` names the one of RUN/cache to search; it is refused when it or its data is not current.
     An earlier search's front answers at once where it proves the answer, unless `fresh` is set or
     `algorithm` is `optuna`: that goes on with its own study. `options` are further fields of
-    `Request`.
+    `Request`. Of a `team` that searches together the first process writes.
     """
     _check_algorithm(algorithm, trials, sampler)
+    if team and algorithm == OPTUNA:
+        raise MessError(
+            "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "
+            "command several times at once: they share the study."
+        )
     if options["target"] != ACCURACY and not (
         checkpoints or any(options[name] is not None for name in ("max_error", "min_miou"))
     ):
@@ -86,7 +93,9 @@ def search_run(
     earlier = None if fresh or sampling else earlier_answer(place, depends, goal, reporter)
     if earlier is None:
         with reporter.task("searching", 1) as task:
-            answer = search(tables, costs, request, _progress(task), front=front, **sampling)
+            answer = search(
+                tables, costs, request, _progress(task), front=front, team=team, **sampling
+            )
     else:
         answer = earlier.answer
     result = answer.to_result()
@@ -97,11 +106,21 @@ def search_run(
         "costs": depends["costs"],
         "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
     }
-    folder = new_folder(place.path / "searches", _name(request))
+    name = "" if team and team.rank else _write(place, depends, answer, result)
+    if team:
+        name = team.gather(name.encode())[0].decode()
+    return {"id": name, "path": str(place.search(name)), **result}
+
+
+def _write(
+    place: Run, depends: Mapping[str, Any], answer: Answer, result: Mapping[str, Any]
+) -> str:
+    """Write the search's folder and return its name."""
+    folder = new_folder(place.path / "searches", _name(answer.goal.request))
     rows = answer.front_rows()
     write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))
     write_json(folder / "result.json", result)
-    return {"id": folder.name, "path": str(folder), **result}
+    return folder.name
 
 
 def _check_algorithm(algorithm: str, trials: int | None, sampler: str | None) -> None:

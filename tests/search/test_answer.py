@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,42 @@ def test_threads_do_not_matter(cache: Cache, setting: str, target: str) -> None:
         assert result["search"].pop("seconds") > 0
     assert results[0] == results[1]
     assert one.front_rows() == two.front_rows()
+
+
+class Colleague:
+    """A team of threads."""
+
+    def __init__(self, rank: int, contents: list[bytes], barrier: Barrier) -> None:
+        self.rank, self.count = rank, len(contents)
+        self._contents, self._barrier = contents, barrier
+
+    def gather(self, content: bytes) -> list[bytes]:
+        self._contents[self.rank] = content
+        self._barrier.wait()
+        every = list(self._contents)
+        self._barrier.wait()
+        return every
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("setting", ["input-dependent", "anytime"])
+@pytest.mark.parametrize("target", ["latency", "accuracy"])
+def test_processes_do_not_matter(cache: Cache, setting: str, target: str, count: int) -> None:
+    request = Request(setting=setting, target=target, thresholds=4, max_error=0.5)
+    alone = search(*cache, request, threads=1)
+    contents, barrier = [b""] * count, Barrier(count)
+    with ThreadPoolExecutor(count) as pool:
+        answers = [
+            pool.submit(search, *cache, request, threads=1, team=Colleague(rank, contents, barrier))
+            for rank in range(count)
+        ]
+    expected = alone.to_result()
+    expected["search"].pop("seconds")
+    for answer in (future.result() for future in answers):
+        result = answer.to_result()
+        result["search"].pop("seconds")
+        assert result == expected
+        assert answer.front_rows() == alone.front_rows()
 
 
 def test_result_has_the_published_keys(cache: Cache) -> None:

@@ -21,6 +21,7 @@ from mess.search.goal import Goal
 from mess.search.infeasible import Best
 from mess.search.proven import bound, meets, objective, optimum, quality_steps
 from mess.search.request import Request
+from mess.search.rounds import Workers
 from mess.search.tables import Tables
 from mess.search.thresholds import separating
 
@@ -301,7 +302,7 @@ def test_purchases_agree_with_searching_again(make_cache: Any, setting: str) -> 
 
 def searched(goal: Goal) -> Best | None:
     """The optimum of a relaxed goal, by the searcher."""
-    best = cover(goal, collect=False, threads=1).found.best
+    best = cover(goal, collect=False, workers=Workers(threads=1)).found.best
     if best is None:
         return None
     evaluation = goal.evaluate(best[1])

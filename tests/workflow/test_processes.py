@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +23,8 @@ from mess import workflow
 from mess.run import Run
 from mess.stages import ExitTraining
 from tests.workflow.children import CONFIG, assert_same_end, forkserver
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 SEVERAL_EXITS = CONFIG.replace("crm = [1]", "crm = [1, 2]")
 
@@ -191,6 +195,22 @@ def test_statistics_of_each_process_are_another_training(alone: Run, tmp_path: P
     assert all(tensor.isfinite().all() for tensor in found.values())
 
 
+def test_a_search_by_parts_finds_the_same(exits_alone: Run, tmp_path: Path) -> None:
+    """The first process writes it, and says so alone."""
+    asked = ["search", "--target", "macs", "--max-error", "0.05", "--json", "--run"]
+    results = []
+    for number, launcher in enumerate([["-m"], [*TORCHRUN, "-m", "--"]]):
+        run = Run(Path(shutil.copytree(exits_alone.path, tmp_path / str(number))))
+        command = [sys.executable, *launcher, "mess", *asked, str(run.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        (search_id,) = run.searches()
+        results.append(json.loads(done.stdout))
+        assert results[-1].pop("path") == str(run.search(search_id))
+        results[-1]["search"].pop("seconds")
+    assert results[0] == results[1]
+
+
 def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Path) -> None:
     """A process is killed in stage 2, once; torchrun starts all anew, and they go on."""
     run = begin(tmp_path / "run", "checkpoint_minutes = 1e-12", start=alone.path)
@@ -217,10 +237,8 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         sys.stdout.write(f"resumed: {os.environ['TORCHELASTIC_RESTART_COUNT']}\n")
         """)
     )
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        "--max-restarts", "1", str(script), str(run.path), str(tmp_path / "died"),
-    ]  # fmt: skip
+    arguments = ["--max-restarts", "1", str(script), str(run.path), str(tmp_path / "died")]
+    command = [sys.executable, *TORCHRUN, *arguments]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
