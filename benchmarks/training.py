@@ -1,6 +1,7 @@
 """What training all exits together gains, and how near a step comes to what the machine can do.
 
-    python benchmarks/training.py [--parts together precision memory groups processes statistics]
+    python benchmarks/training.py [--parts together precision memory stacking processes
+        statistics]
         [--threads N] [--output FILE]
 
 MobileNetV2 at 240×180, batches of 8, random weights: times do not depend on them. Variants take
@@ -9,7 +10,10 @@ together: a stage 2 step of all exits against a step of each exit alone, by numb
 precision: multiply-adds a second of a stage 2 step against one large convolution's, the machine's
     best, in float32 and bfloat16.
 memory: the peak of a step beyond parameters and momentum, of all exits, in groups, and of the
-    largest exit alone; a process each.
+    largest exit alone; a process each. Once of tensors, and once of the process, which also keeps
+    a compiled kernel for each shape of convolution it met.
+stacking: convolutions of several exits on the same features as one with all their channels, and
+    as one in groups where each has features of its own, against one by one.
 processes: stage 2 in one process and in two, one thread each: time, and the largest difference
     between weights. Run by torchrun.
 statistics: stage 1 over four processes with batch statistics of the whole batch and of each
@@ -19,6 +23,7 @@ statistics: stage 1 over four processes with batch statistics of the whole batch
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -34,11 +39,12 @@ from typing import Any
 import torch
 from results import Results, Row, machine_facts
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mess.allocator import keep_memory
-from mess.candidates import KEPT, Candidate, candidates
+from mess.candidates import Candidate, candidates
 from mess.config import Config, load_config
 from mess.exits import FINAL
 from mess.network import OverprovisionedNetwork, build_network
@@ -62,6 +68,7 @@ def main() -> None:
         "together": together,
         "precision": reached,
         "memory": memory,
+        "stacking": stacking,
         "processes": processes,
         "statistics": batch_statistics,
     }
@@ -129,17 +136,16 @@ def reached(results: Results, threads: int) -> list[Row]:
 
 def _reached(space: str) -> Row:
     steps: dict[str, Callable[[], float]] = {}
-    macs = 0.0
     exits = 0
     for precision in ("float32", "bfloat16"):
-        config, rows, network = build(space, f"training.stage2.precision={precision}")
+        config, _, network = build(space, f"training.stage2.precision={precision}")
         stage = stage_of(network, config)
         exits = len(network.exits)
-        macs = step_macs(rows, config)
         steps[precision] = lambda stage=stage: timed(stage)
         limit = Convolution(getattr(torch, precision))
         steps[f"limit {precision}"] = limit.seconds
     times = in_turns(steps, rounds=3)
+    macs = step_macs(build(space)[2])
     figures: Row = {"exits": exits, "step_gmacs": round(macs / 1e9, 1)}
     for precision in ("float32", "bfloat16"):
         rate = macs / times[precision] / 1e9
@@ -175,12 +181,27 @@ class Convolution:
         return time.perf_counter() - begun
 
 
-def step_macs(rows: Sequence[Candidate], config: Config) -> float:
-    """Multiply-adds of a step: backbone and final head forward, exits forward and backward."""
-    height, width = config.data.size
-    share = BATCH * CROP[0] * CROP[1] / (height * width)
-    exits = sum(row.exit_macs for row in rows if row.status == KEPT and row.exit_id != FINAL)
-    return share * (rows[-1].path_macs + 3 * exits)
+def step_macs(network: OverprovisionedNetwork) -> float:
+    """Multiply-adds of a step: backbone and final head forward, exits forward and backward.
+
+    Counted as they are computed, without taps that only meet padding.
+    """
+    shape, macs, maps = (BATCH, 3, *CROP), 0.0, {}
+    meta = network.to("meta")
+    for point in range(1, len(network.points) + 1):
+        cost, shape = count(meta.segment(point - 1, point).eval(), shape)
+        macs, maps[point] = macs + cost, shape
+    macs += count(meta.backbone.head.eval(), shape)[0]
+    for exit_id, module in meta.exits.items():
+        macs += 3 * count(module.train(), maps[network.point(exit_id)])[0]
+    return macs
+
+
+def count(module: nn.Module, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+    """Multiply-adds of a forward pass on the meta device, and the shape of its output."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = module(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() / 2, tuple(output.shape)
 
 
 # ---- Memory
@@ -204,7 +225,8 @@ def memory(results: Results, threads: int) -> list[Row]:
             for other in measured
             if other["space"] == row["space"] and other["exits"] == "largest"
         )
-        row["of_largest"] = round(row["peak_mb"] / largest["peak_mb"], 2)
+        for name in ("tensors", "process"):
+            row[f"{name}_ratio"] = round(row[f"{name}_mb"] / largest[f"{name}_mb"], 2)
     return measured
 
 
@@ -212,7 +234,8 @@ def _in_own_process(variant: Row, threads: int) -> Row:
     command = [
         sys.executable, __file__, "--threads", str(threads), "--measure-memory", json.dumps(variant)
     ]  # fmt: skip
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def memory_of(space: str, exits: str) -> Row:
@@ -227,10 +250,13 @@ def memory_of(space: str, exits: str) -> Row:
         from mess.processes import divided
 
         chosen = divided(params, 4)[0]
-    stage = stage_of(network, config, exits=chosen)
+    stage = ExitTraining(network, config, CLASSES, CPU, loss="pfd", exits=chosen)
     # The libraries' own memory comes with the first work, whatever it is.
     Convolution(torch.float32).seconds()
+    # What was freed since would count as if it were still in use.
+    ctypes.CDLL(None).malloc_trim(0)
     before = _resident()
+    stage.begin()
     for _ in range(3):
         timed(stage)
     momentum = 4 * sum(params[exit_id] for exit_id in chosen)
@@ -239,13 +265,75 @@ def memory_of(space: str, exits: str) -> Row:
         "trained": len(chosen),
         "parameters_mb": round(4 * sum(params.values()) / 1e6, 1),
         "momentum_mb": round(momentum / 1e6, 1),
-        "peak_mb": round((peak - before - momentum) / 1e6, 1),
+        "tensors_mb": round(_tensor_peak(stage) / 1e6, 1),
+        "process_mb": round((peak - before - momentum) / 1e6, 1),
     }
+
+
+def _tensor_peak(stage: Stage) -> int:
+    """Bytes of tensors that a step holds at most beyond those before it."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        timed(stage)
+    recorded: Any = profile.profiler
+    changes = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize()
+
+
+# ---- Stacking
+
+
+def stacking(results: Results, threads: int) -> list[Row]:
+    return [
+        results.measure(
+            {"part": "stacking", "exits": exits, "channels": channels, "threads": threads},
+            lambda exits=exits, channels=channels: _stacked(exits, channels),
+        )
+        for exits, channels in ((4, 96), (4, 48), (4, 24), (8, 12))
+    ]
+
+
+def _stacked(exits: int, channels: int) -> Row:
+    """Forward and backward of a 3×3 convolution of each exit on the feature maps of a batch."""
+    shape = (BATCH, channels, CROP[0] // 8 + 1, CROP[1] // 8)
+    shared, own = _Features(shape), _Features((BATCH, exits * channels, *shape[2:]))
+    kernel = (channels, channels, 3, 3)
+    each = [torch.randn(kernel).requires_grad_() for _ in range(exits)]
+    together = torch.randn(exits * channels, *kernel[1:]).requires_grad_()
+    times = in_turns(
+        {
+            "alone": lambda: sum(shared.seconds(weight, 1) for weight in each),
+            "stacked": lambda: shared.seconds(together, 1),
+            "grouped": lambda: own.seconds(together, exits),
+        },
+        rounds=15,
+    )
+    return {
+        **{f"{name}_ms": round(1e3 * seconds, 2) for name, seconds in times.items()},
+        "stacked_ratio": round(times["alone"] / times["stacked"], 2),
+        "grouped_ratio": round(times["alone"] / times["grouped"], 2),
+    }
+
+
+class _Features:
+    """Feature maps, channels last, that convolutions are run on."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._maps = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+
+    def seconds(self, weight: Tensor, groups: int) -> float:
+        begun = time.perf_counter()
+        output = F.conv2d(self._maps, weight, padding=1, groups=groups)
+        torch.autograd.grad(output, [self._maps, weight], torch.ones_like(output))
+        return time.perf_counter() - begun
 
 
 # ---- Processes

@@ -61,8 +61,9 @@ class ExitTraining:
 
     def begin(self) -> None:
         frozen(self._network.backbone)
-        for exit_id in self.mine:
+        for exit_id, optimiser in self._optimisers.items():
             self._network.exits[exit_id].to(self._device).train()
+            optimiser.prepare()
 
     def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
         amp = precision(self.settings, images.device)

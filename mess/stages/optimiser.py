@@ -27,6 +27,15 @@ class PolySGD:
             weight_decay=training.weight_decay,
         )
 
+    def prepare(self) -> None:
+        """Take the memory of the momentum now.
+
+        Taken in the first steps, it would lie between what they free, and hold that in memory.
+        """
+        for parameter in self.parameters():
+            if "momentum_buffer" not in (state := self._optimiser.state[parameter]):
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
     def step(self, settings: StageConfig, iteration: int) -> None:
         """Step along the gradients at the rate of `iteration` (0-based), and clear them."""
         share = poly_rate(settings, iteration, self._power)
@@ -49,11 +58,11 @@ class PolySGD:
 
     def restore(self, prefix: str, state: Mapping[str, Tensor]) -> None:
         """Take back what `momentum` gave."""
+        self.prepare()
         for index, parameter in enumerate(self.parameters()):
             buffer = state.get(f"{prefix}.{index}")
             if buffer is not None:
-                restored = torch.empty_like(parameter).copy_(buffer)
-                self._optimiser.state[parameter]["momentum_buffer"] = restored
+                self._optimiser.state[parameter]["momentum_buffer"].copy_(buffer)
 
     def forget(self) -> None:
         """Give the memory of the momentum back."""
