@@ -32,7 +32,8 @@ from mess.steps.training import exit_mious, train_network
 PRETRAINING, EXITS, BRANCHES = 300, 200, 100
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.
 
-What trains backbone and exits at once from the start gets those of both stages.
+What trains backbone and exits at once from the start gets those of both stages, and once those of
+stage 1 alone.
 """
 
 SPLITS = ("calibration", "test")
@@ -105,6 +106,11 @@ ARMS = [
             "training.stage1.exit_learning_rate": 0.05,
         },
     ),
+    Arm(
+        "schemes",
+        "e2e, short",  # its backbone trained as long as that of the others
+        {"training.scheme": "e2e", "training.stage1.exit_learning_rate": 0.05},
+    ),
     _same_backbone("ce", "two-stage", **{"training.loss": "ce"}),
     _same_backbone("kd", "kd"),
     _same_backbone("pfd, bfloat16", "two-stage", **{"training.stage2.precision": "bfloat16"}),
@@ -113,7 +119,7 @@ ARMS = [
 ]
 
 TABLES = {
-    "schemes": ("two-stage", "frozen", "e2e"),
+    "schemes": ("two-stage", "frozen", "e2e", "e2e, short"),
     "losses": ("two-stage", "ce", "kd", "self-distill", "pfd, bfloat16"),
     "branches": ("0 branches", "3 branches", "5 branches", "7 branches", "9 branches"),
 }

@@ -39,7 +39,6 @@ def _forward(processes: Processes) -> Any:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        # Statistics are of float32 whatever the precision of the features.
         output, mean, variance, count = _TogetherFunction.apply(
             input, self.weight, self.bias, self.eps, processes
         )
@@ -58,8 +57,9 @@ class _TogetherFunction(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, processes: Processes
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own = torch.tensor([input.numel() / input.shape[1]], device=input.device)
-        variance, mean = torch.var_mean(input.float(), (0, 2, 3), correction=0)
+        # Statistics are of the parameters' precision, whatever that of the features.
+        own = weight.new_tensor([input.numel() / input.shape[1]])
+        variance, mean = torch.var_mean(input.to(weight.dtype), (0, 2, 3), correction=0)
         # Moments about 0 would lose what a variance small beside its mean consists of; so the
         # means come first.
         count, mean_sum = processes.sum(torch.cat([own, own * mean])).split([1, len(mean)])
