@@ -130,7 +130,7 @@ def reached(results: Results, threads: int) -> list[Row]:
             {"part": "precision", "space": space, "threads": threads},
             lambda space=space: _reached(space),
         )
-        for space in ("light", "medium", "whole")
+        for space in ("light", "whole")
     ]
 
 

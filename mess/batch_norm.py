@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mess.errors import ConfigError
 from mess.processes import Processes
 
 
 def normalise_together(module: nn.Module, processes: Processes) -> None:
     """Have every BatchNorm2d in `module` use, in training, the statistics of all processes.
 
-    Parameters, buffers and evaluation stay as they are.
+    Parameters, buffers and evaluation stay as they are. Raises ConfigError for a kind of it whose
+    forward pass is not known.
     """
-    for part in module.modules():
+    for name, part in module.named_modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.forward = MethodType(_forward(processes), part)
+            part.forward = MethodType(_forward(processes, _afterwards(name, part)), part)
 
 
 def normalise_apart(module: nn.Module) -> None:
@@ -32,7 +34,19 @@ def normalise_apart(module: nn.Module) -> None:
             vars(part).pop("forward", None)
 
 
-def _forward(processes: Processes) -> Any:
+def _afterwards(name: str, part: nn.BatchNorm2d) -> tuple[nn.Module, ...]:
+    """What a layer does after normalising: timm's have dropout and an activation inside."""
+    known = type(part) is nn.BatchNorm2d or type(part).__name__ == "BatchNormAct2d"
+    if not (known and part.affine and part.track_running_stats):
+        raise ConfigError(
+            f"batch normalisation {name!r} ({type(part).__name__}) is of a kind that processes "
+            'cannot share. Set training.batch_norm = "process".'
+        )
+    inside = () if type(part) is nn.BatchNorm2d else (part.drop, part.act)
+    return tuple(layer for layer in inside if isinstance(layer, nn.Module))
+
+
+def _forward(processes: Processes, afterwards: tuple[nn.Module, ...]) -> Any:
     def forward(self: nn.BatchNorm2d, input: Tensor) -> Tensor:
         if not self.training:
             return type(self).forward(self, input)
@@ -43,10 +57,13 @@ def _forward(processes: Processes) -> Any:
             input, self.weight, self.bias, self.eps, processes
         )
         with torch.no_grad():
-            momentum = self.momentum if self.momentum is not None else 0.1
             self.num_batches_tracked += 1
+            # Without a momentum torch keeps the mean over all batches.
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / (count - 1), momentum)
+        for layer in afterwards:
+            output = layer(output)
         return output
 
     return forward
@@ -58,7 +75,7 @@ class _TogetherFunction(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, processes: Processes
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Statistics are of the parameters' precision, whatever that of the features.
-        own = weight.new_tensor([input.numel() / input.shape[1]])
+        own = weight.new_full((1,), input.numel() / input.shape[1])
         variance, mean = torch.var_mean(input.to(weight.dtype), (0, 2, 3), correction=0)
         # Moments about 0 would lose what a variance small beside its mean consists of; so the
         # means come first.

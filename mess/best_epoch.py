@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mess.network import OverprovisionedNetwork
+from mess.processes import ALONE, Processes
 
 _SCORE, _WEIGHTS = "score.", "network."
 
@@ -26,8 +27,8 @@ class Unit:
 class BestEpoch:
     """Keeps, for every unit of a stage, the weights of the epoch whose exits were best.
 
-    They are stored at `path`, or beside it by a process that is not the first, and taken up again
-    by a resumed run: epochs it repeats come out the same, and only a better one takes their place.
+    They are stored at `path`, or beside it by each of several processes, and taken up again by a
+    resumed run: epochs it repeats come out the same, and only a better one takes their place.
     """
 
     def __init__(
@@ -37,16 +38,18 @@ class BestEpoch:
         stage: str,
         units: Mapping[str, Unit],
         configuration: str,
-        rank: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
-        self._path = path if rank == 0 else path.with_stem(f"{path.stem}-{rank}")
+        self._path = path
+        if processes.count > 1:
+            # Files of another number of processes stay: they may divide the units otherwise.
+            self._path = path.with_stem(f"{path.stem}-{processes.count}-{processes.rank}")
         self._network, self._stage = network, stage
         self._units, self._configuration = units, configuration
         self._scores: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         for file in _files(path):
-            # Another number of processes may have divided the units otherwise.
-            stored = load_checkpoint(file)
+            stored = load_checkpoint(file, remedy="Delete it to go on without the epochs in it.")
             if stored and (stored.stage, stored.configuration) == (stage, configuration):
                 self._take(stored.tensors)
 

@@ -60,14 +60,22 @@ def save_divided(path: Path, checkpoint: Checkpoint, processes: Processes) -> No
         _remove_shares(path, kept=shares)
 
 
-def load_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, with its shares, or None where there is none."""
+def load_checkpoint(
+    path: Path, remedy: str = "Delete it to train from the start."
+) -> Checkpoint | None:
+    """The checkpoint at `path`, with its shares, or None where there is none.
+
+    Raises TrainingError, which ends in `remedy`, where it is damaged.
+    """
     if not path.exists():
         return None
-    position, tensors = _read(path)
-    for share in position.pop("shares", []):
-        tensors |= _read(path.with_name(share))[1]
-    return Checkpoint(tensors=tensors, **position)
+    try:
+        position, tensors = _read(path)
+        for share in position.pop("shares", []):
+            tensors |= _read(path.with_name(share))[1]
+        return Checkpoint(tensors=tensors, **position)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"checkpoint {path} is damaged ({error}). {remedy}") from error
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -77,16 +85,10 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            position = json.loads(file.metadata()["position"])
-            # An open safetensors file has keys but does not iterate.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"checkpoint {path} is damaged ({error}). Delete it to train from the start."
-        ) from error
-    return position, tensors
+    with safe_open(path, framework="pt") as file:
+        position = json.loads(file.metadata()["position"])
+        # An open safetensors file has keys but does not iterate.
+        return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _remove_shares(path: Path, kept: Sequence[str]) -> None:

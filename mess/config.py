@@ -185,9 +185,9 @@ class Config(_Section):
         if backbone.weights not in ("none", "torchvision"):
             # A file may move; what was read from it is in the checkpoint.
             backbone = backbone.model_copy(update={"weights": Path(backbone.weights).name})
-        training = self.training.model_copy(
-            update={"tensorboard": False, "checkpoint_minutes": 2.0}
-        )
+        stage2 = self.training.stage2.model_copy(update={"groups": 1})
+        aside = {"tensorboard": False, "checkpoint_minutes": 2.0, "stage2": stage2}
+        training = self.training.model_copy(update=aside)
         if training.start is not None:
             training = training.model_copy(update={"start": Path(training.start.name)})
         rest = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+
+from mess.errors import MessError
 
 _PATIENCE = timedelta(hours=12)
 """How long a process waits for the slowest; torchrun sees a dead one much sooner."""
@@ -31,6 +34,11 @@ class Processes:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def here(self) -> int:
+        """How many of them share this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def wait(self) -> None:
         """Until all are here."""
@@ -131,8 +139,14 @@ def joined() -> Iterator[Processes]:
         )
         try:
             yield Processes(rank, count)
-        finally:
-            dist.destroy_process_group()
+        except RuntimeError as error:
+            if not re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
+                raise
+            raise MessError(
+                f"process {rank} ends because another one did; what that one said is the reason."
+            ) from error
+        # Not after an error: the others might wait in a message that never comes.
+        dist.destroy_process_group()
 
 
 def _of_this_attempt(store: Store) -> Store:
@@ -148,9 +162,19 @@ def _of_this_attempt(store: Store) -> Store:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine, where `device` names none of them."""
-    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+    """The GPU of this process among those of its machine.
+
+    Raises MessError where processes would have to share one, which their messages cannot.
+    """
+    here = Processes().here
+    if device.type != "cuda" or not dist.is_torchelastic_launched() or here == 1:
         return device
-    chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    if device.index is not None or here > torch.cuda.device_count():
+        raise MessError(
+            f"{here} processes on this machine cannot share --device {device}; it has "
+            f"{torch.cuda.device_count()} GPUs. Start one process a GPU with --device cuda, or use "
+            "--device cpu."
+        )
+    chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(chosen)
     return chosen

@@ -94,6 +94,6 @@ def stages_of(
                 processes=processes,
             )
             for number, exits in enumerate(divided(params, groups), start=1)
-            if exits or groups == 1
+            if exits
         ),
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from mess.best_epoch import BestEpoch, Unit
 from mess.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_divided
 from mess.config import Config, StageConfig, read_toml
-from mess.errors import InterruptedWork, TrainingError
+from mess.errors import ConfigError, InterruptedWork, TrainingError
 from mess.metrics_log import HOLDOUT, MetricsLog
 from mess.network import OverprovisionedNetwork
 from mess.processes import ALONE, Processes
@@ -126,6 +126,13 @@ def train(
     """
     saver = _Saver(network, config, checkpoint, processes)
     first, iteration = saver.resume(stages, reporter)
+    batch_size = config.training.batch_size
+    sharing = [s for s in stages[first:] if s.shares_batches and s.settings.iterations]
+    if sharing and batch_size % processes.count:
+        raise ConfigError(
+            f"training.batch_size {batch_size} does not divide among {processes.count} processes "
+            f"in {sharing[0].name}. Start as many as divide it."
+        )
     for index in range(first, len(stages)):
         stage = stages[index]
         stage.begin()
@@ -144,15 +151,15 @@ def train(
         keeper = None
         if best is not None:
             configuration = config.of_weights().to_toml()
-            keeper = BestEpoch(best, network, stage.name, mine, configuration, processes.rank)
+            keeper = BestEpoch(best, network, stage.name, mine, configuration, processes)
         with (
             reporter.task(stage.name, stage.settings.iterations, done) as task,
             stop_on_signal(patient=processes.count > 1) as stop,
         ):
-            sharing = processes if stage.shares_batches else ALONE
+            whose = processes if stage.shares_batches else ALONE
             left = done < stage.settings.iterations
             for images, labels in (
-                batches(stage.seed_name, stage.settings.iterations, done, sharing) if left else ()
+                batches(stage.seed_name, stage.settings.iterations, done, whose) if left else ()
             ):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 losses = stage.step(images, labels.to(device, non_blocking=True), done)
@@ -175,21 +182,27 @@ def train(
                     stage.begin()
                 if number := processes.most(stop.signal or 0):
                     saver.save(stage, done)
-                    raise InterruptedWork(
-                        f"stopped by {signal.Signals(number).name} after iteration {done} of "
-                        f"{stage.name}. Run the same command again to go on from there.",
-                        number,
-                    )
+                    raise _stopped(number, stage, done)
                 saver.save_in_time(stage, done)
-        miou = judge(stage.name, done, exits, _exits(stage, mine)) if judge else {}
-        if keeper:
-            keeper.offer(done, miou)
-            keeper.restore()
-        stage.end()
-        # Not before: a checkpoint of the last iteration is that of a finished stage.
-        saver.save(stage, done)
-        saver.gather()
+            miou = judge(stage.name, done, exits, _exits(stage, mine)) if judge else {}
+            if keeper:
+                keeper.offer(done, miou)
+                keeper.restore()
+            stage.end()
+            # Not before: a checkpoint of the last iteration is that of a finished stage.
+            saver.save(stage, done)
+            saver.gather()
+            if number := processes.most(stop.signal or 0):
+                raise _stopped(number, stage, done)
         iteration = 0
+
+
+def _stopped(number: int, stage: Stage, iteration: int) -> InterruptedWork:
+    return InterruptedWork(
+        f"stopped by {signal.Signals(number).name} after iteration {iteration} of {stage.name}. "
+        "Run the same command again to go on from there.",
+        number,
+    )
 
 
 class _Saver:
@@ -220,7 +233,13 @@ class _Saver:
                 f"checkpoint {self._path} was reached under another configuration. Give the run "
                 "another folder with --run, or the configuration it was begun with."
             )
-        index = [stage.name for stage in stages].index(checkpoint.stage)
+        names = [stage.name for stage in stages]
+        if checkpoint.stage not in names:
+            raise TrainingError(
+                f"checkpoint {self._path} is within {checkpoint.stage}, this training has "
+                f"{', '.join(names)}. Keep training.stage2.groups as it was until stage 2 is done."
+            )
+        index = names.index(checkpoint.stage)
         stage = stages[index]
         self._network.load_state_dict(dict(_split(checkpoint.tensors, _NETWORK)))
         if checkpoint.iteration == stage.settings.iterations:

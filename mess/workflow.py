@@ -38,7 +38,7 @@ def train_overprovisioned(
     where `run` has one). Returns the run.
     """
     from mess.processes import joined
-    from mess.steps.training import train_network
+    from mess.steps.training import remove_progress, train_network
 
     with joined() as processes:
         reporter = reporter if processes.is_first else _SILENT
@@ -50,6 +50,8 @@ def train_overprovisioned(
         if processes.most(not trained):
             with place.locked() if processes.is_first else nullcontext():
                 train_network(place, device, reporter, processes)
+        elif processes.is_first:
+            remove_progress(place)
         memoise(place.path, device=device, reporter=reporter)
         if processes.is_first and not _profile_is_current(place):
             profile(place.path, reporter=reporter)
@@ -181,8 +183,11 @@ def search(
     from mess.steps.searching import search_run
 
     with _team() as team:
+        place = find_run(run)
+        if team:
+            place = Run(Path(team.gather(str(place.path).encode())[0].decode()))
         return search_run(
-            find_run(run),
+            place,
             team=team,
             setting=setting,
             target=target,

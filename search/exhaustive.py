@@ -41,7 +41,7 @@ def cover(
     """Search the whole space; `collect` asks for the front besides the best configuration.
 
     An interrupt (Ctrl-C) ends the search early: `found.proven` and `found.front_proven` say what is
-    complete. It is passed on as long as nothing has been found.
+    complete. It is passed on as long as nothing has been found, and in a team.
     """
     hear = progress or (lambda _done, _total: None)
     if goal.request.setting == INPUT_DEPENDENT:
@@ -79,7 +79,7 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
         again = total - counts[0] - counts[1] if found.proven else 0
         hear(before + again + int(share * counts[early]), work)
 
-    with _interruptible(found):
+    with _interruptible(found, workers):
         search_dependent(goal, found, rungs, collect, workers, done)
     sizes = {early: grid_size(early, goal.request.thresholds) for early in rungs}
     space = _space(
@@ -97,7 +97,7 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
 
 def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
     found = Found()
-    with _interruptible(found):
+    with _interruptible(found, workers):
         search_anytime(goal, found, collect, workers, lambda share: hear(int(1000 * share), 1000))
     space = _space(
         goal,
@@ -111,11 +111,12 @@ def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) 
 
 
 @contextmanager
-def _interruptible(found: Found) -> Iterator[None]:
+def _interruptible(found: Found, workers: Workers) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if found.best is None:
+        # Processes of a team are interrupted at different places.
+        if found.best is None or workers.team:
             raise
 
 

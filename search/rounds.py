@@ -33,6 +33,11 @@ class Team(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def here(self) -> int:
+        """How many of them share this machine."""
+        ...
+
     def gather(self, content: bytes) -> list[bytes]:
         """What every process gave, in order of rank."""
         ...
@@ -46,7 +51,10 @@ class Workers:
     team: Team | None = None
 
     def pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads or get_num_threads())
+        cores = get_num_threads()
+        if self.team:
+            cores = max(1, cores // self.team.here)
+        return ThreadPoolExecutor(self.threads or cores)
 
 
 ALL_CORES = Workers()

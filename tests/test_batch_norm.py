@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mess.batch_norm import normalise_apart, normalise_together
+from mess.errors import ConfigError
 from mess.processes import ALONE, Processes, divided
 
 
@@ -67,6 +68,41 @@ def test_reduced_precision_keeps_its_type() -> None:
     (gradient,) = torch.autograd.grad(output.float().square().sum(), [images])
     assert gradient.dtype == torch.bfloat16
     assert gradient.isfinite().all()
+
+
+def test_the_cumulative_mean_is_kept_without_a_momentum() -> None:
+    theirs = nn.BatchNorm2d(8, momentum=None)
+    ours = copy.deepcopy(theirs)
+    normalise_together(ours, ALONE)
+    for _ in range(3):
+        images = torch.randn(4, 8, 5, 5) + 3
+        for layer in (ours, theirs):
+            layer(images)
+    for name, buffer in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], buffer)
+
+
+def test_what_a_layer_does_after_normalising_is_done_too() -> None:
+    timm = pytest.importorskip("timm")
+    theirs = timm.layers.BatchNormAct2d(8, act_layer=nn.ReLU)
+    ours = copy.deepcopy(theirs)
+    normalise_together(ours, ALONE)
+    images = torch.randn(4, 8, 5, 5)
+    torch.testing.assert_close(ours(images), theirs(images))
+    assert ours(images).min() == 0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        type("Unknown", (nn.BatchNorm2d,), {})(8),
+        nn.BatchNorm2d(8, affine=False),
+        nn.BatchNorm2d(8, track_running_stats=False),
+    ],
+)
+def test_layers_of_another_kind_are_refused_by_name(layer: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"'1'.* training\.batch_norm = \"process\""):
+        normalise_together(nn.Sequential(nn.ReLU(), layer), ALONE)
 
 
 def test_costs_are_divided_evenly_and_in_order() -> None:

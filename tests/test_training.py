@@ -431,6 +431,45 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(
     assert same(network.state_dict(), uninterrupted[0])
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_signal_in_the_last_iteration_stops_before_the_next_stage(
+    make_config: MakeConfig, tmp_path: Path, stage: str
+) -> None:
+    config = make_config()
+    last = {"stage1": 4, "stage2": 3}[stage]
+    with pytest.raises(InterruptedWork, match=f"after iteration {last} of {stage}"):
+        run_training(config, tmp_path / "run", reporter=Signaller(stage, last, signal.SIGTERM))
+    whole = run_training(config, tmp_path / "whole")
+    assert same(run_training(config, tmp_path / "run").state_dict(), whole.state_dict())
+
+
+def test_a_network_without_exits_is_trained_all_the_same(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(exits={"max_exit_cost": 1e-9})
+    network = run_training(config, tmp_path / "run")
+    assert not network.exits
+    rows = (tmp_path / "run" / "metrics").read_text().splitlines()
+    assert {json.loads(row)["stage"] for row in rows} == {"stage1"}
+
+
+def test_groups_may_change_until_they_are_begun(make_config: MakeConfig, tmp_path: Path) -> None:
+    def config(groups: int) -> Config:
+        settings = {"iterations": 3, "groups": groups}
+        return make_config(training={"checkpoint_minutes": 1e-12, "stage2": settings})
+
+    whole = run_training(config(1), tmp_path / "whole")
+    for stage, groups in (("stage1", 3), ("stage2", 1)):
+        with pytest.raises(Killed):
+            run_training(config(1), tmp_path / stage, reporter=Killer(stage, 2))
+        found = run_training(config(groups), tmp_path / stage)
+        assert same(found.state_dict(), whole.state_dict())
+    with pytest.raises(Killed):
+        run_training(config(1), tmp_path / "begun", reporter=Killer("stage2", 2))
+    with pytest.raises(TrainingError, match="Keep training.stage2.groups as it was"):
+        run_training(config(2), tmp_path / "begun")
+
+
 def test_a_second_signal_acts_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mess.batch_norm import normalise_apart, normalise_together
 from mess.config import Config, StageConfig
+from mess.errors import ConfigError
 from mess.metrics import VOID
 from mess.processes import Processes
 from mess.seeds import derive
@@ -27,6 +28,12 @@ class DataParallel:
     def __init__(self, processes: Processes, config: Config, optimiser: PolySGD) -> None:
         self._processes = processes
         self._global = config.training.batch_norm == "global"
+        if not self._global and config.training.batch_size == processes.count > 1:
+            raise ConfigError(
+                f"{processes.count} processes with training.batch_size {processes.count} have one "
+                "image each, too few to normalise. Start fewer processes, or set "
+                'training.batch_norm = "global".'
+            )
         self._optimiser = optimiser
         self._modules: tuple[nn.Module, ...] = ()
 

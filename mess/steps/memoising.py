@@ -89,8 +89,9 @@ def memoise_split(
         missing = sum(len(task.images) for task in tasks)
         total = max(len(data), missing)
         with reporter.task(f"memoising {name}", total, total - missing) as progress:
-            for task in tasks:
-                for rows in _predicted(network, data, config, _share(task, processes)):
+            shares = [_share(task, processes) for task in tasks]
+            for task in filter(lambda share: share.images, shares):
+                for rows in _predicted(network, data, config, task):
                     _require_unchanged(data, writer.identity, rows.images)
                     writer.write(task, rows)
                     progress.advance(len(rows.images) * processes.count)

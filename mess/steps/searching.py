@@ -90,14 +90,22 @@ def search_run(
     sampling = {}
     if algorithm == OPTUNA:
         sampling = _sampling(place, depends, request, trials, sampler or SAMPLERS[0])
-    earlier = None if fresh or sampling else earlier_answer(place, depends, goal, reporter)
-    if earlier is None:
+    follows = team is not None and team.rank > 0
+    earlier = None
+    if not (fresh or sampling or follows):
+        earlier = earlier_answer(place, depends, goal, reporter)
+    if team:
+        # The first process decides for all: a search may end between two looks at the disk.
+        fresh = json.loads(team.gather(json.dumps(earlier is None).encode())[0])
+    answer = earlier.answer if earlier else None
+    if answer is None and (fresh or not follows):
         with reporter.task("searching", 1) as task:
             answer = search(
                 tables, costs, request, _progress(task), front=front, team=team, **sampling
             )
-    else:
-        answer = earlier.answer
+    if answer is None or follows:
+        assert team
+        return json.loads(team.gather(b"")[0])
     result = answer.to_result()
     result["search"]["space"]["excluded"] = excluded
     result["search"]["source"] = earlier.search_id if earlier else None
@@ -106,10 +114,11 @@ def search_run(
         "costs": depends["costs"],
         "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
     }
-    name = "" if team and team.rank else _write(place, depends, answer, result)
+    name = _write(place, depends, answer, result)
+    result = {"id": name, "path": str(place.search(name)), **result}
     if team:
-        name = team.gather(name.encode())[0].decode()
-    return {"id": name, "path": str(place.search(name)), **result}
+        team.gather(json.dumps(result).encode())
+    return result
 
 
 def _write(

@@ -111,6 +111,11 @@ def _finish(place: Run, network: OverprovisionedNetwork, rows: Sequence[Candidat
     trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
     write_rows(place.exits, [asdict(row) for row in trained], EXITS)
     save_weights(network, place.weights)
+    remove_progress(place)
+
+
+def remove_progress(place: Run) -> None:
+    """Delete what only a training that is not finished needs."""
     remove_best_epochs(place.best_epoch)
     remove_checkpoint(place.checkpoint)
 

@@ -46,6 +46,7 @@ class Colleague:
 
     def __init__(self, rank: int, contents: list[bytes], barrier: Barrier) -> None:
         self.rank, self.count = rank, len(contents)
+        self.here = self.count
         self._contents, self._barrier = contents, barrier
 
     def gather(self, content: bytes) -> list[bytes]:

@@ -187,12 +187,37 @@ def test_a_batch_divided_over_processes_trains_as_a_whole_one(
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
 
 
-def test_statistics_of_each_process_are_another_training(alone: Run, tmp_path: Path) -> None:
-    run = begin(tmp_path / "run", 'batch_norm = "process"')
-    train(run, 2)
-    expected, found = load_file(alone.weights), load_file(run.weights)
+def test_statistics_of_each_process_are_another_training(tmp_path: Path) -> None:
+    runs = [begin(tmp_path / kind, f'batch_norm = "{kind}"') for kind in ("global", "process")]
+    for run in runs:
+        train(run, 2, dropout=False)
+    expected, found = (load_file(run.weights) for run in runs)
     assert any((expected[name] - found[name]).abs().max() > 1e-3 for name in expected)
     assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_fewer_images_are_missing_than_there_are_processes(
+    exits_alone: Run, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(exits_alone.path, tmp_path / "run")))
+    parts = sorted(run.cache("calibration").glob("predictions/*.parquet"))
+    parts[0].unlink()
+    train(run, 4)
+    assert_same_end(run, exits_alone)
+
+
+def test_best_epochs_outlive_another_number_of_processes(alone: Run, tmp_path: Path) -> None:
+    """The first epochs are the best; every exit's must be found again by whoever trains it."""
+    settings = ['keep = "best"', "checkpoint_minutes = 1e-12", "stage2.iterations = 20"]
+    settings.append("stage2.learning_rate = 5.0")
+    expected = begin(tmp_path / "alone", *settings, start=alone.path)
+    train(expected, 1)
+    found = begin(tmp_path / "several", *settings, start=alone.path)
+    train(found, 3, stop_at=5)
+    train(found, 2, stop_at=10)
+    train(found, 3, stop_at=15)
+    train(found, 2)
+    assert_same_end(found, expected)
 
 
 def test_a_search_by_parts_finds_the_same(exits_alone: Run, tmp_path: Path) -> None:
@@ -221,8 +246,16 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         from pathlib import Path
         import mess.training
         from mess import workflow
+        from mess.stages import ExitTraining
         from tests.workflow.test_processes import _after
 
+        begin = ExitTraining.restore
+
+        def resumed(self, state):
+            begin(self, state)
+            sys.stdout.write(f"resumed: {os.environ['TORCHELASTIC_RESTART_COUNT']}\n")
+
+        ExitTraining.restore = resumed
         died = Path(sys.argv[2])
 
         def die():
@@ -234,7 +267,6 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         workflow.profile = lambda *_, **__: None
         _after(4, die)
         workflow.train_overprovisioned(run=Path(sys.argv[1]))
-        sys.stdout.write(f"resumed: {os.environ['TORCHELASTIC_RESTART_COUNT']}\n")
         """)
     )
     arguments = ["--max-restarts", "1", str(script), str(run.path), str(tmp_path / "died")]
