@@ -16,7 +16,7 @@ stacking: convolutions of several exits on the same features as one with all the
     as one in groups where each has features of its own, against one by one.
 processes: stage 2 in one process and in two, one thread each: time, and the largest difference
     between weights. Run by torchrun.
-statistics: stage 1 over four processes with batch statistics of the whole batch and of each
+statistics: stage 1 over two processes with batch statistics of the whole batch and of each
     process's part: time and mIoU, three seeds, on the built-in shapes.
 """
 
@@ -378,7 +378,7 @@ def _divided(space: str) -> Row:
 def batch_statistics(results: Results, threads: int) -> list[Row]:
     del threads
     rows = []
-    for count, kind in ((1, "global"), (4, "global"), (4, "process")):
+    for count, kind in ((1, "global"), (2, "global"), (2, "process")):
         for seed in range(3):
             case = {"part": "statistics", "processes": count, "of": kind, "seed": seed}
             rows.append(
@@ -389,7 +389,7 @@ def batch_statistics(results: Results, threads: int) -> list[Row]:
 
 def _pretraining(count: int, kind: str, seed: int) -> Row:
     settings = [
-        "training.stage1.iterations=300", "training.stage2.iterations=1", "data.workers=0",
+        "training.stage1.iterations=150", "training.stage2.iterations=1", "data.workers=0",
         f"training.batch_norm={kind}", f"seed={seed}", "data.holdout=0.2",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

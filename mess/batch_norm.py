@@ -77,11 +77,13 @@ class _TogetherFunction(torch.autograd.Function):
         # Statistics are of the parameters' precision, whatever that of the features.
         own = weight.new_full((1,), input.numel() / input.shape[1])
         variance, mean = torch.var_mean(input.to(weight.dtype), (0, 2, 3), correction=0)
-        # Moments about 0 would lose what a variance small beside its mean consists of; so the
-        # means come first.
-        count, mean_sum = processes.sum(torch.cat([own, own * mean])).split([1, len(mean)])
-        together = mean_sum / count
-        spread = processes.sum(own * (variance + (mean - together).square())) / count
+        # In double precision, or a variance small beside its mean would be lost.
+        moments = torch.cat([own, own * mean, own * variance]).double()
+        moments[1 + len(mean) :] += own * mean.double().square()
+        count, total, squares = processes.sum(moments).split([1, len(mean), len(mean)])
+        together = (total / count).to(weight.dtype)
+        spread = (squares / count - (total / count).square()).clamp(min=0).to(weight.dtype)
+        count = count.to(weight.dtype)
         scale = (spread + eps).rsqrt()
         ctx.processes = processes
         ctx.save_for_backward(input, weight, together, spread, scale, count)

@@ -44,6 +44,10 @@ RECIPES = {
 BranDeepLabV3's training of branches."""
 
 
+_MACS_PER_LOGIT = 300
+"""Multiply-adds of an exit that take as long as one upsampled logit of its loss, measured."""
+
+
 def keeps_best(config: Config) -> bool:
     """Whether the best epoch counts; raises ConfigError where nothing is held out to tell it."""
     training = config.training
@@ -77,7 +81,9 @@ def stages_of(
     )
     groups = config.training.stage2.groups
     params = {row.exit_id: row.params for row in rows if row.exit_id in network.exits}
-    costs = {row.exit_id: row.exit_macs for row in rows}
+    height, width = config.data.size
+    logits = height * width * num_classes / config.training.stage2.pixel_stride**2
+    costs = {row.exit_id: row.exit_macs + _MACS_PER_LOGIT * logits for row in rows}
     name = ExitTraining.seed_name
     return [
         pretraining,

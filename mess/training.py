@@ -30,6 +30,9 @@ Batches = Callable[[str, int, int, Processes], Iterable[Batch]]
 
 _LOG_EVERY = 10
 
+_SAVE = 1
+"""What processes tell each other after a step: to save, or the larger number of a signal."""
+
 _NETWORK, _STAGE = "network.", "stage."
 """Before the names of a checkpoint's tensors."""
 
@@ -180,10 +183,11 @@ def train(
                 if judge and keeper and epoch and done % epoch == 0:
                     keeper.offer(done, judge(stage.name, done, exits, _exits(stage, mine)))
                     stage.begin()
-                if number := processes.most(stop.signal or 0):
+                request = processes.most(stop.signal or (_SAVE if saver.is_due() else 0))
+                if request:
                     saver.save(stage, done)
-                    raise _stopped(number, stage, done)
-                saver.save_in_time(stage, done)
+                if request > _SAVE:
+                    raise _stopped(request, stage, done)
             miou = judge(stage.name, done, exits, _exits(stage, mine)) if judge else {}
             if keeper:
                 keeper.offer(done, miou)
@@ -271,10 +275,9 @@ class _Saver:
         self._processes.wait()
         self._saved = time.monotonic()
 
-    def save_in_time(self, stage: Stage, iteration: int) -> None:
-        """Write the checkpoint where the last one is older than it should be on any process."""
-        if self._processes.most(time.monotonic() - self._saved > 60 * self._minutes):
-            self.save(stage, iteration)
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is older than it should be."""
+        return time.monotonic() - self._saved > 60 * self._minutes
 
     def gather(self) -> None:
         """Give this process what the others have trained."""
