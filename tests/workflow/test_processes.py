@@ -174,8 +174,11 @@ def test_exits_trained_in_groups_are_bit_identical(
 def test_a_batch_divided_over_processes_trains_as_a_whole_one(
     tmp_path: Path, scheme: str, processes: int
 ) -> None:
-    """Up to rounding, with batch statistics of the whole batch and without dropout's draws."""
-    settings = [f'scheme = "{scheme}"', "stage1.iterations = 3", "stage1.learning_rate = 0.01"]
+    """Up to rounding, with batch statistics of the whole batch and without dropout's draws.
+
+    One step: in later ones rounding grows, where activations are near 0.
+    """
+    settings = [f'scheme = "{scheme}"', "stage1.iterations = 1", "stage1.learning_rate = 0.01"]
     runs = {
         count: begin(tmp_path / str(count), *settings, "stage2.iterations = 1")
         for count in (1, processes)
@@ -184,7 +187,7 @@ def test_a_batch_divided_over_processes_trains_as_a_whole_one(
         train(run, count, dropout=False)
     expected, found = (load_file(run.weights) for run in runs.values())
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-6)
 
 
 def test_statistics_of_each_process_are_another_training(tmp_path: Path) -> None:
