@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
@@ -80,7 +81,13 @@ class _Pooling(nn.Sequential):
     """ASPP's image pooling: one value a channel, everywhere."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).expand(-1, -1, *input.shape[2:])
+        pooled, size = super().forward(input), input.shape[2:]
+        if not self.training:
+            return F.interpolate(pooled, size=size, mode="bilinear", align_corners=False)
+        # In the layout of the maps it is joined with, or the join would have another one.
+        plain = input.is_contiguous()
+        layout = torch.contiguous_format if plain else torch.channels_last
+        return pooled.expand(-1, -1, *size).contiguous(memory_format=layout)
 
 
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": fcn_head, "dlb": deeplab_head}
