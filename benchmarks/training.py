@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,21 @@ def main() -> None:
 
 
 def together(results: Results, threads: int) -> list[Row]:
+    return of_spaces(results, "together", ("light", "medium"), threads, _together)
+
+
+def of_spaces(
+    results: Results,
+    part: str,
+    spaces: Sequence[str],
+    threads: int,
+    measurement: Callable[[str], Row],
+) -> list[Row]:
     return [
         results.measure(
-            {"part": "together", "space": space, "threads": threads},
-            lambda space=space: _together(space),
+            {"part": part, "space": space, "threads": threads}, partial(measurement, space)
         )
-        for space in ("light", "medium")
+        for space in spaces
     ]
 
 
@@ -125,13 +135,7 @@ def _together(space: str) -> Row:
 
 
 def reached(results: Results, threads: int) -> list[Row]:
-    return [
-        results.measure(
-            {"part": "precision", "space": space, "threads": threads},
-            lambda space=space: _reached(space),
-        )
-        for space in ("light", "whole")
-    ]
+    return of_spaces(results, "precision", ("light", "whole"), threads, _reached)
 
 
 def _reached(space: str) -> Row:

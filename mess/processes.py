@@ -140,7 +140,7 @@ def joined() -> Iterator[Processes]:
         try:
             yield Processes(rank, count)
         except RuntimeError as error:
-            if not re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
+            if not re.search("gloo|nccl", str(error), re.IGNORECASE):
                 raise
             raise MessError(
                 f"process {rank} ends because another one did; what that one said is the reason."
@@ -166,7 +166,7 @@ def local_device(device: torch.device) -> torch.device:
 
     Raises MessError where processes would have to share one, which their messages cannot.
     """
-    here = Processes().here
+    here = ALONE.here
     if device.type != "cuda" or not dist.is_torchelastic_launched() or here == 1:
         return device
     if device.index is not None or here > torch.cuda.device_count():
