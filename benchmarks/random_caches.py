@@ -167,6 +167,7 @@ def _costs(rng: np.random.Generator, size: CacheSize, scale_E: Floats) -> dict[s
             signal=nothing_EK,
             answer=nothing_E,
             resume=nothing_E,
+            compared=nothing_E,
         )
 
     # Measured times: not quite in proportion to the MACs, with something for every call.
@@ -182,6 +183,7 @@ def _costs(rng: np.random.Generator, size: CacheSize, scale_E: Floats) -> dict[s
             signal=rng.uniform(0.02, 0.1, (size.exits, size.signals)),
             answer=rng.uniform(0.1, 0.2, size.exits),
             resume=rng.uniform(0.0, 0.05, size.exits),
+            compared=nothing_E,
         ),
     }
 

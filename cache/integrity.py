@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mess.cache.pair_integrity import unneeded_pairs, verify_pairs
+from mess.cache.pairs import PairStore
 from mess.cache.parts import (
     Part,
     describe_part,
@@ -39,7 +41,7 @@ class Verification:
 
 
 def verify(store: PredictionStore) -> Verification:
-    """Look at everything in a cache: checksums, rows, pairs, and counts that cannot be."""
+    """Look at everything in a cache: checksums, rows, pairs, and numbers that cannot be."""
     faults: list[str] = []
     again = remedy(store.directory)
     paths = parquet_files(store.parts_folder)
@@ -89,7 +91,13 @@ def verify(store: PredictionStore) -> Verification:
         )
     elif not manifest["complete"]:
         faults.append(f"{store.directory} is unfinished. Run {again} to go on.")
-    return Verification(len(paths), rows, _size(paths), tuple(faults))
+    pairs = verify_pairs(PairStore(store.directory), len(manifest["classes"]))
+    return Verification(
+        len(paths) + pairs.parts,
+        rows + pairs.rows,
+        _size(paths) + pairs.bytes,
+        (*faults, *pairs.faults),
+    )
 
 
 def missing(store: PredictionStore) -> int:
@@ -116,14 +124,18 @@ def unneeded(store: PredictionStore) -> list[Path]:
     """
     left = [*store.directory.glob(".*"), *store.parts_folder.glob(".*")]
     files = {path for path in left if _TEMPORARY.match(path.name)}
+    pairs = PairStore(store.directory)
     try:
         manifest = store.manifest()
         images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
     except CacheError:
+        files |= set(unneeded_pairs(pairs, None, {}, 0))
         return sorted(filter(Path.is_file, files))
+    exits, classes = manifest["exit_fingerprints"], len(manifest["classes"])
+    files |= set(unneeded_pairs(pairs, exits, images, classes))
     for path in parquet_files(store.parts_folder):
         try:
-            needed = bool(Overlap.of(open_part(path), manifest["exit_fingerprints"], images))
+            needed = bool(Overlap.of(open_part(path), exits, images))
         except DamagedPartError:
             needed = False
         if not needed:

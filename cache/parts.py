@@ -25,9 +25,9 @@ from mess.files import CONTENT_DIGITS, sha256, write_named_by_content
 Maps = NDArray[np.object_]
 """Compressed maps as bytes, or None."""
 
-_STEM, _SUFFIX = "part", ".parquet"
+STEM, SUFFIX = "part", ".parquet"
 
-_NAME = re.compile(rf"{_STEM}-([0-9a-f]{{{CONTENT_DIGITS}}}){re.escape(_SUFFIX)}")
+_NAME = re.compile(rf"{STEM}-([0-9a-f]{{{CONTENT_DIGITS}}}){re.escape(SUFFIX)}")
 
 _REPEATING = ("exit_id", "image_id", "signals.list.element")
 """Columns with a dictionary: that of counts would take more room than the counts."""
@@ -84,7 +84,7 @@ def write_part(
         ],
     }
     return write_named_by_content(
-        folder, _STEM, _SUFFIX, lambda path: write_table(path, _table(rows), facts, _REPEATING)
+        folder, STEM, SUFFIX, lambda path: write_table(path, _table(rows), facts, _REPEATING)
     )
 
 
@@ -106,6 +106,15 @@ def remedy(cache: Path) -> str:
 def open_part(path: Path) -> Part:
     """What a part is of; raises DamagedPartError where its content is not what its name says."""
     again = f"Run {remedy(path.parent.parent)} to compute it again; the rest of the cache stays."
+    require_whole(path, again)
+    part = describe_part(path)
+    if part is None:
+        raise DamagedPartError(f"{path} is of another version of mess. {again}")
+    return part
+
+
+def require_whole(path: Path, again: str) -> None:
+    """Raise DamagedPartError, which ends with `again`, where a part is not what its name says."""
     match = _NAME.fullmatch(path.name)
     try:
         digits = sha256(path)[:CONTENT_DIGITS]
@@ -113,10 +122,6 @@ def open_part(path: Path) -> Part:
         raise DamagedPartError(f"{path} is gone. {again}") from None
     if match is None or digits != match[1]:
         raise DamagedPartError(f"{path} was altered or cut short. {again}")
-    part = describe_part(path)
-    if part is None:
-        raise DamagedPartError(f"{path} is of another version of mess. {again}")
-    return part
 
 
 def describe_part(path: Path) -> Part | None:
@@ -193,8 +198,8 @@ def _table(rows: PartRows) -> pa.Table:
     images, exits = len(rows.images), len(rows.exits)
     image_I, exit_E = np.repeat(np.arange(images), exits), np.tile(np.arange(exits), images)
     columns = {
-        "exit_id": _strings(exit_E, rows.exits),
-        "image_id": _strings(image_I, rows.images),
+        "exit_id": repeated_strings(exit_E, rows.exits),
+        "image_id": repeated_strings(image_I, rows.images),
         "intersection": _lists(rows.intersection, "intersection"),
         "predicted": _lists(rows.predicted, "predicted"),
         "agreement": pa.array(rows.agreement.ravel(), pa.int32()),
@@ -205,7 +210,8 @@ def _table(rows: PartRows) -> pa.Table:
     return pa.table(columns, schema=PREDICTIONS)
 
 
-def _strings(index: NDArray[np.intp], values: Sequence[str]) -> pa.Array:
+def repeated_strings(index: NDArray[np.intp], values: Sequence[str]) -> pa.Array:
+    """The values at each index, as a column."""
     return pa.DictionaryArray.from_arrays(pa.array(index), pa.array(values, pa.string())).cast(
         pa.string()
     )

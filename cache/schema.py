@@ -58,6 +58,13 @@ PREDICTIONS = pa.schema(
 )
 """The maps are null where they were not asked for."""
 
+PAIRS = _schema(
+    exit_a=pa.string(),
+    exit_b=pa.string(),
+    image_id=pa.string(),
+    signal=pa.float32(),
+)
+
 LATENCY = _schema(
     kind=pa.string(),
     name=pa.string(),

@@ -52,7 +52,7 @@ class Overlap:
     @classmethod
     def of(cls, part: Part, exits: Mapping[str, str], images: Mapping[str, str]) -> Overlap:
         """The ids of a part whose fingerprints are those in `exits` and `images`."""
-        return cls(*_matches(part.images, images), *_matches(part.exits, exits))
+        return cls(*matches(part.images, images), *matches(part.exits, exits))
 
     def __bool__(self) -> bool:
         return len(self.images) > 0 and len(self.exits) > 0
@@ -178,9 +178,15 @@ class PredictionStore:
         )
         return predictions, manifest
 
-    def label_maps(self, image_ids: Iterable[str]) -> dict[tuple[str, str], bytes]:
-        """Compressed label maps by (exit, image), of the given images."""
-        manifest = self.manifest()
+    def label_maps(
+        self, image_ids: Iterable[str], manifest: Mapping[str, Any] | None = None
+    ) -> dict[tuple[str, str], bytes]:
+        """Compressed label maps by (exit, image), of the given images.
+
+        They are those of `manifest`, which a writer may have replaced since it was read; by
+        default of the one that is there now.
+        """
+        manifest = manifest or self.manifest()
         rows = self.images(manifest)
         wanted = set(image_ids)
         images = {r["image_id"]: r["fingerprint"] for r in rows if r["image_id"] in wanted}
@@ -198,7 +204,7 @@ class PredictionStore:
         return maps
 
 
-def _matches(
+def matches(
     own: Mapping[str, str], wanted: Mapping[str, str]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Positions in `own` and in `wanted` of the ids that have the same fingerprint in both."""

@@ -18,7 +18,7 @@ from mess.fingerprints import pipeline_fingerprint
 from mess.run import Run
 from mess.search.costs import Cost
 from mess.search.tables import Tables
-from mess.signal_spec import configured_signals
+from mess.signals import configured_signals
 
 CALIBRATION = "calibration"
 DEFAULT_PROFILE = "onnxruntime-1thread"
@@ -64,7 +64,7 @@ def expected_identity(
         "weights": sha256(run.require_weights()),
         "pipeline": pipeline_fingerprint(config),
         "exits": [row["exit_id"] for row in rows],
-        "signals": [spec.to_json() for spec in configured_signals(config.memoise)],
+        "signals": [signal.to_json() for signal in configured_signals(config.memoise)],
     }
 
 
@@ -121,6 +121,7 @@ def _counted(
         signal=np.zeros((tables.exits, len(tables.signal_names))),
         answer=np.zeros(tables.exits),
         resume=np.zeros(tables.exits),
+        compared=np.zeros(tables.exits),
     )
 
 
@@ -151,6 +152,7 @@ def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) 
     for point in range(1, last):
         parts = prefix[point] + times["segment", f"{point}-{last}"]
         resume[point] = max(0.0, parts - prefix[last])
+    compares = tables.pairs is not None
     where = ["x".join(map(str, manifest["native_shapes"][exit_id])) for exit_id in tables.exit_ids]
     return Cost(
         backbone=np.maximum.accumulate(np.array(prefix)),
@@ -160,4 +162,5 @@ def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) 
         ),
         answer=np.array([times["answer", at] for at in where]),
         resume=resume[tables.point],
+        compared=np.array([times["labels", at] if compares else 0.0 for at in where]),
     )

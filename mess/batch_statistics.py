@@ -18,8 +18,8 @@ from torch import Tensor
 from mess.counting import Reference, Tally, cell_counts, count, shares, upsample
 from mess.interpolation import classes_at, grid_of, upsampled_classes
 from mess.metrics import VOID
-from mess.signal_spec import SignalSpec
-from mess.signals import CONFIDENCES, signals, top1_confidence
+from mess.pixel_maps import PixelMaps, measure
+from mess.signals import NATIVE, ConfidentShare, Signal
 
 _PENDING_BYTES = 2**25
 """Logits at native resolution that may wait to be counted."""
@@ -58,8 +58,8 @@ class BatchStatistics(Protocol):
 class TensorStatistics:
     """In torch on any device; everything goes to the host at once, after the last exit."""
 
-    def __init__(self, label_BHW: Tensor, final_BChw: Tensor, specs: Sequence[SignalSpec]) -> None:
-        self._label_BHW, self._specs = label_BHW, specs
+    def __init__(self, label_BHW: Tensor, final_BChw: Tensor, wanted: Sequence[Signal]) -> None:
+        self._label_BHW, self._wanted = label_BHW, wanted
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         self._final_BHW = upsampled_classes(final_BChw, self._size)
         self._names: list[str] = []
@@ -79,10 +79,11 @@ class TensorStatistics:
         columns = [_histogram(values, classes + 1) for values in (correct_BHW, counted_BHW)]
         self._names.append(exit_id)
         self._counts.append(torch.cat([*columns, agreement_B.view(images, 1)], dim=1))
-        self._signals.append(signals(logits_BChw, self._specs))
-        self._maps.append(logits_BChw.argmax(1).to(torch.uint8))
+        maps = PixelMaps(logits_BChw)
+        self._signals.append(measure(maps, self._wanted, self._size))
+        self._maps.append(maps.labels_Bhw.to(torch.uint8))
         if confidence_map:
-            self._confidences[exit_id] = _in_255ths(top1_confidence(logits_BChw))
+            self._confidences[exit_id] = _in_255ths(maps.confidence("top1"))
 
     def collect(self) -> dict[str, ExitPrediction]:
         counts_EBX = torch.stack(self._counts).cpu().numpy()
@@ -113,6 +114,7 @@ class _Pending(NamedTuple):
     logits_BChw: Tensor
     logits_BhwC: NDArray[np.float32]
     confidences: list[NDArray[np.float32]]
+    other_signals: NDArray[np.float32]
     confidence_map: NDArray[np.uint8] | None
 
 
@@ -123,7 +125,7 @@ class CompiledStatistics:
         self,
         label_BHW: Tensor,
         final_BChw: Tensor,
-        specs: Sequence[SignalSpec],
+        wanted: Sequence[Signal],
         pool: Executor,
         threads: int,
     ) -> None:
@@ -137,20 +139,30 @@ class CompiledStatistics:
         self._label_BHW = np.ascontiguousarray(label_BHW.numpy(), dtype=np.uint8)
         self._final_BHW = self._whole(final_BChw)
         self._references: dict[tuple[int, int], tuple[Reference, Reference]] = {}
-        self._kinds = sorted({spec.kind for spec in specs})
-        self._kind_K = np.array([self._kinds.index(spec.kind) for spec in specs], dtype=np.int64)
+        # Shares are by far the most; what else there is, torch computes.
+        shares = [s for s in wanted if isinstance(s, ConfidentShare) and s.resolution == NATIVE]
+        self._others = [signal for signal in wanted if signal not in shares]
+        self._shares_K = np.array([signal in shares for signal in wanted], dtype=np.bool_)
+        self._kinds = sorted({share.confidence for share in shares})
+        self._kind_K = np.array([self._kinds.index(s.confidence) for s in shares], dtype=np.int64)
         # torch compares a float32 map with the threshold in float32, too.
-        self._threshold_K = np.array([spec.pixel_threshold for spec in specs], dtype=np.float32)
-        self._edges_K = np.array([spec.edge_enhanced for spec in specs], dtype=np.bool_)
+        self._threshold_K = np.array([s.pixel_threshold for s in shares], dtype=np.float32)
+        self._edges_K = np.array([s.edge_enhanced for s in shares], dtype=np.bool_)
         self._found: dict[str, ExitPrediction] = {}
         self._pending: list[_Pending] = []
         self._pending_bytes = 0
 
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
-        confidences = [CONFIDENCES[kind](logits_BChw).numpy() for kind in self._kinds]
-        scaled = _in_255ths(top1_confidence(logits_BChw)).numpy() if confidence_map else None
-        logits_BhwC = _channels_last(logits_BChw)
-        self._pending.append(_Pending(exit_id, logits_BChw, logits_BhwC, confidences, scaled))
+        maps = PixelMaps(logits_BChw)
+        pending = _Pending(
+            exit_id,
+            logits_BChw,
+            _channels_last(logits_BChw),
+            [maps.confidence(kind).numpy() for kind in self._kinds],
+            measure(maps, self._others, self._size).numpy(),
+            _in_255ths(maps.confidence("top1")).numpy() if confidence_map else None,
+        )
+        self._pending.append(pending)
         self._pending_bytes += logits_BChw.nbytes
         if self._pending_bytes > _PENDING_BYTES:
             self._measure_pending()
@@ -202,11 +214,14 @@ class CompiledStatistics:
         kinds = self._kind_K, self._threshold_K, self._edges_K
         shares(confidence_NBhw, tally.leader_Bhw, *kinds, share_BK)
         self._decide(logits_BChw, doubtful_D3, tally)
+        signal_BK = np.empty((images, len(self._shares_K)), dtype=np.float32)
+        signal_BK[:, self._shares_K] = share_BK
+        signal_BK[:, ~self._shares_K] = pending.other_signals
         return ExitPrediction(
             intersection=tally.hits_BC,
             predicted=tally.predicted_BC,
             agreement=tally.agreement_B,
-            signals=share_BK,
+            signals=signal_BK,
             label_map=tally.leader_Bhw,
             confidence_map=pending.confidence_map,
         )

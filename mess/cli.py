@@ -18,6 +18,7 @@ from mess.console import (
     print_evaluation,
     print_exits,
     print_json,
+    print_policies,
     print_predictions,
     print_search,
     print_verification,
@@ -246,6 +247,10 @@ def search(
     latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = LatencyStat.mean,
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
     cache: Annotated[str, typer.Option(help="Predictions to search.")] = "calibration",
+    policy: Annotated[str | None, typer.Option(help="Signals that decide, or all. [share]")] = None,
+    shared_threshold: Annotated[
+        bool, typer.Option("--shared-threshold", help="One for all early exits.")
+    ] = False,
     max_exits: Annotated[int, typer.Option(min=1, help="Proven up to 4.")] = 3,
     thresholds: Annotated[int, typer.Option(min=1, help="Each of two early exits.")] = 64,
     no_front: Annotated[bool, typer.Option("--no-front", help="Only the answer.")] = False,
@@ -279,10 +284,14 @@ def search(
             algorithm=algorithm.value,
             trials=trials,
             sampler=None if sampler is None else sampler.value,
+            policy=policy,
+            shared_threshold=shared_threshold,
             reporter=listener,
         )
     if as_json:
         print_json(result)
+    elif "policies" in result:
+        print_policies(result)
     else:
         print_search(result)
 

@@ -155,16 +155,20 @@ class TrainingConfig(_Section):
 class MemoiseConfig(_Section):
     """What the prediction cache keeps beside the counts."""
 
+    signals: tuple[str, ...] = ("share", "mean-top1", "ne")
+    """Names in `mess.signals.SIGNALS`, or package.module:Class."""
     pixel_thresholds: tuple[Share, ...] = (0.5, 0.7, 0.8, 0.9)
     confidences: tuple[Literal["top1", "entropy"], ...] = ("top1",)
     edges: tuple[bool, ...] = (False, True)
+    resolutions: tuple[Literal["native", "full"], ...] = ("native",)
     label_maps: bool = True
     confidence_maps: tuple[str, ...] = ()
     batch_size: Count = 8
 
     @model_validator(mode="after")
     def _some_signal(self) -> MemoiseConfig:
-        _check_choices(self, ("pixel_thresholds", "confidences", "edges"))
+        choices = ("signals", "pixel_thresholds", "confidences", "edges", "resolutions")
+        _check_choices(self, choices)
         return self
 
 

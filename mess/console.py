@@ -77,15 +77,16 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
 def print_caches(rows: Sequence[dict[str, Any]]) -> None:
     """The caches of a run."""
     table = Table("cache", "split")
-    for name in ("images", "exits", "signals", "parts", "MB"):
+    for name in ("images", "exits", "signals", "parts", "pairs", "MB"):
         table.add_column(name, justify="right")
     table.add_column("state")
     for row in rows:
         counts = [str(row.get(name, "")) for name in ("images", "exits")]
         signals = str(len(row["signals"])) if "signals" in row else ""
-        size = f"{row['bytes'] / 1e6:,.2f}"
+        size = f"{(row['bytes'] + row['pair_bytes']) / 1e6:,.2f}"
+        pairs = "" if row.get("pairs") is None else f"{row['pairs']:,}"
         usable = "ready" if row["state"] == "ready" else "not usable"
-        found = [str(row["parts"]), size, usable]
+        found = [str(row["parts"]), pairs, size, usable]
         table.add_row(row["name"], row.get("split", ""), *counts, signals, *found)
     _out.print(table)
     for row in rows:
@@ -139,6 +140,29 @@ def print_search(result: dict[str, Any]) -> None:
     )
     for line in explanation_lines(result):
         say(line)
+
+
+def print_policies(result: dict[str, Any]) -> None:
+    """Every policy's answer, and how well its signals predict failure."""
+    table = Table("policy", "exits", "mIoU", "MACs", "ms", "fewer MACs", "failure prediction")
+    baseline = result["baseline"]
+    for row in result["policies"]:
+        name = f"{row['policy']}{', one threshold' * row['shared_threshold']}"
+        if "infeasible" in row:
+            table.add_row(name, "none keeps the limits")
+            continue
+        got, score = row["predicted"], row["failure_prediction"]
+        table.add_row(
+            f"{name}{' *' * (row['search'] == result['best'])}",
+            str(len(row["exits"])),
+            f"{got['miou']:.4f}",
+            f"{got['macs']:,.0f}",
+            "" if got["latency_ms"] is None else f"{got['latency_ms']:.2f}",
+            f"{baseline['macs'] / got['macs']:.2f}x",
+            "" if score is None else f"{score:.3f}",
+        )
+    _out.print(table)
+    say(f"* is the best: `mess export --search {result['best']}`. Fronts: {result['path']}")
 
 
 def explanation_lines(result: dict[str, Any]) -> list[str]:

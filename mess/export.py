@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mess.errors import BundleError
 from mess.files import sha256, write_json
 from mess.images import MEAN, STD
 from mess.network import OverprovisionedNetwork
+from mess.pixel_maps import SignalModule
 from mess.programs import (
     SUFFIX,
     Format,
@@ -26,7 +28,7 @@ from mess.programs import (
 )
 from mess.progress import Reporter
 from mess.runtime import BUNDLE_VERSION, MANIFEST, read_manifest
-from mess.signal_spec import SignalSpec
+from mess.signals import Signal
 
 _HISTOGRAM_BINS = 20
 
@@ -39,7 +41,7 @@ class PlannedExit:
     point: int
     macs: float
     """MACs of an image this exit answers."""
-    signal: SignalSpec | None
+    signal: Signal | None
     threshold: float | None
     exit_rate: float | None
     calibration_signal: NDArray[np.float32] | None
@@ -124,21 +126,33 @@ def _write_programs(
     shapes = point_shapes(network, size)
     rows = []
     start = 0
+    labels_shape: tuple[int, ...] = (1, *size)
     with reporter.task("exporting", len(exits)) as task:
         for number, planned in enumerate(exits, start=1):
             module = network.exit_module(planned.exit_id)
+            later = exits[number:]
             segment = Segment(
                 network.segment(start, planned.point),
                 module,
-                planned.signal,
-                continues=number < len(exits),
+                None if planned.signal is None else SignalModule(planned.signal, size),
+                continues=bool(later),
+                gives_labels=bool(later and later[0].signal and later[0].signal.compares),
             )
+            examples = [torch.zeros(shapes[start]), torch.zeros(labels_shape, dtype=torch.uint8)]
             name = f"segment-{number}{SUFFIX[format_]}"
-            write_program(segment, segment.outputs, shapes[start], directory / name, format_)
+            write_program(
+                segment,
+                dict(zip(segment.inputs, examples, strict=False)),
+                segment.outputs,
+                directory / name,
+                format_,
+            )
             native = native_shape(module, shapes[planned.point])
+            labels_shape = (1, *native[2:])
             answer = f"answer-{native[2]}x{native[3]}{SUFFIX[format_]}"
             if not (directory / answer).exists():
-                write_program(LabelMap(size), ["label_map"], native, directory / answer, format_)
+                logits = {"logits": torch.zeros(native)}
+                write_program(LabelMap(size), logits, ["label_map"], directory / answer, format_)
             rows.append(
                 {
                     "exit_id": planned.exit_id,
@@ -157,5 +171,7 @@ def _write_programs(
 
 
 def _histogram(signal: NDArray[np.float32]) -> dict[str, list[float]]:
-    counts, edges = np.histogram(signal, bins=_HISTOGRAM_BINS, range=(0.0, 1.0))
+    # Most signals are shares; how far others reach shows on the calibration images alone.
+    ends = (min(0.0, float(signal.min())), max(1.0, float(signal.max())))
+    counts, edges = np.histogram(signal, bins=_HISTOGRAM_BINS, range=ends)
     return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -9,21 +9,23 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mess.exits import FINAL
 from mess.network import OverprovisionedNetwork
+from mess.pixel_maps import SignalModule
 from mess.programs import (
     SUFFIX,
     Format,
     LabelMap,
+    Labels,
     Segment,
     native_shape,
     point_shapes,
@@ -31,8 +33,7 @@ from mess.programs import (
 )
 from mess.progress import Reporter
 from mess.runtime import OnnxProgram, Program
-from mess.signal_spec import SignalSpec
-from mess.signals import SignalModule
+from mess.signals import Signal
 from mess.torch_program import TorchProgram
 
 _WARM_UP = 3
@@ -43,7 +44,8 @@ class Timing:
     """One measured part; a row of latency/NAME.parquet.
 
     `kind` and `name`: "segment" with "0-2" (input to point 2) or "2-6" (point 2 to the end), "exit"
-    with an exit id, "signal" with "NAME@hxw", "answer" (upsampling and argmax) with "hxw".
+    with an exit id, "signal" with "NAME@hxw", "answer" (upsampling and argmax) and "labels" (the
+    label map that the next exit is compared with) with "hxw".
     """
 
     kind: str
@@ -58,14 +60,14 @@ class Timing:
 class _Part:
     names: list[tuple[str, str]]
     module: nn.Module
+    inputs: dict[str, Tensor]
     outputs: list[str]
-    shape: tuple[int, ...]
 
 
 def profile(
     network: OverprovisionedNetwork,
     size: tuple[int, int],
-    specs: Sequence[SignalSpec],
+    signals: Sequence[Signal],
     *,
     runtime: str,
     threads: int,
@@ -79,16 +81,16 @@ def profile(
     """
     format_: Format = "onnx" if runtime == "onnxruntime" else "torch"
     program = _program(runtime)
-    parts = _parts(network, size, specs)
+    parts = _parts(network, size, signals)
     with tempfile.TemporaryDirectory() as folder:
         runs: list[Callable[[], Any]] = []
         with reporter.task("exporting parts", len(parts)) as task:
             for index, part in enumerate(parts):
                 path = Path(folder) / f"{index}{SUFFIX[format_]}"
-                write_program(part.module, part.outputs, part.shape, path, format_)
+                write_program(part.module, part.inputs, part.outputs, path, format_)
                 loaded = program(path, threads)
-                value = program.to_value(_example(part.shape))
-                runs.append(lambda loaded=loaded, value=value: loaded(value))
+                values = [program.to_value(value.numpy()) for value in part.inputs.values()]
+                runs.append(lambda loaded=loaded, values=values: loaded(*values))
                 task.advance()
         with reporter.task("measuring", rounds) as task:
             seconds = interleaved(runs, rounds, task.advance)
@@ -134,7 +136,7 @@ def machine_facts(runtime: str, threads: int) -> dict[str, Any]:
 
 
 def _parts(
-    network: OverprovisionedNetwork, size: tuple[int, int], specs: Sequence[SignalSpec]
+    network: OverprovisionedNetwork, size: tuple[int, int], signals: Sequence[Signal]
 ) -> list[_Part]:
     shapes = point_shapes(network, size)
     last = len(shapes) - 1
@@ -142,7 +144,8 @@ def _parts(
     parts = []
     for start, end in spans:
         segment = Segment(network.segment(start, end), continues=True)
-        parts.append(_part("segment", f"{start}-{end}", segment, segment.outputs, shapes[start]))
+        names = [("segment", f"{start}-{end}")]
+        parts.append(_Part(names, segment, _features(shapes[start]), segment.outputs))
     exits: dict[tuple[Any, ...], _Part] = {}
     natives: dict[tuple[int, ...], None] = {}
     for exit_id in [*network.exits, FINAL]:
@@ -150,30 +153,41 @@ def _parts(
         module = network.exit_module(exit_id)
         natives[native_shape(module, shape)] = None
         architecture = exit_id.partition("-")[2] or exit_id
-        part = _Part([], Segment(nn.Identity(), module, continues=False), ["logits"], shape)
+        segment = Segment(nn.Identity(), module, continues=False)
+        part = _Part([], segment, _features(shape), segment.outputs)
         exits.setdefault((architecture, shape), part).names.append(("exit", exit_id))
-    parts += exits.values()
-    for native in natives:
-        where = f"{native[2]}x{native[3]}"
-        for spec in specs:
-            name = f"{spec.name}@{where}"
-            parts.append(_part("signal", name, SignalModule(spec), ["signal"], native))
-        parts.append(_part("answer", where, LabelMap(size), ["label_map"], native))
-    return parts
+    return [*parts, *exits.values(), *(p for n in natives for p in _on_logits(n, size, signals))]
 
 
-def _part(
-    kind: str, name: str, module: nn.Module, outputs: list[str], shape: tuple[int, ...]
-) -> _Part:
-    return _Part([(kind, name)], module, outputs, shape)
+def _on_logits(
+    native: tuple[int, ...], size: tuple[int, int], signals: Sequence[Signal]
+) -> Iterator[_Part]:
+    """What is computed from the logits of an exit, of shape `native`."""
+    where = f"{native[2]}x{native[3]}"
+    logits = _features(native, "logits")
+    for signal in signals:
+        inputs = dict(logits)
+        if signal.compares:
+            # As large as this exit's own: exits differ little in size, and signals less in time.
+            inputs["previous_labels"] = _class_map(native)
+        names = [("signal", f"{signal.name}@{where}")]
+        yield _Part(names, SignalModule(signal, size), inputs, ["signal"])
+    yield _Part([("labels", where)], Labels(), logits, ["labels"])
+    yield _Part([("answer", where)], LabelMap(size), logits, ["label_map"])
+
+
+def _features(shape: tuple[int, ...], name: str = "features") -> dict[str, Tensor]:
+    return {name: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+
+
+def _class_map(native: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, *native[2:])
+    return torch.randint(0, native[1], shape, generator=generator, dtype=torch.uint8)
 
 
 def _program(runtime: str) -> type[Program]:
     return OnnxProgram if runtime == "onnxruntime" else TorchProgram
-
-
-def _example(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def _timing(kind: str, name: str, seconds: np.ndarray) -> Timing:

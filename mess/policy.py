@@ -18,16 +18,21 @@ def leaves(signal: NDArray[np.float32] | float, threshold: float) -> NDArray[np.
 
 
 def answering_exit(
-    signals: Sequence[NDArray[np.float32]], thresholds: Sequence[float], images: int
+    signals: Sequence[NDArray[np.float32] | None],
+    thresholds: Sequence[float | None],
+    images: int,
 ) -> NDArray[np.intp]:
     """Index of the exit that answers each image, in order of depth.
 
-    `signals[i]`, shape (images,), and `thresholds[i]` belong to the i-th exit; the exit after the
-    last threshold answers whatever reaches it. Returns shape (images,), values 0..len(thresholds).
+    `signals[i]`, shape (images,), and `thresholds[i]` belong to the i-th exit; both are None where
+    nobody leaves, as at the first exit of a policy that compares exits. The exit after the last
+    threshold answers whatever reaches it. Returns shape (images,), values 0..len(thresholds).
     """
     answer = np.full(images, len(thresholds), dtype=np.intp)
     for index in reversed(range(len(thresholds))):
-        answer[leaves(signals[index], thresholds[index])] = index
+        signal, threshold = signals[index], thresholds[index]
+        if signal is not None and threshold is not None:
+            answer[leaves(signal, threshold)] = index
     return answer
 
 

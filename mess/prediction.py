@@ -20,13 +20,13 @@ from mess.batch_statistics import (
 from mess.exits import FINAL
 from mess.metrics import VOID
 from mess.network import OverprovisionedNetwork
-from mess.signal_spec import SignalSpec
+from mess.signals import Signal
 
 
 def predict(
     network: OverprovisionedNetwork,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    specs: Sequence[SignalSpec],
+    signals: Sequence[Signal],
     *,
     device: torch.device,
     exits: Sequence[str] | None = None,
@@ -51,7 +51,9 @@ def predict(
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 maps = network.features(images)
                 logits = network.backbone.head(maps[-1])
-                statistics = _statistics(labels.to(device, non_blocking=True), logits, specs, pool)
+                statistics = _statistics(
+                    labels.to(device, non_blocking=True), logits, signals, pool
+                )
                 for exit_id, point in points.items():
                     statistics.add(
                         exit_id,
@@ -69,11 +71,11 @@ def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.in
 
 
 def _statistics(
-    labels: Tensor, logits: Tensor, specs: Sequence[SignalSpec], pool: Executor
+    labels: Tensor, logits: Tensor, signals: Sequence[Signal], pool: Executor
 ) -> BatchStatistics:
     if logits.device.type == "cpu":
-        return CompiledStatistics(labels, logits, specs, pool, torch.get_num_threads())
-    return TensorStatistics(labels, logits, specs)
+        return CompiledStatistics(labels, logits, signals, pool, torch.get_num_threads())
+    return TensorStatistics(labels, logits, signals)
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:

@@ -1,13 +1,13 @@
 """Parts of a network as programs: ONNX graphs, or torch.export programs.
 
-Every program has one input of a fixed shape, batch 1, and is written from a copy in eval mode.
+Every program has inputs of fixed shapes, batch 1, and is written from a copy in eval mode.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from mess.exits import FINAL
 from mess.network import OverprovisionedNetwork, export_copy
-from mess.signal_spec import SignalSpec
-from mess.signals import SignalModule
+from mess.pixel_maps import SignalModule
 
 Format = Literal["onnx", "torch"]
 SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -28,40 +27,64 @@ SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 class Segment(nn.Module):
     """Blocks, then optionally an exit, then optionally its signal.
 
-    Outputs, in the order of `outputs`: the features after the blocks where later segments need
-    them, the exit's logits, the signal.
+    Inputs, in the order of `inputs`: the features, and where the signal compares exits the label
+    map of the one before. Outputs, in the order of `outputs`: the features after the blocks where
+    later segments need them, the exit's logits, the signal, and the label map at native resolution
+    where the next exit compares.
     """
 
     def __init__(
         self,
         blocks: nn.Module,
         exit_module: nn.Module | None = None,
-        signal: SignalSpec | None = None,
+        signal: SignalModule | None = None,
         *,
         continues: bool,
+        gives_labels: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = blocks
         self.exit = exit_module
-        self.signal = None if signal is None else SignalModule(signal)
-        self._continues = continues
+        self.signal = signal
+        self._continues, self._gives_labels = continues, gives_labels
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs."""
+        compares = self.signal is not None and self.signal.signal.compares
+        return ["features", "previous_labels"] if compares else ["features"]
 
     @property
     def outputs(self) -> list[str]:
         """Names of the outputs."""
         names = ["next_features"] if self._continues else []
         names += ["logits"] if self.exit is not None else []
-        return names + (["signal"] if self.signal is not None else [])
+        names += ["signal"] if self.signal is not None else []
+        return names + (["labels"] if self._gives_labels else [])
 
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, features: Tensor, *previous_labels: Tensor) -> tuple[Tensor, ...]:
         features = self.blocks(features)
         outputs = [features] if self._continues else []
         if self.exit is not None:
             logits = self.exit(features)
             outputs.append(logits)
             if self.signal is not None:
-                outputs.append(self.signal(logits))
+                outputs.append(self.signal(logits, *previous_labels))
+            if self._gives_labels:
+                outputs.append(native_labels(logits))
         return tuple(outputs)
+
+
+class Labels(nn.Module):
+    """Logits to the label map at native resolution, uint8."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return native_labels(logits)
+
+
+def native_labels(logits: Tensor) -> Tensor:
+    """Predicted classes of (B, C, h, w), (B, h, w) uint8."""
+    return logits.argmax(1).to(torch.uint8)
 
 
 class LabelMap(nn.Module):
@@ -104,20 +127,24 @@ def native_shapes(
 
 
 def write_program(
-    module: nn.Module, outputs: Sequence[str], shape: tuple[int, ...], path: Path, format_: Format
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    format_: Format,
 ) -> None:
-    """Write `module`, whose outputs are called `outputs`, for an input of `shape` to `path`."""
+    """Write `module` to `path`: `inputs` by name as examples, and what its outputs are called."""
     module = export_copy(module)
-    example = torch.zeros(shape)
+    examples = tuple(inputs.values())
     if format_ == "torch":
-        torch.export.save(torch.export.export(module, (example,)), path)
+        torch.export.save(torch.export.export(module, examples), path)
         return
     with _quiet():
         program = torch.onnx.export(
             module,
-            (example,),
+            examples,
             dynamo=True,
-            input_names=["features"],
+            input_names=list(inputs),
             output_names=list(outputs),
             verbose=False,
         )

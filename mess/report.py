@@ -45,7 +45,7 @@ def write_report(run: Run) -> Path:
     weights = sha256(run.weights) if run.weights.exists() else None
     cache, no_cache = _attempt(lambda: read_cache(run, result))
     stale = result is not None and cache is not None and not is_of(result, cache)
-    instance = instance_of(cache, result) if cache and result and not stale else None
+    instance = instance_of(run, cache, result) if cache and result and not stale else None
     page: dict[str, Any] = {
         "name": run.path.resolve().name,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

@@ -18,9 +18,12 @@ from mess.errors import CacheError
 from mess.exits import FINAL
 from mess.metrics import iou
 from mess.policy import answering_exit
+from mess.progress import Silent
 from mess.report_figures import Histogram
 from mess.run import Run
+from mess.search.request import ANYTIME
 from mess.search.tables import Tables
+from mess.steps.policies import observed_signals
 
 _HISTOGRAM_BINS = 30
 _EXAMPLES = 4
@@ -46,8 +49,8 @@ class Instance:
     result: Mapping[str, Any]
     exits: NDArray[np.intp]
     """(M,): indices into the tables."""
-    signals: Sequence[NDArray[np.float32]]
-    """M - 1 arrays of shape (I,)."""
+    signals: Sequence[NDArray[np.float32] | None]
+    """M - 1 arrays of shape (I,), None where an exit has no signal."""
     answer: NDArray[np.intp] | None
 
 
@@ -74,17 +77,20 @@ def is_of(result: Mapping[str, Any], cache: Cache) -> bool:
     return is_of_cache(result, cache.manifest)
 
 
-def instance_of(cache: Cache, result: Mapping[str, Any]) -> Instance:
+def instance_of(run: Run, cache: Cache, result: Mapping[str, Any]) -> Instance:
     """Follow the exits and thresholds of `result` on every image of the cache."""
     tables = cache.tables
     exits = np.array([tables.exit_ids.index(row["exit_id"]) for row in result["exits"]])
     early = result["exits"][:-1]
-    if any(row["signal"] not in tables.signal_names for row in early):
-        return Instance(result=result, exits=exits, signals=(), answer=None)
-    signals = [
-        tables.signals[index, :, tables.signal_names.index(row["signal"])]
-        for index, row in zip(exits, early, strict=False)
-    ]
+    nobody = Instance(result=result, exits=exits, signals=(), answer=None)
+    if result["setting"] == ANYTIME:
+        return nobody
+    try:
+        signals = observed_signals(
+            run, cache_of(result), tables, cache.manifest, result["exits"], Silent()
+        )
+    except KeyError:  # a signal that is not memoised any more
+        return nobody
     answer = answering_exit(signals, [row["threshold"] for row in early], tables.images)
     return Instance(result=result, exits=exits, signals=signals, answer=answer)
 
@@ -105,6 +111,8 @@ def _panels(instance: Instance) -> list[Histogram]:
     if instance.answer is None:
         return panels
     for position, signal in enumerate(instance.signals):
+        if signal is None:
+            continue
         row = instance.result["exits"][position]
         edges = np.histogram_bin_edges(signal.astype(np.float64), bins=_HISTOGRAM_BINS)
         counts = [
@@ -160,12 +168,13 @@ def _per_class(cache: Cache, instance: Instance) -> dict[str, Any]:
 
 
 def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
-    """Label maps of a few images, ordered by the signal of the first exit."""
+    """Label maps of a few images, ordered by the first signal."""
     palette = _palette(run)
     if palette is None:
         return {"reason": "No bundle tells the colours of the classes yet. Run `mess export`."}
     tables, shapes = cache.tables, cache.manifest["native_shapes"]
-    order = np.argsort(instance.signals[0], kind="stable") if instance.signals else None
+    signal = next((signal for signal in instance.signals if signal is not None), None)
+    order = None if signal is None else np.argsort(signal, kind="stable")
     places = np.unique(np.linspace(0, tables.images - 1, _EXAMPLES).round().astype(int))
     picked = places if order is None else order[places]
     store = PredictionStore(run.cache(cache_of(instance.result)))
@@ -182,7 +191,7 @@ def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
         rows.append(
             {
                 "image_id": image_ids[index],
-                "signal": float(instance.signals[0][index]) if instance.signals else None,
+                "signal": None if signal is None else float(signal[index]),
                 "answering": None if answering is None else columns[answering],
                 "maps": [
                     report_figures.picture(

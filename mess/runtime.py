@@ -2,7 +2,8 @@
 
 A bundle is a folder with manifest.json, one program a segment and one that turns logits into the
 label map. Segment programs take the features of the segment before (the first the image) and give
-the next features, the logits and, where an image may leave, the signal.
+the next features, the logits and, where an image may leave, the signal. Where a signal compares two
+exits, the first one's program gives its label map too, and the second one's takes it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime
@@ -36,7 +37,7 @@ class Answer:
     exit_index: int
     """0-based, in order of depth."""
     signal: float | None
-    """None at an exit without a threshold, such as the last."""
+    """None at an exit without one, such as the last."""
 
 
 class Program(Protocol):
@@ -44,17 +45,17 @@ class Program(Protocol):
 
     def __init__(self, path: Path, threads: int) -> None: ...
 
-    def __call__(self, value: Any) -> Sequence[Any]: ...
+    def __call__(self, *values: Any) -> Sequence[Any]: ...
 
     @staticmethod
-    def to_value(array: NDArray[np.float32]) -> Any: ...
+    def to_value(array: NDArray[Any]) -> Any: ...
 
     @staticmethod
     def to_array(value: Any) -> NDArray[Any]: ...
 
 
 class OnnxProgram:
-    """An ONNX graph of one input on the CPU, with a fixed number of threads."""
+    """An ONNX graph on the CPU, with a fixed number of threads."""
 
     def __init__(self, path: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -65,19 +66,28 @@ class OnnxProgram:
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [input_.name for input_ in self._session.get_inputs()]
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, value: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
-        return self._session.run_with_ort_values(self._outputs, {self._input: value})
+    def __call__(self, *values: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
+        inputs = dict(zip(self._inputs, values, strict=True))
+        return self._session.run_with_ort_values(self._outputs, inputs)
 
     @staticmethod
-    def to_value(array: NDArray[np.float32]) -> onnxruntime.OrtValue:
+    def to_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
     @staticmethod
     def to_array(value: onnxruntime.OrtValue) -> NDArray[Any]:
         return value.numpy()
+
+
+class _Found(NamedTuple):
+    """What a segment gave; `passed_on` is what the next one takes."""
+
+    logits: Any
+    signal: float | None
+    passed_on: list[Any]
 
 
 class Bundle:
@@ -117,47 +127,51 @@ class Bundle:
         deadline is known.
         """
         last = len(self._exits) - 1 if until is None else until
-        value = self._start(image_3HW)
+        values = self._start(image_3HW)
         for index in range(last):
-            value, logits, signal = self._segment(index, value)
-            if self._leaves(index, signal):
-                return self._answer(index, logits, signal)
-        _, logits, signal = self._segment(last, value)
-        return self._answer(last, logits, signal)
+            found = self._segment(index, values)
+            if self._leaves(index, found.signal):
+                return self._answer(index, found)
+            values = found.passed_on
+        return self._answer(last, self._segment(last, values))
 
     def stream(self, image: Path | str | NDArray[np.uint8]) -> Iterator[Answer]:
         """Every exit's answer in turn, each as soon as it is there (anytime inference)."""
-        value = self._start(self.preprocess(image))
+        values = self._start(self.preprocess(image))
         for index in range(len(self._exits)):
-            value, logits, signal = self._segment(index, value)
-            yield self._answer(index, logits, signal)
+            found = self._segment(index, values)
+            yield self._answer(index, found)
+            values = found.passed_on
 
     def _leaves(self, index: int, signal: float | None) -> bool:
         threshold = self._exits[index]["threshold"]
         return signal is not None and threshold is not None and bool(leaves(signal, threshold))
 
-    def _start(self, image_3HW: NDArray[np.float32]) -> Any:
+    def _start(self, image_3HW: NDArray[np.float32]) -> list[Any]:
         if image_3HW.shape != (3, *self.size):
             raise BundleError(
                 f"the bundle takes images of shape {(3, *self.size)}, got {image_3HW.shape}."
             )
-        return self._segments[0].to_value(image_3HW[None])
+        return [self._segments[0].to_value(image_3HW[None])]
 
-    def _segment(self, index: int, value: Any) -> tuple[Any, Any, float | None]:
+    def _segment(self, index: int, values: Sequence[Any]) -> _Found:
         program = self._segments[index]
-        outputs = dict(zip(self._exits[index]["outputs"], program(value), strict=True))
+        outputs = dict(zip(self._exits[index]["outputs"], program(*values), strict=True))
         signal = outputs.get("signal")
-        leaving = None if signal is None else float(program.to_array(signal)[0])
-        return outputs.get("next_features"), outputs["logits"], leaving
+        return _Found(
+            logits=outputs["logits"],
+            signal=None if signal is None else float(program.to_array(signal)[0]),
+            passed_on=[outputs[name] for name in ("next_features", "labels") if name in outputs],
+        )
 
-    def _answer(self, index: int, logits: Any, signal: float | None) -> Answer:
+    def _answer(self, index: int, found: _Found) -> Answer:
         program = self._answers[self._exits[index]["answer"]]
-        label_map = program.to_array(program(logits)[0])[0]
+        label_map = program.to_array(program(found.logits)[0])[0]
         return Answer(
             label_map=label_map,
             exit_id=self._exits[index]["exit_id"],
             exit_index=index,
-            signal=signal,
+            signal=found.signal,
         )
 
 

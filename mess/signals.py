@@ -1,87 +1,208 @@
-"""Image confidences from logits at native output resolution (MESS paper, §5.2).
+"""The signals that decide whether an image leaves at an exit (MESS paper §5.2, 2025 paper §III-IV).
 
-Shapes: B images, C classes, h×w native pixels. The same functions memoise and are exported.
+A signal is one class: its settings, its name, and how it follows from the maps of an exit's logits.
+It is memoised, searched, measured and exported from that. Built-in ones are in `SIGNALS` and
+`PAIR_SIGNALS`; `memoise.signals` takes `package.module:Class` besides. No torch: the maps are
+`mess.pixel_maps.PixelMaps`, and a signal calls their methods alone.
+
+Signals are oriented so that larger means leave.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from mess.config import MemoiseConfig
+from mess.errors import ConfigError
+from mess.plugins import imported
 
-from mess.signal_spec import SignalSpec
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_WINDOW = 5
-"""Side of the smoothing window at native resolution: 4·os + 1 with os = 1."""
+    from mess.pixel_maps import PixelMaps
 
-
-def top1_confidence(logits_BChw: Tensor) -> Tensor:
-    """Probability of the predicted class, (B, h, w) in [1/C, 1]."""
-    return logits_BChw.softmax(1).amax(1)
-
-
-def entropy_confidence(logits_BChw: Tensor) -> Tensor:
-    """1 - entropy / log(C), (B, h, w) in [0, 1]."""
-    log_probability = logits_BChw.log_softmax(1)
-    entropy = -(log_probability.exp() * log_probability).sum(1)
-    return 1.0 - entropy / math.log(logits_BChw.shape[1])
+NATIVE, FULL = "native", "full"
+"""Whether a signal sees the logits as they are, or upsampled to the size of the input."""
 
 
-CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
-    "top1": top1_confidence,
-    "entropy": entropy_confidence,
+@dataclass(frozen=True)
+class Signal(ABC):
+    """One number for an image, from the logits of one exit.
+
+    A subclass sets `kind`, its name in `memoise.signals`, and defines `of`.
+    """
+
+    kind: ClassVar[str]
+
+    compares: ClassVar[bool] = False
+    """Whether it needs the label map of the selected exit before as well."""
+
+    resolution: str = field(default=NATIVE, kw_only=True)
+
+    @abstractmethod
+    def of(self, maps: PixelMaps) -> Tensor:
+        """The signal of each image, shape (B,)."""
+
+    @property
+    def name(self) -> str:
+        """Unique among all settings of all signals."""
+        return self._at_resolution(self.kind)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """What `--policy` calls the groups of signals it belongs to, the widest first."""
+        return tuple(dict.fromkeys((self.kind, self.name)))
+
+    @classmethod
+    def configured(cls, config: MemoiseConfig) -> list[Signal]:
+        """One for each combination of the settings that a configuration asks for."""
+        return [cls(resolution=resolution) for resolution in config.resolutions]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifests of caches and bundles hold it."""
+        return {"name": self.name, "kind": self.kind, **asdict(self)}
+
+    def _at_resolution(self, name: str) -> str:
+        return name if self.resolution == NATIVE else f"{name}-{self.resolution}"
+
+
+@dataclass(frozen=True)
+class ConfidentShare(Signal):
+    """Share of the pixels that are confident (MESS paper, Eq. 7), in [0, 1].
+
+    `confidence` of a pixel is "top1" (the largest probability) or "entropy" (1 - normalised
+    entropy); `pixel_threshold` is the th_pix it must reach; `edge_enhanced` says whether pixels at
+    semantic edges take the median confidence around them (Eqs. 8-9).
+    """
+
+    kind: ClassVar[str] = "share"
+
+    confidence: str
+    pixel_threshold: float
+    edge_enhanced: bool
+
+    def of(self, maps: PixelMaps) -> Tensor:
+        confident_Bhw = maps.reaches(self.confidence, self.pixel_threshold)
+        if self.edge_enhanced:
+            confident_Bhw = maps.enhanced(confident_Bhw)
+        return confident_Bhw.mean((1, 2))
+
+    @property
+    def name(self) -> str:
+        """Such as `share-top1-0.9-edges`."""
+        threshold = f"{self.pixel_threshold:g}"
+        if float(threshold) != self.pixel_threshold:
+            threshold = repr(self.pixel_threshold)
+        edges = "-edges" if self.edge_enhanced else ""
+        return self._at_resolution(f"share-{self.confidence}-{threshold}{edges}")
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Such as `share`, `share-native`, `share-top1`, `share-top1-edges`."""
+        own = f"share-{self.confidence}"
+        edges = "edges" if self.edge_enhanced else "plain"
+        return ("share", f"share-{self.resolution}", own, f"{own}-{edges}")
+
+    @classmethod
+    def configured(cls, config: MemoiseConfig) -> list[Signal]:
+        return [
+            cls(confidence, threshold, edges, resolution=resolution)
+            for resolution, confidence, edges, threshold in itertools.product(
+                config.resolutions, config.confidences, config.edges, config.pixel_thresholds
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class MeanConfidence(Signal):
+    """Mean over the pixels of the largest probability, in [1/C, 1] (MESS paper, Fig. 4)."""
+
+    kind: ClassVar[str] = "mean-top1"
+
+    def of(self, maps: PixelMaps) -> Tensor:
+        return maps.confidence("top1").mean((1, 2))
+
+
+@dataclass(frozen=True)
+class NormalisedEntropy(Signal):
+    """1 - NE: NE is the mean over the pixels of entropy / log(C), in [0, 1] (2025 paper, Eq. 1)."""
+
+    kind: ClassVar[str] = "ne"
+
+    def of(self, maps: PixelMaps) -> Tensor:
+        return maps.confidence("entropy").mean((1, 2))
+
+
+@dataclass(frozen=True)
+class VariationOfInformation(Signal):
+    """- VI between the label maps of the selected exit before and this one (2025 paper, Eq. 2).
+
+    In bits, 0 where the maps divide the image alike.
+    """
+
+    kind: ClassVar[str] = "vi"
+    compares: ClassVar[bool] = True
+
+    def of(self, maps: PixelMaps) -> Tensor:
+        return -maps.variation_of_information()
+
+
+SIGNALS: dict[str, type[Signal]] = {
+    signal.kind: signal for signal in (ConfidentShare, MeanConfidence, NormalisedEntropy)
 }
+"""What `memoise.signals` names; a new signal is one class and its name here."""
+
+PAIR_SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (VariationOfInformation(),)}
+"""Signals that compare two exits, by name: from stored label maps, so nothing configures them."""
 
 
-def semantic_edges(logits_BChw: Tensor) -> Tensor:
-    """1 where the predicted class differs from a horizontal or vertical neighbour's, (B, h, w)."""
-    label_Bhw = logits_BChw.argmax(1)
-    down = (label_Bhw[:, 1:] != label_Bhw[:, :-1]).to(logits_BChw.dtype)
-    right = (label_Bhw[:, :, 1:] != label_Bhw[:, :, :-1]).to(logits_BChw.dtype)
-    rows = F.pad(down, (0, 0, 0, 1)) + F.pad(down, (0, 0, 1, 0))
-    columns = F.pad(right, (0, 1, 0, 0)) + F.pad(right, (1, 0, 0, 0))
-    return (rows + columns > 0).to(logits_BChw.dtype)
+def configured_signals(config: MemoiseConfig) -> list[Signal]:
+    """The signals of an exit that a configuration asks for, in the order of the cache's columns."""
+    found = [signal for kind in config.signals for signal in _class(kind).configured(config)]
+    for name in (names := [signal.name for signal in found]):
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"memoise.signals gives two signals the name {name!r}; names must be unique."
+            )
+    return found
 
 
-def enhance(confident_Bhw: Tensor, edges_Bhw: Tensor) -> Tensor:
-    """Edge enhancement (Eqs. 8-9) of a 0/1 map of confident pixels.
-
-    The median of an odd window reaches th_pix exactly when more than half of the window does, so
-    the median of Eq. 9 is a box mean of the thresholded map. Borders are replicated.
-    """
-    margin = _WINDOW // 2
-    padded = F.pad(confident_Bhw.unsqueeze(1), (margin,) * 4, mode="replicate")
-    majority = F.avg_pool2d(padded, _WINDOW, stride=1).squeeze(1) > 0.5
-    return torch.where(edges_Bhw > 0, majority.to(confident_Bhw.dtype), confident_Bhw)
+def signal_from_json(value: Mapping[str, Any]) -> Signal:
+    """The inverse of `Signal.to_json`."""
+    settings = {key: setting for key, setting in value.items() if key not in ("name", "kind")}
+    if value["kind"] in PAIR_SIGNALS:
+        return PAIR_SIGNALS[value["kind"]]
+    return _class(value["kind"])(**settings)
 
 
-def signals(logits_BChw: Tensor, specs: Sequence[SignalSpec]) -> Tensor:
-    """All signals of one exit, (B, K) float32, each a share of pixels in [0, 1] (Eq. 7).
-
-    Pixels that the ground truth marks void count too: labels do not exist at run time.
-    """
-    if not specs:
-        return logits_BChw.new_zeros(logits_BChw.shape[0], 0)
-    confidence = {spec.kind: CONFIDENCES[spec.kind](logits_BChw) for spec in specs}
-    edges = semantic_edges(logits_BChw) if any(spec.edge_enhanced for spec in specs) else None
-    columns = []
-    for spec in specs:
-        confident = (confidence[spec.kind] >= spec.pixel_threshold).to(logits_BChw.dtype)
-        if spec.edge_enhanced and edges is not None:
-            confident = enhance(confident, edges)
-        columns.append(confident.mean((1, 2)))
-    return torch.stack(columns, dim=1).float()
+def policies(signals: Iterable[Signal]) -> dict[str, tuple[str, ...]]:
+    """Names of the signals that make up each policy, by the policy's name."""
+    members: dict[str, list[str]] = {}
+    for signal in signals:
+        for policy in signal.policies:
+            members.setdefault(policy, []).append(signal.name)
+    return {policy: tuple(names) for policy, names in members.items()}
 
 
-class SignalModule(nn.Module):
-    """One signal as a module for export: logits (B, C, h, w) to (B,)."""
+def distinct(members: Mapping[str, Sequence[str]]) -> list[str]:
+    """The policies without those that have the same signals as one before."""
+    first: dict[tuple[str, ...], str] = {}
+    for policy, names in members.items():
+        first.setdefault(tuple(names), policy)
+    return list(first.values())
 
-    def __init__(self, spec: SignalSpec) -> None:
-        super().__init__()
-        self._spec = spec
 
-    def forward(self, logits_BChw: Tensor) -> Tensor:
-        return signals(logits_BChw, [self._spec])[:, 0]
+def _class(kind: str) -> type[Signal]:
+    if kind in SIGNALS:
+        return SIGNALS[kind]
+    found = imported(kind, "signal", "package.module:Class", SIGNALS)
+    if not (isinstance(found, type) and issubclass(found, Signal) and found.kind == kind):
+        raise ConfigError(
+            f"memoise.signals: {kind!r} must be a subclass of mess.signals.Signal whose `kind` is "
+            f"that very text, so that manifests tell where it comes from."
+        )
+    return found

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,13 +19,13 @@ class TorchProgram:
         torch.set_num_threads(threads)
         self._module = torch.export.load(path).module()
 
-    def __call__(self, value: Tensor) -> Sequence[Tensor]:
+    def __call__(self, *values: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode():
-            outputs = self._module(value)
+            outputs = self._module(*values)
         return outputs if isinstance(outputs, tuple | list) else (outputs,)
 
     @staticmethod
-    def to_value(array: NDArray[np.float32]) -> Tensor:
+    def to_value(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
     @staticmethod

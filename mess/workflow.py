@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from mess.files import sha256
 from mess.progress import Reporter, Silent
 from mess.run import Run, begin_run, find_run
 from mess.search.rounds import Team
-from mess.signal_spec import configured_signals
+from mess.signals import PAIR_SIGNALS, configured_signals
 
 _SILENT = Silent()
 
@@ -167,6 +168,8 @@ def search(
     algorithm: str = "exhaustive",
     trials: int | None = None,
     sampler: str | None = None,
+    policy: str | None = None,
+    shared_threshold: bool = False,
     reporter: Reporter = _SILENT,
 ) -> dict[str, Any]:
     """Find the best instance without retraining; returns result.json, `id` and `path` added.
@@ -176,17 +179,23 @@ def search(
     ms. Without `front` only the answer is proven. An earlier search's front answers at once where
     it proves the answer, unless `fresh`. Raises InfeasibleError when nothing meets the limits.
 
+    `policy` names the signals that decide, such as "share" (the default), "ne" or "vi"; "any" is
+    all of the exits' own together. With `shared_threshold` all early exits have one threshold.
+    "all" searches each policy and returns `mess.steps.comparing.compare_policies` of them.
+
     `algorithm` "optuna" samples what is too large to be proven: `trials` (2000 by default) of the
     study in all, which the same call goes on with, also in several processes at once; `sampler` is
     "tpe" or "nsga2".
     """
+    from mess.steps.comparing import ALL, compare_policies
     from mess.steps.searching import search_run
 
     with _team() as team:
         place = find_run(run)
         if team:
             place = Run(Path(team.gather(str(place.path).encode())[0].decode()))
-        return search_run(
+        find = compare_policies if policy == ALL else partial(search_run, policy=policy)
+        return find(
             place,
             team=team,
             setting=setting,
@@ -207,6 +216,7 @@ def search(
             algorithm=algorithm,
             trials=trials,
             sampler=sampler,
+            shared_threshold=shared_threshold,
             reporter=_SILENT if team and team.rank else reporter,
         )
 
@@ -308,5 +318,6 @@ def _profile_is_current(place: Run) -> bool:
     if not path.exists():
         return False
     facts = read_facts(path)
-    signals = [spec.name for spec in configured_signals(place.config().memoise)]
-    return facts["weights"] == sha256(place.weights) and facts["signals"] == signals
+    wanted = [*configured_signals(place.config().memoise), *PAIR_SIGNALS.values()]
+    names = [signal.name for signal in wanted]
+    return facts["weights"] == sha256(place.weights) and facts["signals"] == names

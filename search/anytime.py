@@ -12,12 +12,12 @@ from functools import partial
 import numpy as np
 
 from mess.errors import ConfigError
-from mess.search.dependent import pack_aim, pack_prices
 from mess.search.evaluate import Choice, Configuration
 from mess.search.found import Arrays, Found, Scan
 from mess.search.front import FrontPoint
 from mess.search.goal import Goal, miou_steps
 from mess.search.kernels import Aim, Checkpoints, Early, Last, Prices, scan_anytime
+from mess.search.packing import pack_aim, pack_prices
 from mess.search.rounds import ALL_CORES, Workers, run_rounds
 from mess.search.tables import Tables
 

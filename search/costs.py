@@ -35,6 +35,8 @@ class Cost:
     answer: shape (E,), upsampling and argmax of the answering exit; 0 for MACs and parameters.
     resume: shape (E,), going on past a selected exit, beyond what the backbone in one piece costs:
         another program is called; 0 for MACs and parameters.
+    compared: shape (E,), giving the label map that the next exit is compared with, of an exit that
+        has no signal itself; 0 for MACs and parameters.
     MACs and parameters are whole numbers, latencies are milliseconds.
     """
 
@@ -43,6 +45,7 @@ class Cost:
     signal: NDArray[np.float64]
     answer: NDArray[np.float64]
     resume: NDArray[np.float64]
+    compared: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +58,26 @@ class Ticks:
     signal: NDArray[np.int64]
     answer: NDArray[np.int64]
     resume: NDArray[np.int64]
+    compared: NDArray[np.int64]
 
-    def paths(self, exits: Sequence[int], signals: Sequence[int]) -> list[int]:
+    def paths(self, exits: Sequence[int], signals: Sequence[int | None]) -> list[int]:
         """Cost of the path on which each of `exits` answers, in order of depth.
 
-        `signals` holds one signal for each exit but the last. Parameters do not depend on the
+        `signals` holds one signal for each exit but the last, None for one that is only compared
+        with. Parameters do not depend on the
         path: every answer needs the whole instance to be stored.
         """
         paths = self.deliveries(exits, signals)
         return paths[-1:] * len(paths) if self.metric == PARAMS else paths
 
-    def deliveries(self, exits: Sequence[int], signals: Sequence[int] = ()) -> list[int]:
+    def deliveries(self, exits: Sequence[int], signals: Sequence[int | None] = ()) -> list[int]:
         """Cost from the input until each of `exits` has answered, in order of depth."""
         costs, delay = [], 0
         for depth, exit_ in enumerate(exits):
             delay += int(self.exit[exit_])
             if depth < len(signals):
-                delay += int(self.signal[exit_, signals[depth]])
+                signal = signals[depth]
+                delay += int(self.compared[exit_] if signal is None else self.signal[exit_, signal])
             costs.append(int(self.backbone[exit_]) + delay + int(self.answer[exit_]))
             delay += int(self.resume[exit_])
         return costs
@@ -103,6 +109,7 @@ def _ticks(tables: Tables, metric: str, cost: Cost) -> Ticks:
         "signal": (tables.exits, signals),
         "answer": (tables.exits,),
         "resume": (tables.exits,),
+        "compared": (tables.exits,),
     }
     whole = {}
     for field in fields(cost):
@@ -115,7 +122,8 @@ def _ticks(tables: Tables, metric: str, cost: Cost) -> Ticks:
             f"the {metric} of the backbone must start at 0 and never fall, got "
             f"{np.asarray(cost.backbone).tolist()}"
         )
-    longest = int(backbone[-1] + sum(whole[part].sum() for part in ("exit", "signal", "resume")))
+    parts = ("exit", "signal", "resume", "compared")
+    longest = int(backbone[-1] + sum(whole[part].sum() for part in parts))
     if (longest + int(whole["answer"].max())) * tables.images > _ROOM:
         raise ConfigError(
             f"the {metric} of {tables.images} images do not fit 64-bit integers; the longest path "
@@ -137,7 +145,7 @@ def _check_part(metric: str, name: str, value: NDArray[np.float64], shape: tuple
     if (value != np.rint(value)).any():
         fraction = value[value != np.rint(value)][0]
         raise ConfigError(f"the {metric} of {name} must be whole numbers, got {fraction}")
-    if name in ("signal", "answer", "resume") and value.any():
+    if name in ("signal", "answer", "resume", "compared") and value.any():
         raise ConfigError(
             f"the {metric} of {name} must be 0, got {value.max():g}: signals, upsampling and "
             "argmax count in latency alone"

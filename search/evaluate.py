@@ -16,7 +16,10 @@ from mess.search.tables import Tables
 
 
 class Choice(NamedTuple):
-    """A selected exit by its index; every one but the last has a signal (index) and threshold."""
+    """A selected exit by its index; every one but the last has a signal (index) and threshold.
+
+    Where a signal compares exits the first one has neither: it is only compared with.
+    """
 
     exit: int
     signal: int | None = None
@@ -62,10 +65,7 @@ def evaluate(
     left.
     """
     exits = [choice.exit for choice in configuration]
-    signals, thresholds = _policy(configuration)
-    observed = [
-        tables.signals[exit_, :, signal] for exit_, signal in zip(exits[:-1], signals, strict=True)
-    ]
+    signals, observed, thresholds = _policy(tables, configuration)
     answer = answering_exit(observed, thresholds, tables.images)
     counts = np.bincount(answer, minlength=len(exits))
 
@@ -123,16 +123,30 @@ def delivered_by(evaluation: Evaluation, metric: str, deadline: int, images: int
     return max(in_time, default=0.0)
 
 
-def _policy(configuration: Configuration) -> tuple[list[int], list[float]]:
-    signals, thresholds = [], []
+def _policy(
+    tables: Tables, configuration: Configuration
+) -> tuple[list[int | None], list[NDArray[np.float32] | None], list[float | None]]:
+    """Signals, what they are on every image, and thresholds of the exits but the last."""
+    signals: list[int | None] = []
+    observed: list[NDArray[np.float32] | None] = []
+    thresholds: list[float | None] = []
+    before = None
     for choice in configuration[:-1]:
-        if choice.signal is None or choice.threshold is None:
+        compared_with = tables.pairs is not None and before is None
+        if compared_with != (choice.signal is None) or compared_with != (choice.threshold is None):
             raise ValueError(
-                f"exit {choice.exit} is not the last one and needs a signal and threshold"
+                f"exit {choice.exit} is the first of a policy that compares exits and takes "
+                "neither signal nor threshold"
+                if compared_with
+                else f"exit {choice.exit} is not the last one and needs a signal and threshold"
             )
         signals.append(choice.signal)
         thresholds.append(choice.threshold)
-    return signals, thresholds
+        observed.append(
+            None if choice.signal is None else tables.observed(choice.exit, choice.signal, before)
+        )
+        before = choice.exit
+    return signals, observed, thresholds
 
 
 def _miou(tables: Tables, exit_of_image: NDArray[np.integer]) -> float:

@@ -12,12 +12,18 @@ import numpy as np
 from mess.errors import ConfigError
 from mess.search.anytime import count_choices, search_anytime
 from mess.search.budgeted import search_single
-from mess.search.dependent import MOST_EXITS, count_configurations, ladders, search_dependent
+from mess.search.dependent import (
+    MOST_EXITS,
+    count_configurations,
+    ladders,
+    search_dependent,
+    threshold_grid,
+)
 from mess.search.found import Found
 from mess.search.goal import Goal
+from mess.search.pairs import count_pairs, pair_ladders, search_pairs
 from mess.search.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
 from mess.search.rounds import ALL_CORES, Workers
-from mess.search.thresholds import grid_size
 
 Progress = Callable[[int, int], None]
 """Hears how much of a search is done, and of how much."""
@@ -67,9 +73,12 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
             f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}, or search with "
             "`--algorithm optuna`, which proves nothing"
         )
-    found, rungs = Found(), ladders(goal)
-    counts = {0: goal.tables.exits} | {
-        early: count_configurations(goal.tables, steps, early) for early, steps in rungs.items()
+    tables, shared = goal.tables, goal.request.shared_threshold
+    compares = tables.pairs is not None
+    found, rungs = Found(), pair_ladders(goal) if compares else ladders(goal)
+    count = count_pairs if compares else count_configurations
+    counts = {0: tables.exits} | {
+        early: count(tables, steps, early, shared=shared) for early, steps in rungs.items()
     }
     total = sum(counts.values())
     work = total + (sum(n for early, n in counts.items() if early > 1) if collect else 0)
@@ -80,17 +89,17 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
         hear(before + again + int(share * counts[early]), work)
 
     with _interruptible(found, workers):
-        search_dependent(goal, found, rungs, collect, workers, done)
-    sizes = {early: grid_size(early, goal.request.thresholds) for early in rungs}
+        explore = search_pairs if compares else search_dependent
+        explore(goal, found, rungs, collect, workers, done)
+    sizes = {early: threshold_grid(goal, early) for early in rungs}
+    exits = {early: early + 2 if compares and early else early + 1 for early in counts}
     space = _space(
         goal,
-        "every choice of up to max_exits exits, at most one a point, the last at any point, with "
-        "every signal of every early exit; with one early exit every distinct threshold, with more "
-        "a grid of at most so many quantiles of the distinct thresholds of each exit and signal",
+        _statement(compares=compares, shared=shared),
         max_exits=goal.request.max_exits,
-        signals=list(goal.tables.signal_names),
+        signals=list(tables.signal_names),
         thresholds={str(early): "all" if size is None else size for early, size in sizes.items()},
-        configurations_by_exits={str(early + 1): count for early, count in counts.items()},
+        configurations_by_exits={str(exits[early]): count for early, count in counts.items()},
     )
     return Covered(found=found, configurations=total, space=space)
 
@@ -108,6 +117,26 @@ def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) 
     )
     configurations = count_choices(goal.tables, goal.request.max_exits)
     return Covered(found=found, configurations=configurations, space=space)
+
+
+def _statement(*, compares: bool, shared: bool) -> str:
+    exits = "every choice of up to max_exits exits, at most one a point, the last at any point"
+    if compares:
+        policy = ", the first compared with alone, every other early one with a threshold"
+        number, of_each = "threshold", "pair of exits"
+    else:
+        policy = ", with every signal of every early exit"
+        number, of_each = "early exit", "exit and signal"
+    if shared:
+        return (
+            f"{exits}{policy}; one signal and one threshold for all of them: with one {number} "
+            "every distinct one, with more a grid of at most so many quantiles of the distinct "
+            "thresholds of all exits together"
+        )
+    return (
+        f"{exits}{policy}; with one {number} every distinct threshold, with more a grid of at most "
+        f"so many quantiles of the distinct thresholds of each {of_each}"
+    )
 
 
 @contextmanager

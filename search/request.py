@@ -28,6 +28,8 @@ class Request:
     max_exits: exits of an instance in all, the last one included.
     thresholds: size of the threshold grid of each exit where two early exits are searched; three
         have round(thresholds ** (2 / 3)) each, and a single one every distinct threshold.
+    shared_threshold: all early exits have the same signal and the same threshold (2025 paper, §V);
+        it is one of a grid of `thresholds` over the values of all exits.
     checkpoints: anytime only, pairs (cost, mIoU): by that cost some exit delivers that mIoU. The
         cost is in the unit of `cost_metric`. Without any there is one at half of the baseline's
         cost. It asks for the mIoU that `max_error` and `min_miou` ask for when a cost is minimised,
@@ -45,6 +47,7 @@ class Request:
     latency_stat: str = "mean"
     max_exits: int = 3
     thresholds: int = 64
+    shared_threshold: bool = False
     checkpoints: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +67,11 @@ class Request:
         object.__setattr__(
             self, "checkpoints", tuple((float(c), float(m)) for c, m in self.checkpoints)
         )
+        if self.shared_threshold and self.setting != INPUT_DEPENDENT:
+            raise ConfigError(
+                f"shared_threshold means nothing in the {self.setting} setting, where no image "
+                "leaves by its signal; leave it out"
+            )
         if self.checkpoints and self.setting != ANYTIME:
             raise ConfigError(
                 f"checkpoints belong to the anytime setting, got {len(self.checkpoints)} with "
@@ -98,6 +106,8 @@ class Request:
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.checkpoints:
             given["checkpoints"] = [list(checkpoint) for checkpoint in self.checkpoints]
+        if self.shared_threshold:
+            given["shared_threshold"] = True
         return given | {"latency_stat": self.latency_stat, "max_exits": self.max_exits}
 
 

@@ -96,6 +96,12 @@ def sample(
             f"the {goal.request.setting} setting is scanned in full at once, so there is nothing "
             "to sample; use algorithm 'exhaustive'"
         )
+    if goal.tables.pairs is not None or goal.request.shared_threshold:
+        kind = "signals that compare exits" if goal.tables.pairs is not None else "a shared one"
+        raise ConfigError(
+            f"optuna samples a signal and threshold of each exit; for {kind} use algorithm "
+            "'exhaustive', which is proven"
+        )
     if sampler not in SAMPLERS:
         raise ConfigError(f"unknown sampler {sampler!r}; {nearest(sampler, SAMPLERS)}")
     if trials < 1:

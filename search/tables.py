@@ -21,6 +21,10 @@ class Tables:
     intersection, predicted: shape (E, I, C), pixel counts on the pixels that are not void.
     signals: shape (E, I, K), oriented so that larger means leave; K may be 0.
     signal_names: K names, unique.
+    pairs: shape (E, E, I) where a signal that compares two exits decides, else None. [a, b] is its
+        value at b when a is the selected exit before; NaN where a is not shallower than b. Such a
+        signal decides alone: `signal_names` has its name, and K of `signals` is 0. The first
+        selected exit is then only compared with.
     """
 
     exit_ids: tuple[str, ...]
@@ -30,12 +34,22 @@ class Tables:
     predicted: NDArray[np.int32]
     signals: NDArray[np.float32]
     signal_names: tuple[str, ...]
+    pairs: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
         self._check_shapes()
         self._check_points()
         self._check_counts()
+        if self.pairs is not None:
+            deeper = self.point[:, None] < self.point[None, :]
+            needed = deeper & (self.point < self.points)[None, :]
+            if np.isnan(self.pairs[needed]).any():
+                first, second = np.argwhere(needed & np.isnan(self.pairs).any(axis=2))[0]
+                raise CacheError(
+                    f"the pair of {self.exit_ids[first]!r} and {self.exit_ids[second]!r} lacks its "
+                    f"{self.signal_names[0]}"
+                )
         if not np.isfinite(self.signals).all():
             exit_, image, signal = np.argwhere(~np.isfinite(self.signals))[0]
             raise CacheError(
@@ -63,6 +77,17 @@ class Tables:
         """Index of the network's own head."""
         return self.exit_ids.index(FINAL)
 
+    def observed(self, exit_: int, signal: int, before: int | None) -> NDArray[np.float32]:
+        """A signal of every image at an exit, shape (I,), `before` being the selected exit before.
+
+        Raises ValueError where the signal compares exits and there is none before.
+        """
+        if self.pairs is None:
+            return self.signals[exit_, :, signal]
+        if before is None:
+            raise ValueError(f"exit {exit_} is the first; there is none to compare it with")
+        return self.pairs[before, exit_]
+
     def _check_names(self) -> None:
         for kind, names in (("exit", self.exit_ids), ("signal", self.signal_names)):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -82,8 +107,14 @@ class Tables:
             "point": (exits,),
             "intersection": (exits, images, classes),
             "predicted": (exits, images, classes),
-            "signals": (exits, images, len(self.signal_names)),
+            "signals": (exits, images, len(self.signal_names) if self.pairs is None else 0),
         }
+        if self.pairs is not None:
+            expected["pairs"] = (exits, exits, images)
+            if len(self.signal_names) != 1:
+                raise CacheError(
+                    f"a signal that compares exits decides alone, got {len(self.signal_names)}"
+                )
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:

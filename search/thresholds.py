@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -57,21 +58,60 @@ def grid_size(early: int, thresholds: int) -> int | None:
     return None if early < 2 else max(1, round(thresholds ** (2 / early)))
 
 
-def ladder(tables: Tables, size: int | None = None) -> Ladder:
-    """All separating thresholds of the tables, or a grid of at most `size` an exit and signal."""
+def ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> Ladder:
+    """All separating thresholds of the tables, or a grid of at most `size` an exit and signal.
+
+    `shared` gives all exits the same thresholds of a signal: the grid of all their values together.
+    """
     signals = range(len(tables.signal_names))
-    values = [
-        [separating(tables.signals[exit_, :, signal]) for signal in signals]
-        for exit_ in range(tables.exits)
+    observed = [[tables.signals[exit_, :, k] for k in signals] for exit_ in range(tables.exits)]
+    early = tables.signals[tables.point < tables.points]
+    pools = [early[:, :, k].ravel() for k in signals] if shared else None
+    return _ladder(observed, size, pools)
+
+
+def pair_ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> Ladder:
+    """The thresholds of a signal that compares exits; axis K is the exit before, by its index.
+
+    Without thresholds where an exit cannot follow another, or is at the last point.
+    """
+    assert tables.pairs is not None
+    nobody = np.zeros(0, dtype=np.float32)
+    early = tables.point < tables.points
+    follows = (tables.point[:, None] < tables.point[None, :]) & early[None, :]
+    observed = [
+        [tables.pairs[a, b] if follows[a, b] else nobody for a in range(tables.exits)]
+        for b in range(tables.exits)
     ]
-    if size is not None:
-        values = [[grid(thresholds, size) for thresholds in row] for row in values]
-    shape = (tables.exits, len(tables.signal_names))
+    pools = None
+    if shared and follows.any():
+        pools = [tables.pairs[follows].ravel()] * tables.exits
+    return _ladder(observed, size, pools)
+
+
+def _ladder(
+    observed: Sequence[Sequence[NDArray[np.float32]]],
+    size: int | None,
+    pools: Sequence[NDArray[np.float32]] | None,
+) -> Ladder:
+    """Of the signals E × K, each (I,) or empty; `pools` are values of each signal at all exits."""
+    images = max((len(signal) for row in observed for signal in row), default=0)
+    common = [_some(pool, size) for pool in pools] if pools is not None else None
+    shape = (len(observed), len(observed[0]))
+    values: list[list[NDArray[np.float64]]] = [[] for _ in observed]
     number = np.zeros(shape, dtype=np.int64)
-    bins = np.zeros((*shape, tables.images), dtype=np.int32)
-    for exit_, row in enumerate(values):
-        for signal, thresholds in enumerate(row):
-            number[exit_, signal] = len(thresholds)
-            observed = tables.signals[exit_, :, signal].astype(np.float64)
-            bins[exit_, signal] = np.searchsorted(thresholds, observed, side="right")
+    bins = np.zeros((*shape, images), dtype=np.int32)
+    for exit_, row in enumerate(observed):
+        for k, signal in enumerate(row):
+            thresholds = common[k] if common and len(signal) else _some(signal, size)
+            values[exit_].append(thresholds)
+            number[exit_, k] = len(thresholds)
+            if len(signal):
+                exact = signal.astype(np.float64)
+                bins[exit_, k] = np.searchsorted(thresholds, exact, side="right")
     return Ladder(values, number, bins)
+
+
+def _some(signal: NDArray[np.float32], size: int | None) -> NDArray[np.float64]:
+    thresholds = separating(signal)
+    return thresholds if size is None else grid(thresholds, size)

@@ -20,15 +20,21 @@ from mess.batch_statistics import (
 )
 from mess.interpolation import _arithmetic, _Kernel, classes_at, grid_of, upsampled_classes
 from mess.metrics import VOID
-from mess.signal_spec import SignalSpec
-from mess.signals import signals, top1_confidence
+from mess.pixel_maps import PixelMaps, measure
+from mess.signals import ConfidentShare, MeanConfidence, NormalisedEntropy, Signal
 
-SPECS = [
-    SignalSpec(kind, threshold, edges)
-    for kind in ("top1", "entropy")
-    for threshold in (0.3, 0.9)
-    for edges in (False, True)
+SPECS: list[Signal] = [
+    ConfidentShare("top1", 0.5, edge_enhanced=True, resolution="full"),
+    *(
+        ConfidentShare(kind, threshold, edges)
+        for kind in ("top1", "entropy")
+        for threshold in (0.3, 0.9)
+        for edges in (False, True)
+    ),
+    NormalisedEntropy(),
+    MeanConfidence(resolution="full"),
 ]
+"""Those that are compiled, between others."""
 
 Make = Callable[[Tensor, Tensor], BatchStatistics]
 
@@ -89,10 +95,12 @@ def check(make: Make, label_BHW: Tensor, final: Tensor, exits: dict[str, Tensor]
             np.testing.assert_array_equal(prediction.intersection[i], hits_C)
             assert prediction.agreement[i] == (found_HW == finals[i]).sum()
         np.testing.assert_array_equal(prediction.label_map, logits_BChw.argmax(1).numpy())
-        np.testing.assert_array_equal(prediction.signals, signals(logits_BChw, SPECS).numpy())
+        np.testing.assert_array_equal(
+            prediction.signals, measure(PixelMaps(logits_BChw), SPECS, size).numpy()
+        )
         check_types(prediction)
         if name == "final":
-            expected = (top1_confidence(logits_BChw) * 255).round().numpy()
+            expected = (PixelMaps(logits_BChw).confidence("top1") * 255).round().numpy()
             np.testing.assert_array_equal(prediction.confidence_map, expected)
         else:
             assert prediction.confidence_map is None
@@ -166,7 +174,9 @@ def test_pixels_too_close_to_call_are_torchs(make: Make, spoil: Callable[[Tensor
     classes_BHW = whole.argmax(1)
     found = statistics.collect()["spoilt"]
     np.testing.assert_array_equal(found.label_map, spoilt.argmax(1).numpy())
-    np.testing.assert_array_equal(found.signals, signals(spoilt, SPECS).numpy())
+    np.testing.assert_array_equal(
+        found.signals, measure(PixelMaps(spoilt), SPECS, (72, 96)).numpy()
+    )
     for i in range(3):
         valid = truth[i] != VOID
         expected = torch.bincount(classes_BHW[i][valid], minlength=7).numpy()

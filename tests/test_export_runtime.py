@@ -25,11 +25,11 @@ from mess.export import PlannedExit, export_bundle
 from mess.files import sha256
 from mess.images import normalise
 from mess.network import OverprovisionedNetwork, build_network
+from mess.pixel_maps import PixelMaps, measure
 from mess.policy import threshold_between
 from mess.progress import Silent
 from mess.runtime import Answer, OnnxProgram, load_bundle
-from mess.signal_spec import SignalSpec
-from mess.signals import signals, top1_confidence
+from mess.signals import ConfidentShare
 from tests.conftest import MakeConfig
 
 CLASSES = 4
@@ -104,9 +104,11 @@ def instance(make_config: MakeConfig) -> Instance:
     logits = [[native_logits(network, e, image[None]) for image in images] for e in EXITS]
     planned, observed = [], []
     for number, exit_id in enumerate(EXITS[:-1]):
-        pixel = widest_gap(torch.cat([top1_confidence(each).flatten() for each in logits[number]]))
-        spec = SignalSpec("top1", pixel, edge_enhanced=number == 1)
-        shares = [signals(each, [spec]).item() for each in logits[number]]
+        pixel = widest_gap(
+            torch.cat([PixelMaps(each).confidence("top1").flatten() for each in logits[number]])
+        )
+        spec = ConfidentShare("top1", pixel, edge_enhanced=number == 1)
+        shares = [measure(PixelMaps(each), [spec], SIZE).item() for each in logits[number]]
         observed.append(shares)
         distinct = sorted(set(shares))
         half = 2 * len(distinct) // 3

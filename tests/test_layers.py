@@ -21,10 +21,12 @@ PLAIN = {
         "images",
         "maps",
         "metrics",
+        "plugins",
         "policy",
         "progress",
         "seeds",
-        "signal_spec",
+        "signals",
+        "variation",
     )
 }
 """Facts that every layer shares."""
@@ -182,6 +184,7 @@ except SystemExit as done:
         pytest.param("import mess.cli", id="cli"),
         pytest.param(HELP, id="python -m mess --help"),
         pytest.param("import mess.workflow, mess.search, mess.steps.searching", id="search"),
+        pytest.param("import mess.steps.pairing", id="pairs"),
     ],
 )
 def test_commands_that_need_no_network_start_without_torch(code: str) -> None:

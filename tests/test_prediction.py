@@ -16,14 +16,14 @@ from mess.config import Config
 from mess.exits import FINAL
 from mess.maps import compress, decompress
 from mess.network import OverprovisionedNetwork, build_network
+from mess.pixel_maps import PixelMaps, measure
 from mess.prediction import ExitPrediction, label_counts, predict
-from mess.signal_spec import SignalSpec
-from mess.signals import signals
+from mess.signals import ConfidentShare
 
 CLASSES = 5
 SIZE = (32, 48)
 CPU = torch.device("cpu")
-SPECS = [SignalSpec("top1", 0.3, False), SignalSpec("top1", 0.3, True)]
+SPECS = [ConfidentShare("top1", 0.3, False), ConfidentShare("top1", 0.3, True)]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -120,7 +120,9 @@ def test_signals_and_label_maps_are_those_at_native_resolution(
         for exit_id, found in predictions.items():
             logits = native_logits(network, exit_id, images)
             np.testing.assert_array_equal(found.label_map, logits.argmax(1).numpy())
-            np.testing.assert_array_equal(found.signals, signals(logits, SPECS).numpy())
+            np.testing.assert_array_equal(
+                found.signals, measure(PixelMaps(logits), SPECS, SIZE).numpy()
+            )
             assert found.label_map.dtype == np.uint8
             assert found.confidence_map is None
 

@@ -22,7 +22,7 @@ from mess.maps import compress
 from mess.metrics import iou
 from mess.report import write_report
 from mess.run import Run
-from mess.signal_spec import configured_signals
+from mess.signals import configured_signals
 from tests.caches import fill
 
 HOSTILE = "<script>alert('road')</script>"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from mess.backbones.base import Backbone
 from mess.backbones.mobilenet import deeplabv3_mobilenet_v3_large, segmentation_mobilenet_v2
@@ -14,7 +11,8 @@ from mess.backbones.resnet import deeplabv3_resnet50, deeplabv3_resnet101, drn50
 from mess.backbones.small import small_resnet
 from mess.backbones.timm_models import timm_model
 from mess.config import BackboneConfig
-from mess.errors import ConfigError, nearest
+from mess.errors import ConfigError
+from mess.plugins import imported
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "small_resnet": small_resnet,
@@ -52,16 +50,4 @@ def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
 def _factory(name: str) -> Callable[..., Backbone]:
     if name in BACKBONES:
         return BACKBONES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"no backbone is named {name!r}; {nearest(name, BACKBONES)} "
-            "One of your own is package.module:factory."
-        )
-    if (here := str(Path.cwd())) not in sys.path:
-        # The `mess` script, unlike `python -m mess`, does not look for modules where it is called.
-        sys.path.append(here)
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"backbone {name!r} cannot be imported: {error}.") from error
+    return imported(name, "backbone", "package.module:factory", BACKBONES)

@@ -10,6 +10,8 @@ from typing import Any
 
 from mess.assembly import exit_rows, expected_identity
 from mess.cache.integrity import missing, unneeded, verify
+from mess.cache.pair_integrity import count_pairs, pair_bytes
+from mess.cache.pairs import PairStore
 from mess.cache.parts import find_parts, remedy
 from mess.cache.store import PredictionStore
 from mess.data import open_split
@@ -119,6 +121,7 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         "name": name,
         "bytes": sum(path.stat().st_size for path in paths),
         "parts": len(paths),
+        "pair_bytes": pair_bytes(PairStore(store.directory)),
     }
     try:
         manifest = store.manifest()
@@ -132,6 +135,7 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         "exits": len(manifest["exits"]),
         "signals": [signal["name"] for signal in manifest["signals"]],
         "label_maps": manifest["label_maps"],
+        "pairs": _pairs(store, manifest),
         "state": _stale(place, store) or _holes(store) or "ready",
     }
 
@@ -154,6 +158,15 @@ def _holes(store: PredictionStore) -> str | None:
     if not lacking:
         return None
     return f"{store.directory} lacks {lacking} predictions. Run {remedy(store.directory)}."
+
+
+def _pairs(store: PredictionStore, manifest: Mapping[str, Any]) -> int | None:
+    """Pairs of exits that have their signals; None where that cannot be told."""
+    try:
+        images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+        return count_pairs(PairStore(store.directory), manifest["exit_fingerprints"], images)
+    except CacheError:
+        return None
 
 
 def _named(place: Run, name: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from mess.run import Run
 from mess.runtime import load_bundle
 from mess.search.request import ANYTIME, INPUT_DEPENDENT
 from mess.steps.exporting import BASELINE, baseline_path
+from mess.steps.policies import observed_signals
 
 
 def evaluate_bundle(
@@ -73,7 +74,7 @@ def evaluate_bundle(
             for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
     if split == CALIBRATION and data.fingerprint() == source["data"]:
-        report["agreement"] = _agreement(place, source["name"], bundle.manifest, ours)
+        report["agreement"] = _agreement(place, source["name"], bundle.manifest, ours, reporter)
     return report
 
 
@@ -100,22 +101,18 @@ def _figures(outcome: Outcome) -> dict[str, float]:
 
 
 def _agreement(
-    place: Run, cache: str, manifest: Mapping[str, Any], ours: Outcome
+    place: Run, cache: str, manifest: Mapping[str, Any], ours: Outcome, reporter: Reporter
 ) -> dict[str, Any]:
     """How the bundle's run compares with what the search computed from the cache."""
-    tables, _ = load_tables(place, cache)
-    early = manifest["exits"][:-1]
-    expected = np.full(tables.images, len(early))
+    tables, stored = load_tables(place, cache)
+    exits = [
+        {"exit_id": exit_["exit_id"], "signal": exit_["signal"] and exit_["signal"]["name"]}
+        for exit_ in manifest["exits"]
+    ]
+    expected = np.full(tables.images, len(exits) - 1)
     if manifest["setting"] == INPUT_DEPENDENT:
-        observed = [
-            tables.signals[
-                tables.exit_ids.index(exit_["exit_id"]),
-                :,
-                tables.signal_names.index(exit_["signal"]["name"]),
-            ]
-            for exit_ in early
-        ]
-        thresholds = [exit_["threshold"] for exit_ in early]
+        observed = observed_signals(place, cache, tables, stored, exits, reporter)
+        thresholds = [exit_["threshold"] for exit_ in manifest["exits"][:-1]]
         expected = answering_exit(observed, thresholds, tables.images)
     predicted = manifest["predicted"]
     return {

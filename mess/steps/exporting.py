@@ -19,8 +19,9 @@ from mess.programs import Format
 from mess.progress import Reporter
 from mess.run import Run
 from mess.runtime import read_manifest
-from mess.signal_spec import SignalSpec
+from mess.signals import PAIR_SIGNALS, signal_from_json
 from mess.steps.networks import class_table, trained_network
+from mess.steps.policies import observed_signals
 
 BASELINE = "baseline"
 """Stem of the bundle that holds the network run to its end."""
@@ -32,10 +33,10 @@ def export_search(
     """Write the bundle of a search, and the baseline's beside it where there is none yet."""
     result = json.loads((place.search(search_id) / "result.json").read_text(encoding="utf-8"))
     cache = cache_of(result)
-    _, manifest = load_tables(place, cache)
-    known = {signal["name"] for signal in manifest["signals"]}
+    tables, manifest = load_tables(place, cache)
+    known = {None, *tables.signal_names, *PAIR_SIGNALS}
     if not is_of_cache(result, manifest) or any(
-        exit_["signal"] not in {None, *known} for exit_ in result["exits"]
+        exit_["signal"] not in known for exit_ in result["exits"]
     ):
         raise MessError(
             f"search {search_id!r} ran on other predictions than {place.cache(cache)} holds now. "
@@ -75,6 +76,7 @@ def _export_baseline(
         "exits": [{"exit_id": FINAL, "signal": None, "threshold": None, "exit_rate": 1.0}],
         "predicted": result["baseline"],
         "baseline": result["baseline"],
+        "cache": result["cache"],
     }
     _export(place, config, network, whole, source, directory, format_, reporter)
 
@@ -92,6 +94,7 @@ def _export(
     table = class_table(place)
     facts = {
         "setting": result["setting"],
+        "policy": result.get("policy"),
         "predicted": result["predicted"],
         "baseline": result["baseline"],
         "source": source,
@@ -101,7 +104,7 @@ def _export(
     }
     return export_bundle(
         network,
-        _planned(place, result),
+        _planned(place, result, reporter),
         directory,
         size=config.data.size,
         format_=format_,
@@ -110,28 +113,27 @@ def _export(
     )
 
 
-def _planned(place: Run, result: Mapping[str, Any]) -> list[PlannedExit]:
-    tables, manifest = load_tables(place)
-    specs = {signal["name"]: SignalSpec.from_json(signal) for signal in manifest["signals"]}
+def _planned(place: Run, result: Mapping[str, Any], reporter: Reporter) -> list[PlannedExit]:
+    cache = cache_of(result)
+    tables, manifest = load_tables(place, cache)
+    known = {signal["name"]: signal_from_json(signal) for signal in manifest["signals"]}
+    known |= PAIR_SIGNALS
     rows = {row["exit_id"]: row for row in exit_rows(place)}
+    observed = observed_signals(place, cache, tables, manifest, result["exits"], reporter)
     planned = []
     heads = 0
-    for chosen in result["exits"]:
-        exit_id, signal = chosen["exit_id"], chosen["signal"]
+    for chosen, signal in zip(result["exits"], [*observed, None], strict=True):
+        exit_id = chosen["exit_id"]
         heads += rows[exit_id]["exit_macs"]
-        observed = None
-        if signal is not None:
-            place_of = tables.exit_ids.index(exit_id), tables.signal_names.index(signal)
-            observed = tables.signals[place_of[0], :, place_of[1]]
         planned.append(
             PlannedExit(
                 exit_id=exit_id,
                 point=rows[exit_id]["point"],
                 macs=rows[exit_id]["backbone_macs"] + heads,
-                signal=None if signal is None else specs[signal],
+                signal=None if chosen["signal"] is None else known[chosen["signal"]],
                 threshold=chosen["threshold"],
                 exit_rate=chosen["exit_rate"],
-                calibration_signal=observed,
+                calibration_signal=signal,
             )
         )
     return planned

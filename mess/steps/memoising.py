@@ -31,7 +31,7 @@ from mess.processes import ALONE, Processes, local_device
 from mess.programs import native_shapes
 from mess.progress import Reporter
 from mess.run import Run
-from mess.signal_spec import configured_signals
+from mess.signals import configured_signals
 from mess.steps.networks import class_table, pick_device, trained_network
 
 _PART_IMAGES = 32
@@ -204,7 +204,7 @@ def _predicted(
 ) -> Iterator[PartRows]:
     """The rows of a task, in parts."""
     settings = config.memoise
-    specs = [spec for spec in configured_signals(settings) if spec.name in task.signal_names]
+    wanted = [s for s in configured_signals(settings) if s.name in task.signal_names]
     subset = data.select(task.images, data.where)
     loader = evaluation_loader(subset, config.data, batch_size=settings.batch_size)
     batches: list[Batch] = []
@@ -212,7 +212,7 @@ def _predicted(
     for indices, predictions in predict(
         network,
         loader,
-        specs,
+        wanted,
         device=next(network.parameters()).device,
         exits=task.exits,
         confidence_maps=settings.confidence_maps,

@@ -12,7 +12,7 @@ from mess.cache.schema import LATENCY
 from mess.files import sha256
 from mess.progress import Reporter
 from mess.run import Run
-from mess.signal_spec import configured_signals
+from mess.signals import PAIR_SIGNALS, configured_signals
 from mess.steps.networks import trained_network
 
 
@@ -21,11 +21,11 @@ def measure_run(
 ) -> Path:
     """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for."""
     config = place.config()
-    specs = configured_signals(config.memoise)
+    signals = [*configured_signals(config.memoise), *PAIR_SIGNALS.values()]
     timings = latency.profile(
         trained_network(place, config, torch.device("cpu")),
         config.data.size,
-        specs,
+        signals,
         runtime=runtime,
         threads=threads,
         rounds=rounds,
@@ -33,7 +33,7 @@ def measure_run(
     )
     facts = latency.machine_facts(runtime, threads) | {
         "weights": sha256(place.weights),
-        "signals": [spec.name for spec in specs],
+        "signals": [signal.name for signal in signals],
         "size": list(config.data.size),
     }
     path = place.latency(name or f"{runtime}-{threads}thread")

@@ -63,6 +63,7 @@ def dependencies(
         "max_exits": request.max_exits,
         "thresholds": request.thresholds,
         "latency_stat": request.latency_stat,
+        "shared_threshold": request.shared_threshold,
         "metric": goal.front_metric,
         "deadlines": [checkpoint.deadline for checkpoint in goal.checkpoints],
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mess.assembly import CALIBRATION, DEFAULT_PROFILE, excluded_exits, load_costs, load_tables
+from mess.assembly import CALIBRATION, DEFAULT_PROFILE, excluded_exits, load_costs
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
 from mess.cache.store import PredictionStore
@@ -19,10 +20,11 @@ from mess.run import Run, new_folder
 from mess.search.answer import Answer, search
 from mess.search.costs import to_ticks
 from mess.search.goal import Goal
-from mess.search.request import ACCURACY, Request
+from mess.search.request import ACCURACY, INPUT_DEPENDENT, Request
 from mess.search.rounds import Team
 from mess.search.sampling import SAMPLERS
 from mess.steps.caching import require_current_data
+from mess.steps.policies import PREFERRED, policy_tables
 from mess.steps.reuse import dependencies, earlier_answer, sealed
 
 EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
@@ -43,6 +45,7 @@ def search_run(
     algorithm: str = EXHAUSTIVE,
     trials: int | None = None,
     sampler: str | None = None,
+    policy: str | None = None,
     front: bool = True,
     fresh: bool = False,
     team: Team | None = None,
@@ -51,6 +54,7 @@ def search_run(
     """Search, write result.json and front.parquet, and return the result with `id` and `path`.
 
     `cache` names the one of RUN/cache to search; it is refused when it or its data is not current.
+    `policy` names the signals that early exits may have, as in `mess.steps.policies`.
     An earlier search's front answers at once where it proves the answer, unless `fresh` is set or
     `algorithm` is `optuna`: that goes on with its own study. `options` are further fields of
     `Request`. Of a `team` that searches together the first process writes.
@@ -69,7 +73,13 @@ def search_run(
             "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
             "--checkpoint."
         )
-    tables, manifest = load_tables(place, cache)
+    dependent = options["setting"] == INPUT_DEPENDENT
+    if policy is not None and not dependent:
+        raise MessError(
+            f"policy {policy} means nothing in the {options['setting']} setting, where no image "
+            "leaves by its signal; leave --policy out."
+        )
+    tables, manifest, policy = policy_tables(place, cache, policy, reporter)
     require_current_data(place, PredictionStore(place.cache(cache)), manifest, reporter)
     costs = load_costs(place, tables, manifest, profile)
     if "latency" not in costs and (
@@ -110,6 +120,7 @@ def search_run(
     result["search"]["space"]["excluded"] = excluded
     result["search"]["source"] = earlier.search_id if earlier else None
     result |= {
+        "policy": policy if dependent else None,
         "cache": {"name": cache, "weights": manifest["weights"], "data": manifest["data"]},
         "costs": depends["costs"],
         "profile": (profile or DEFAULT_PROFILE) if "latency" in costs else None,
@@ -125,7 +136,7 @@ def _write(
     place: Run, depends: Mapping[str, Any], answer: Answer, result: Mapping[str, Any]
 ) -> str:
     """Write the search's folder and return its name."""
-    folder = new_folder(place.path / "searches", _name(answer.goal.request))
+    folder = new_folder(place.path / "searches", _name(answer.goal.request, result["policy"]))
     rows = answer.front_rows()
     write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))
     write_json(folder / "result.json", result)
@@ -194,12 +205,17 @@ def _checkpoint(text: str) -> tuple[float, float]:
         raise MessError(f"a checkpoint is COST=MIOU such as 5.0=0.6, got {text!r}.") from None
 
 
-def _name(request: Request) -> str:
+def _name(request: Request, policy: str | None) -> str:
     """A readable identifier, such as input-dependent-latency-max-error-0.01."""
     limits = {
         name.replace("_", "-"): f"{value:g}" if value < 10_000 else f"{value:.0f}"
         for name, value in request.constraints().items()
-        if name not in ("latency_stat", "max_exits", "checkpoints")
+        if name not in ("latency_stat", "max_exits", "checkpoints", "shared_threshold")
     }
     parts = [request.setting, request.target, *(f"{k}-{v}" for k, v in limits.items())]
-    return "-".join(parts + ["p90"] * (request.latency_stat == "p90"))
+    parts += ["p90"] * (request.latency_stat == "p90")
+    if policy is not None and policy not in PREFERRED:
+        parts.append(policy)
+    # A signal of a user's own is package.module:Class.
+    name = "-".join(parts + ["one-threshold"] * request.shared_threshold)
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)

@@ -50,6 +50,12 @@ FROZEN = {
         "label_map": "binary?",
         "confidence_map": "binary?",
     },
+    "PAIRS": {
+        "exit_a": "string",
+        "exit_b": "string",
+        "image_id": "string",
+        "signal": "float",
+    },
     "LATENCY": {
         "kind": "string",
         "name": "string",

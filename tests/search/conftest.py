@@ -77,6 +77,7 @@ def _cost(
         signal=parts(3, (exits, signals)) * latency,
         answer=parts(3, (exits,)) * latency,
         resume=parts(3, (exits,)) * latency,
+        compared=parts(3, (exits,)) * latency,
     )
 
 

@@ -323,6 +323,7 @@ def test_exact_ties_go_to_the_smaller_threshold_before_the_smaller_last_exit() -
         signal=np.zeros((3, 1)),
         answer=np.zeros(3),
         resume=np.zeros(3),
+        compared=np.zeros(3),
     )
     costs = {"macs": part, "params": part}
     answer = search(tables, costs, Request(target="params", min_miou=10 / 12))

@@ -41,6 +41,7 @@ def costs() -> dict[str, Cost]:
         signal=np.zeros((3, 1)),
         answer=np.zeros(3),
         resume=np.zeros(3),
+        compared=np.zeros(3),
     )
     latency = Cost(
         backbone=np.array([0.0, 64.0, 128.0, 256.0]),
@@ -48,6 +49,7 @@ def costs() -> dict[str, Cost]:
         signal=np.array([[0.125], [0.25], [0.5]]),
         answer=np.array([8.0, 16.0, 32.0]),
         resume=np.array([0.03125, 0.0625, 512.0]),
+        compared=np.array([0.5, 0.25, 512.0]),
     )
     return {"macs": plain, "latency": latency, "params": plain}
 
@@ -119,6 +121,7 @@ def test_large_macs_stay_whole(tables: Tables, costs: dict[str, Cost]) -> None:
         signal=plain.signal,
         answer=plain.answer,
         resume=plain.resume,
+        compared=plain.compared,
     )
     totals = evaluate(tables, to_ticks(tables, costs), CASCADE).totals
     assert totals["macs"] == 3 * 1001 + 4 * 2002 + 3 * (4002 + int(big))

@@ -41,6 +41,7 @@ def costs() -> dict[str, Cost]:
             signal=np.zeros((2, 1)),
             answer=np.zeros(2),
             resume=np.zeros(2),
+            compared=np.zeros(2),
         )
 
     return {"macs": cost([2.0, 4.0]), "params": cost([1.0, 3.0])}

@@ -63,6 +63,7 @@ def network(seed: int, classes: int = 7) -> tuple[Tables, dict[str, Cost]]:
             signal=part(0, 3, (exits, count)) * latency,
             answer=part(1, 9, exits) * latency,
             resume=part(0, 6, exits) * latency,
+            compared=part(0, 6, exits) * latency,
         )
 
     return tables, {

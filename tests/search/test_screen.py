@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mess.search.costs import to_ticks
-from mess.search.dependent import pack_prices
 from mess.search.evaluate import Choice, Configuration
 from mess.search.found import NOTHING
 from mess.search.goal import Goal, miou_steps
+from mess.search.packing import pack_prices
 from mess.search.request import Request
 from mess.search.screen import NOBODY, screen
 from mess.search.thresholds import ladder

@@ -27,7 +27,7 @@ from mess.files import sha256, write_text
 from mess.fingerprints import pipeline_fingerprint
 from mess.progress import Silent
 from mess.run import Run
-from mess.signal_spec import configured_signals
+from mess.signals import configured_signals
 from mess.steps import reuse, searching
 from tests.caches import fill
 

@@ -1,0 +1,194 @@
+"""Every policy from the cache to the bundle: the same decision in search, runtime and export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mess import load_bundle, workflow
+from mess.assembly import load_costs
+from mess.errors import ConfigError, MessError
+from mess.images import normalise
+from mess.policy import threshold_between
+from mess.progress import Silent
+from mess.run import Run
+from mess.search.costs import to_ticks
+from mess.search.evaluate import Choice, evaluate
+from mess.steps.policies import known_policies, observed_signals, policy_tables
+
+SILENT = Silent()
+
+
+def middle(values: Any) -> float:
+    """A threshold that about half of the images reach, in a gap that is not the smallest."""
+    distinct = np.unique(np.asarray(values, dtype=np.float64))
+    gaps = np.diff(distinct)
+    inner = slice(len(gaps) // 4, max(len(gaps) // 4 + 1, 3 * len(gaps) // 4))
+    assert len(gaps) > 1, "hardly any image differs"
+    at = int(np.argmax(gaps[inner])) + inner.start
+    return threshold_between(distinct[at], distinct[at + 1])
+
+
+def force(run: Run, policy: str, exits: list[str]) -> dict[str, Any]:
+    """A search's result whose instance is these exits, each with a threshold in the middle."""
+    found = workflow.search(run.path, policy=policy, target="macs", max_error=0.5)
+    tables, manifest, _ = policy_tables(run, "calibration", policy, SILENT)
+    costs = load_costs(run, tables, manifest, None)
+    index = [tables.exit_ids.index(exit_id) for exit_id in exits]
+    configuration: list[Choice] = []
+    for depth, exit_ in enumerate(index[:-1]):
+        if tables.pairs is not None and depth == 0:
+            configuration.append(Choice(exit_))
+            continue
+        before = index[depth - 1] if depth else None
+        observed = [tables.observed(exit_, k, before) for k in range(len(tables.signal_names))]
+        k = int(np.argmax([len(np.unique(values)) for values in observed]))
+        configuration.append(Choice(exit_, k, middle(observed[k])))
+    configuration.append(Choice(index[-1]))
+    evaluation = evaluate(tables, to_ticks(tables, costs), tuple(configuration))
+    path = Path(found["path"]) / "result.json"
+    result = json.loads(path.read_text())
+    result["exits"] = [
+        {
+            "exit_id": tables.exit_ids[choice.exit],
+            "signal": None if choice.signal is None else tables.signal_names[choice.signal],
+            "threshold": choice.threshold,
+            "exit_rate": rate,
+        }
+        for choice, rate in zip(configuration, evaluation.exit_rates, strict=True)
+    ]
+    result["predicted"] |= {"miou": evaluation.miou, "macs": evaluation.costs["macs"]}
+    path.write_text(json.dumps(result))
+    return result
+
+
+THREE = ["p1-crm1-b0-fcn", "p2-crm2-b0-fcn", "final"]
+
+
+@pytest.mark.parametrize("policy", ["share-top1-edges", "mean-top1", "ne", "vi"])
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_search_and_bundle_decide_alike(run: Run, policy: str, format: Any) -> None:
+    result = force(run, policy, THREE)
+    assert 0 < result["exits"][1]["exit_rate"] < 1
+    bundle = workflow.export(run.path, format=format)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["policy"] == policy
+    for name in manifest["histograms"]:
+        assert sum(manifest["histograms"][name]["counts"]) == 40
+    report = workflow.evaluate(bundle, split="calibration")
+    assert report["agreement"]["same_exit"] >= 0.999
+    assert report["miou"] == pytest.approx(result["predicted"]["miou"], abs=1e-4)
+    assert report["macs"] == pytest.approx(result["predicted"]["macs"], rel=1e-6)
+    assert report["exit_rates"] == pytest.approx([e["exit_rate"] for e in result["exits"]])
+
+
+def test_a_chain_of_comparisons_passes_every_label_map_on(run: Run) -> None:
+    exits = ["p1-crm2-b0-fcn", "p2-crm1-b1-fcn", "final"]
+    result = force(run, "vi", exits)
+    assert [row["signal"] for row in result["exits"]] == [None, "vi", None]
+    bundle = load_bundle(workflow.export(run.path))
+    outputs = [row["outputs"] for row in bundle.manifest["exits"]]
+    assert outputs[0] == ["next_features", "logits", "labels"]
+    assert outputs[1] == ["next_features", "logits", "signal"]
+    assert bundle.manifest["exits"][0]["exit_rate"] == 0
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    first, second, _ = bundle.stream(image)
+    assert first.signal is None
+    assert second.signal is not None
+
+
+def test_the_exported_signals_are_the_memoised_ones(run: Run) -> None:
+    """Each image's signals, by the driver, against what was memoised; at any exit that is early."""
+    for policy in ("share", "ne", "mean-top1", "vi"):
+        result = force(run, policy, THREE)
+        tables, manifest, _ = policy_tables(run, "calibration", policy, SILENT)
+        expected = observed_signals(run, "calibration", tables, manifest, result["exits"], SILENT)
+        bundle = load_bundle(workflow.export(run.path))
+        from mess.data import open_split
+
+        config = run.config()
+        data = open_split(config.data, "calibration", config.seed)
+        for i in range(0, len(data), 5):
+            image = data.sized(i)[0]
+            for depth, answer in enumerate(bundle.stream(image)):
+                if depth == len(THREE) - 1 or expected[depth] is None:
+                    assert answer.signal is None
+                else:
+                    memoised = float(np.asarray(expected[depth])[i])
+                    assert answer.signal == pytest.approx(memoised, abs=1e-5)
+            assert normalise(image).shape == (3, 48, 64)
+
+
+def test_policies_restrict_the_signals(run: Run) -> None:
+    tables, manifest, policy = policy_tables(run, "calibration", None, SILENT)
+    assert policy == "share"
+    assert set(tables.signal_names) == set(known_policies(manifest)["share"])
+    assert {"mean-top1", "ne"}.isdisjoint(tables.signal_names)
+    every, _, _ = policy_tables(run, "calibration", "any", SILENT)
+    assert {"mean-top1", "ne"} < set(every.signal_names)
+    one, _, _ = policy_tables(run, "calibration", "ne", SILENT)
+    column = every.signal_names.index("ne")
+    np.testing.assert_array_equal(one.signals[:, :, 0], every.signals[:, :, column])
+
+
+def test_a_policy_is_part_of_the_answer_and_of_what_a_front_proves(run: Run) -> None:
+    first = workflow.search(run.path, policy="ne", target="macs", max_error=0.1)
+    again = workflow.search(run.path, policy="ne", target="macs", max_error=0.2)
+    other = workflow.search(run.path, policy="mean-top1", target="macs", max_error=0.2)
+    shared = workflow.search(
+        run.path, policy="ne", shared_threshold=True, target="macs", max_error=0.2
+    )
+    assert first["policy"] == "ne"
+    assert first["id"].endswith("-ne")
+    assert again["search"]["source"] == first["id"]
+    assert other["search"]["source"] is None
+    assert shared["search"]["source"] is None
+    assert shared["constraints"]["shared_threshold"] is True
+
+
+def test_all_policies_are_compared(run: Run) -> None:
+    found = workflow.search(run.path, policy="all", target="macs", max_error=0.05)
+    names = [row["policy"] for row in found["policies"]]
+    assert set(names) == {
+        "share", "share-top1-plain", "share-top1-edges", "mean-top1", "ne", "vi", "any",
+    }  # fmt: skip
+    assert len(names) == 2 * len(set(names))
+    for row in found["policies"]:
+        single = json.loads((run.search(row["search"]) / "result.json").read_text())
+        assert single["policy"] == row["policy"]
+        assert single["predicted"] == row["predicted"]
+        assert row["error"] <= 0.05
+        assert -5 < row["failure_prediction"] <= 1
+    costs = {row["search"]: row["predicted"]["macs"] for row in found["policies"]}
+    assert costs[found["best"]] == min(costs.values())
+    # Together the signals serve no worse than apart, nor own thresholds than a shared one.
+    own = {
+        r["policy"]: r["predicted"]["macs"] for r in found["policies"] if not r["shared_threshold"]
+    }
+    assert own["any"] <= min(own["share"], own["ne"], own["mean-top1"]) * (1 + 1e-9)
+    folder = Path(found["path"])
+    assert json.loads((folder / "comparison.json").read_text())["best"] == found["best"]
+    page = (folder / "comparison.html").read_text()
+    assert "figure-fronts" in page
+    assert all(name in page for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "shares"}, r"no signals for the policy 'shares'; .*mean 'share'"),
+        ({"policy": "vi", "setting": "budgeted"}, "means nothing in the budgeted setting"),
+        ({"policy": "all", "setting": "budgeted"}, "in the input-dependent setting alone"),
+        ({"policy": "all", "algorithm": "optuna"}, "name one policy"),
+        ({"policy": "vi", "algorithm": "optuna"}, "use algorithm 'exhaustive'"),
+        ({"shared_threshold": True, "setting": "anytime"}, "means nothing in the anytime"),
+    ],
+)
+def test_what_means_nothing_is_refused(run: Run, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((MessError, ConfigError), match=message):
+        workflow.search(run.path, target="macs", max_error=0.05, **options)
+    assert not run.searches()
