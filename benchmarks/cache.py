@@ -49,7 +49,7 @@ from mess.maps import compress
 from mess.network import OverprovisionedNetwork, build_network
 from mess.prediction import predict
 from mess.run import Run
-from mess.signal_spec import configured_signals
+from mess.signals import configured_signals
 from mess.steps.memoising import part_rows
 from mess.steps.networks import class_table, trained_network
 

@@ -72,11 +72,11 @@ def _same_backbone(name: str, scheme: str, **settings: Any) -> Arm:
     return Arm("losses", name, own, start="two-stage")
 
 
-def _branches(count: int) -> Arm:
+def _branches(count: int, loss: str = "lovasz") -> Arm:
     """DeepLab branches on a trained network; the papers' ratio of rates, raised for few steps."""
     return Arm(
-        "branches",
-        f"{count} branches",
+        "branches" if loss == "lovasz" else "branch losses",
+        f"{count} branches{'' if loss == 'lovasz' else f', {loss}'}",
         {
             "training.scheme": "branches",
             "exits.points": count + 1,
@@ -89,6 +89,7 @@ def _branches(count: int) -> Arm:
             "training.stage1.learning_rate": 2.5e-4,
             "training.stage1.head_learning_rate": 2.75e-2,
             "training.stage1.exit_learning_rate": 2.5e-2,
+            **({} if loss == "lovasz" else {"training.loss": loss}),
         },
         start="frozen",
     )
@@ -116,12 +117,14 @@ ARMS = [
     _same_backbone("pfd, bfloat16", "two-stage", **{"training.stage2.precision": "bfloat16"}),
     _same_backbone("self-distill", "self-distill"),
     *(_branches(count) for count in (0, 3, 5, 7, 9)),
+    _branches(7, loss="ce"),  # for the exit policies of the 2025 paper
 ]
 
 TABLES = {
     "schemes": ("two-stage", "frozen", "e2e", "e2e, short"),
     "losses": ("two-stage", "ce", "kd", "self-distill", "pfd, bfloat16"),
     "branches": ("0 branches", "3 branches", "5 branches", "7 branches", "9 branches"),
+    "branch losses": ("7 branches", "7 branches, ce"),
 }
 
 

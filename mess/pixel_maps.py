@@ -87,12 +87,7 @@ class PixelMaps:
             max(self._previous_Bhw.shape[2], self.labels_Bhw.shape[2]),
         )
         before, here = resized(self._previous_Bhw, size), resized(self.labels_Bhw, size)
-        joint_BCC = joint_histogram(before, here, self.logits_BChw.shape[1])
-        # A class of both maps that no pixel shares counts for nothing; 1 avoids dividing by it.
-        shared = joint_BCC.clamp(min=1)
-        # As ratios, each at least 1, so that equal maps differ by exactly nothing.
-        ratio = (joint_BCC.sum(2, keepdim=True) / shared) * (joint_BCC.sum(1, True) / shared)
-        return (joint_BCC * ratio.clamp(min=1).log2()).sum((1, 2)) / (size[0] * size[1])
+        return variation(joint_histogram(before, here, self.logits_BChw.shape[1]))
 
     @cached_property
     def below_BChw(self) -> Tensor:
@@ -187,6 +182,16 @@ def joint_histogram(first_Bhw: Tensor, second_Bhw: Tensor, classes: int) -> Tens
     ones_BP = torch.ones(cell_BP.shape, device=cell_BP.device)
     counts = torch.zeros(len(cell_BP), classes * classes, device=cell_BP.device)
     return counts.scatter_add(1, cell_BP, ones_BP).view(-1, classes, classes)
+
+
+def variation(joint_BCC: Tensor) -> Tensor:
+    """Variation of information of two label maps by their joint histogram, in bits, (B,)."""
+    # Two classes that no pixel has in common count for nothing; 1 avoids dividing by them.
+    shared = joint_BCC.clamp(min=1)
+    # As ratios, each at least 1, so that equal maps differ by exactly nothing.
+    ratio = (joint_BCC.sum(2, keepdim=True) / shared) * (joint_BCC.sum(1, keepdim=True) / shared)
+    bits = (joint_BCC * ratio.clamp(min=1).log2()).sum((1, 2))
+    return bits / joint_BCC.sum((1, 2))
 
 
 def _class_changes(label_Bhw: Tensor, dtype: torch.dtype) -> Tensor:

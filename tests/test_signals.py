@@ -222,7 +222,8 @@ def test_at_full_resolution_band_and_window_grow_with_the_stride(native: tuple[i
     label = whole.argmax(1)[0].numpy()
     structure = np.ones((stride, stride))
     # The paper's erosion, of what is no edge: of the edges themselves it would leave nothing.
-    others = np.asarray(ndimage.binary_erosion(~plain_edges(label), structure, border_value=1))
+    eroded = ndimage.binary_erosion(~plain_edges(label), structure, border_value=1)
+    others = np.asarray(eroded, dtype=np.bool_)
     np.testing.assert_array_equal(maps.edges_Bhw[0].numpy() == 1, ~others)
     top1 = maps.confidence("top1")[0].numpy()
     for threshold in (0.5, 0.8):
@@ -234,8 +235,9 @@ def test_at_full_resolution_band_and_window_grow_with_the_stride(native: tuple[i
 def canny_band(label: NDArray[np.int64], stride: int) -> NDArray[np.bool_]:
     """Eq. 8 with Canny's own edges of the label map, without smoothing as far as it goes."""
     edges = canny(label.astype(float), sigma=0.5, low_threshold=0.05, high_threshold=0.1)
-    others = ndimage.binary_erosion(~np.asarray(edges), np.ones((stride, stride)), border_value=1)
-    return ~np.asarray(others)
+    others = ~np.asarray(edges, dtype=np.bool_)
+    eroded = ndimage.binary_erosion(others, np.ones((stride, stride)), border_value=1)
+    return ~np.asarray(eroded, dtype=np.bool_)
 
 
 def test_canny_differs_at_borders_and_by_a_pixel() -> None:
