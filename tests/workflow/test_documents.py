@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import typer.main
 
+from mess import load_bundle, workflow
 from mess.assembly import load_tables
 from mess.cli import app, main
 from mess.config import read_toml
+from mess.data import open_split
 from mess.metrics import mean_iou
 from mess.run import Run
 
@@ -111,3 +114,37 @@ def test_the_backbone_examples_work(
         main()
     assert stop.value.code == 0
     assert f'"{block}"' in capsys.readouterr().out
+
+
+def test_a_signal_of_ones_own_goes_all_the_way(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document's class, memoised, searched and exported; nothing else is written."""
+    (snippet,) = blocks(ROOT / "docs" / "policies.md", "python")
+    (tmp_path / "my_signals.py").write_text(snippet)
+    monkeypatch.chdir(tmp_path)
+    name = "my_signals:LeastConfident"
+    text = run.config_file.read_text()
+    changed = re.sub(r"signals = \[[^]]*\]", f'signals = ["share", "{name}"]', text)
+    assert changed != text
+    run.config_file.write_text(changed)
+    workflow.memoise(run.path)
+    workflow.profile(run.path, rounds=1)
+    found = workflow.search(run.path, policy=name, target="macs", max_error=0.1)
+    assert found["search"]["space"]["signals"] == [name]
+    tables, _ = load_tables(run)
+    exit_ = tables.exit_ids.index("p1-crm1-b0-fcn")
+    observed = tables.signals[exit_, :, tables.signal_names.index(name)]
+    assert len(np.unique(observed)) > 2
+    half = float(np.median(observed)) + 1e-9
+    found["exits"] = [
+        {"exit_id": "p1-crm1-b0-fcn", "signal": name, "threshold": half, "exit_rate": 0.5},
+        {"exit_id": "final", "signal": None, "threshold": None, "exit_rate": 0.5},
+    ]  # fmt: skip
+    (Path(found["path"]) / "result.json").write_text(json.dumps(found))
+    bundle = load_bundle(workflow.export(run.path))
+    assert bundle.manifest["exits"][0]["signal"]["kind"] == name
+    data = open_split(run.config().data, "calibration", run.config().seed)
+    for i in range(0, len(data), 8):
+        first, _ = bundle.stream(data.sized(i)[0])
+        assert first.signal == pytest.approx(float(observed[i]), abs=1e-5)
