@@ -15,6 +15,7 @@ from typing import IO
 from mess.config import Config, load_config
 from mess.errors import ConfigError, MessError, nearest
 from mess.files import write_text
+from mess.signals import configured_signals
 
 RUNS = Path("runs")
 
@@ -167,8 +168,10 @@ def begin_run(path: Path | None, config: Config, name: str) -> Run:
     """The run to train in: `path`, else the newest whose weights `config` gives, else a new one.
 
     What weights do not depend on, such as `memoise` or where the data lies, may change; the run's
-    configuration is then written anew. Raises ConfigError when `path` holds other weights' run.
+    configuration is then written anew. Raises ConfigError when `path` holds other weights' run, and
+    for signals that do not exist, which would show only after training.
     """
+    configured_signals(config.memoise)
     if path is None:
         same = [run for run in _runs() if _trains(run, config)]
         path = same[-1].path if same else RUNS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

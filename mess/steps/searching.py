@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -216,6 +215,4 @@ def _name(request: Request, policy: str | None) -> str:
     parts += ["p90"] * (request.latency_stat == "p90")
     if policy is not None and policy not in PREFERRED:
         parts.append(policy)
-    # A signal of a user's own is package.module:Class.
-    name = "-".join(parts + ["one-threshold"] * request.shared_threshold)
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return "-".join(parts + ["one-threshold"] * request.shared_threshold)

@@ -89,6 +89,17 @@ def test_unknown_backbone(refuse: Callable[..., str]) -> None:
     assert "'mobilenet_v2'" in message
 
 
+def test_unknown_signal_before_anything_is_trained(
+    refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    message = refuse(
+        "train-overprovisioned", "--run", tmp_path / "run", "--set", 'memoise.signals=["shares"]'
+    )
+    assert "'shares'" in message
+    assert "'share'" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_search_before_memoising(refuse: Callable[..., str], run: Run) -> None:
     shutil.rmtree(run.cache("calibration"))
     assert "mess memoise" in refuse(
