@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from results import Results, Row, machine_facts
 from torch import nn
 
-from mess.assembly import load_costs, load_tables
+from mess.assembly import CALIBRATION, load_costs
 from mess.candidates import candidates
 from mess.cascade import LEVELS, Maps, cheapest
 from mess.cascade_macs import CascadeMacs
@@ -37,6 +37,7 @@ from mess.heads import build_exit
 from mess.metrics import mean_iou
 from mess.network import OverprovisionedNetwork, build_network
 from mess.prediction import predict
+from mess.progress import Silent
 from mess.receptive_field import input_share, trace
 from mess.run import find_run
 from mess.search.answer import search
@@ -44,6 +45,7 @@ from mess.search.costs import Cost
 from mess.search.request import Request
 from mess.search.tables import Tables
 from mess.steps.networks import trained_network
+from mess.steps.policies import policy_tables
 
 HEADS = ("fcn", "dlb")
 
@@ -139,7 +141,7 @@ def opened(path: Path, root: Path | None) -> Study:
     if root is not None:
         data_config = config.data.model_copy(update={"root": root.resolve()})
         config = config.model_copy(update={"data": data_config})
-    tables, manifest = load_tables(run)
+    tables, manifest, _ = policy_tables(run, CALIBRATION, "share", Silent())
     cost = load_costs(run, tables, manifest, None)
     network = trained_network(run, config, torch.device("cpu"))
     wanted = [exit_id for head in HEADS for exit_id in instance(tables, head, POINTS[-1])]
@@ -264,8 +266,7 @@ def active_alone(
 
 
 def _restricted(tables: Tables, exits: Sequence[str]) -> Tables:
-    """The tables of some exits, with the signals of Eq. 7 alone."""
-    columns = [k for k, name in enumerate(tables.signal_names) if name.startswith("share-")]
+    """The tables of some exits alone."""
     where = [tables.exit_ids.index(exit_id) for exit_id in exits]
     return replace(
         tables,
@@ -273,8 +274,7 @@ def _restricted(tables: Tables, exits: Sequence[str]) -> Tables:
         point=tables.point[where],
         intersection=tables.intersection[where],
         predicted=tables.predicted[where],
-        signals=tables.signals[where][:, :, columns],
-        signal_names=tuple(tables.signal_names[k] for k in columns),
+        signals=tables.signals[where],
     )
 
 

@@ -247,7 +247,9 @@ def search(
     latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = LatencyStat.mean,
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
     cache: Annotated[str, typer.Option(help="Predictions to search.")] = "calibration",
-    policy: Annotated[str | None, typer.Option(help="Signals that decide, or all. [share]")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Signals that decide, or all; share by default.")
+    ] = None,
     shared_threshold: Annotated[
         bool, typer.Option("--shared-threshold", help="One for all early exits.")
     ] = False,
@@ -258,8 +260,8 @@ def search(
     algorithm: Annotated[
         Algorithm, typer.Option(help="optuna samples, unproven.")
     ] = Algorithm.exhaustive,
-    trials: Annotated[int | None, typer.Option(min=1, help="Of optuna, in all. [2000]")] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="Of optuna. [tpe]")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of optuna, in all; 2000.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="Of optuna; tpe by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best instance without retraining."""

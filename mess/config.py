@@ -159,6 +159,7 @@ class MemoiseConfig(_Section):
     """Names in `mess.signals.SIGNALS`, or package.module:Class."""
     pixel_thresholds: tuple[Share, ...] = (0.5, 0.7, 0.8, 0.9)
     confidences: tuple[Literal["top1", "entropy"], ...] = ("top1",)
+    """Names in `mess.pixel_maps.CONFIDENCES`."""
     edges: tuple[bool, ...] = (False, True)
     resolutions: tuple[Literal["native", "full"], ...] = ("native",)
     label_maps: bool = True

@@ -153,7 +153,8 @@ def print_policies(result: dict[str, Any]) -> None:
             continue
         got, score = row["predicted"], row["failure_prediction"]
         table.add_row(
-            f"{name}{' *' * (row['search'] == result['best'])}",
+            f"{name}{' *' * (row['search'] == result['best'])}"
+            f"{', not proven' * (not row['optimal'])}",
             str(len(row["exits"])),
             f"{got['miou']:.4f}",
             f"{got['macs']:,.0f}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,9 @@ def read_cache(run: Run, result: Mapping[str, Any] | None) -> Cache:
     """
     tables, manifest = load_tables(run, cache_of(result) if result else CALIBRATION)
     try:
-        costs = load_costs(run, tables, manifest, (result or {}).get("profile"))
+        # Paths alone are shown, which take no signal.
+        bare = replace(tables, signals=tables.signals[:, :, :0], signal_names=())
+        costs = load_costs(run, bare, manifest, (result or {}).get("profile"))
     except CacheError:
         costs = {}  # the profile is gone, or stale; its own section says so
     latency = {}
@@ -89,7 +91,7 @@ def instance_of(run: Run, cache: Cache, result: Mapping[str, Any]) -> Instance:
         signals = observed_signals(
             run, cache_of(result), tables, cache.manifest, result["exits"], Silent()
         )
-    except KeyError:  # a signal that is not memoised any more
+    except CacheError:  # a signal that is not memoised any more, or label maps that are gone
         return nobody
     answer = answering_exit(signals, [row["threshold"] for row in early], tables.images)
     return Instance(result=result, exits=exits, signals=signals, answer=answer)

@@ -55,7 +55,7 @@ class Signal(ABC):
     @property
     def policies(self) -> tuple[str, ...]:
         """What `--policy` calls the groups of signals it belongs to, the widest first."""
-        return tuple(dict.fromkeys((self.kind, self.name)))
+        return (self.kind, f"{self.kind}-{self.resolution}")
 
     @classmethod
     def configured(cls, config: MemoiseConfig) -> list[Signal]:
@@ -157,7 +157,7 @@ SIGNALS: dict[str, type[Signal]] = {
 """What `memoise.signals` names; a new signal is one class and its name here."""
 
 PAIR_SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (VariationOfInformation(),)}
-"""Signals that compare two exits, by name: from stored label maps, so nothing configures them."""
+"""Signals that compare two exits, by name; `mess.variation` has them from stored label maps."""
 
 
 def configured_signals(config: MemoiseConfig) -> list[Signal]:
@@ -199,10 +199,20 @@ def distinct(members: Mapping[str, Sequence[str]]) -> list[str]:
 def _class(kind: str) -> type[Signal]:
     if kind in SIGNALS:
         return SIGNALS[kind]
+    if kind in PAIR_SIGNALS:
+        raise ConfigError(
+            f"memoise.signals: {kind!r} compares two exits and needs no memoising, only "
+            f"memoise.label_maps = true. Leave it out; `mess search --policy {kind}` computes it."
+        )
     found = imported(kind, "signal", "package.module:Class", SIGNALS)
     if not (isinstance(found, type) and issubclass(found, Signal) and found.kind == kind):
         raise ConfigError(
             f"memoise.signals: {kind!r} must be a subclass of mess.signals.Signal whose `kind` is "
-            f"that very text, so that manifests tell where it comes from."
+            "that very text, so that manifests tell where it comes from."
+        )
+    if found.compares:
+        raise ConfigError(
+            f"memoise.signals: {kind!r} compares two exits, and signals are memoised of one. "
+            f"Those that compare are built in: {', '.join(PAIR_SIGNALS)}."
         )
     return found

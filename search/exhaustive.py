@@ -67,14 +67,15 @@ def cover(
 
 
 def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
-    if min(goal.request.max_exits, goal.tables.points) > MOST_EXITS:
-        raise ConfigError(
-            f"the exhaustive search covers at most {MOST_EXITS} exits in all, got "
-            f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}, or search with "
-            "`--algorithm optuna`, which proves nothing"
-        )
     tables, shared = goal.tables, goal.request.shared_threshold
     compares = tables.pairs is not None
+    if min(goal.request.max_exits, tables.points) > MOST_EXITS:
+        sampled = ", or search with `--algorithm optuna`, which proves nothing"
+        raise ConfigError(
+            f"the exhaustive search covers at most {MOST_EXITS} exits in all, got "
+            f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}"
+            f"{'' if compares or shared else sampled}"
+        )
     found, rungs = Found(), pair_ladders(goal) if compares else ladders(goal)
     count = count_pairs if compares else count_configurations
     counts = {0: tables.exits} | {

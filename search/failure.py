@@ -56,8 +56,7 @@ def failure_prediction(signal: NDArray[np.floating], risk: Floats) -> float:
 def ranking(tables: Tables) -> dict[str, float]:
     """`failure_prediction` of every signal, the mean over the exits that can be early.
 
-    Of a signal that compares exits, over all pairs. The best signal comes first; one that says
-    nothing anywhere is NaN, and last.
+    Of a signal that compares exits, over all pairs. NaN for one that says nothing anywhere.
     """
     risk = 1 - image_mious(tables)
     counts = ~np.isnan(risk[0])
@@ -68,16 +67,12 @@ def ranking(tables: Tables) -> dict[str, float]:
         ]
         known = [score for score in scores if not np.isnan(score)]
         found[name] = float(np.mean(known)) if known else float("nan")
-    return dict(sorted(found.items(), key=lambda item: (np.isnan(item[1]), -item[1])))
+    return found
 
 
 def _all(tables: Tables, k: int) -> list[tuple[int, NDArray[np.float32]]]:
     """Exits that can be early and what a signal is at each, after each exit before it."""
-    early = np.flatnonzero(tables.point < tables.points).tolist()
     if tables.pairs is None:
+        early = np.flatnonzero(tables.point < tables.points).tolist()
         return [(exit_, tables.signals[exit_, :, k]) for exit_ in early]
-    return [
-        (exit_, tables.pairs[before, exit_])
-        for exit_ in early
-        for before in np.flatnonzero(tables.point < tables.point[exit_])
-    ]
+    return [(int(b), tables.pairs[a, b]) for a, b in np.argwhere(tables.follows)]

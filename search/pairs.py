@@ -8,7 +8,6 @@ searched apart for every exit that is the first to have one, for the next is com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -90,13 +89,16 @@ def search_pairs(
             goal, frame, rungs[1], 1, workers, prices=prices, decode=partial(_decode, rungs[1])
         )
         single.run_all(found, collect, partial(done, 1))
-    middles = list(_middles(goal, frame, rungs[2], workers)) if 2 in rungs else []
-    for number, middle in enumerate(middles):
-        middle.run_best(found, lambda share, n=number: done(2, (n + share) / len(middles)))
+    middles = _middles(rungs[2]) if 2 in rungs else []
+    # One at a time: together they would take as much memory as all triples of exits.
+    for position, exit_ in enumerate(middles):
+        middle = _Middle(goal, frame, rungs[2], exit_, workers)
+        middle.run_best(found, lambda share, n=position: done(2, (n + share) / len(middles)))
     found.proven = True
     if collect:
-        for number, middle in enumerate(middles):
-            middle.run_front(found, lambda share, n=number: done(2, (n + share) / len(middles)))
+        for position, exit_ in enumerate(middles):
+            middle = _Middle(goal, frame, rungs[2], exit_, workers)
+            middle.run_front(found, lambda share, n=position: done(2, (n + share) / len(middles)))
         found.front_proven = True
 
 
@@ -153,10 +155,9 @@ class _Middle(EarlyExits):
         return tasks
 
 
-def _middles(goal: Goal, frame: Frame, steps: Ladder, workers: Workers) -> Iterator[_Middle]:
-    for middle in range(goal.tables.exits):
-        if steps.number[middle].any() and steps.number[:, middle].any():
-            yield _Middle(goal, frame, steps, middle, workers)
+def _middles(steps: Ladder) -> list[int]:
+    """Exits that can be the first of two with a threshold."""
+    return np.flatnonzero(steps.number.any(axis=1) & steps.number.any(axis=0)).tolist()
 
 
 def _with_exit_before(prices: Prices, goal: Goal) -> Prices:

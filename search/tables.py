@@ -42,10 +42,9 @@ class Tables:
         self._check_points()
         self._check_counts()
         if self.pairs is not None:
-            deeper = self.point[:, None] < self.point[None, :]
-            needed = deeper & (self.point < self.points)[None, :]
-            if np.isnan(self.pairs[needed]).any():
-                first, second = np.argwhere(needed & np.isnan(self.pairs).any(axis=2))[0]
+            holes = self.follows & np.isnan(self.pairs).any(axis=2)
+            if holes.any():
+                first, second = np.argwhere(holes)[0]
                 raise CacheError(
                     f"the pair of {self.exit_ids[first]!r} and {self.exit_ids[second]!r} lacks its "
                     f"{self.signal_names[0]}"
@@ -76,6 +75,12 @@ class Tables:
     def final(self) -> int:
         """Index of the network's own head."""
         return self.exit_ids.index(FINAL)
+
+    @property
+    def follows(self) -> NDArray[np.bool_]:
+        """[a, b]: whether images can leave at exit b after exit a; deeper, not at the last point."""
+        point = np.asarray(self.point)
+        return (point[:, None] < point[None, :]) & (point < self.points)[None, :]
 
     def observed(self, exit_: int, signal: int, before: int | None) -> NDArray[np.float32]:
         """A signal of every image at an exit, shape (I,), `before` being the selected exit before.

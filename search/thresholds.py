@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -65,9 +65,11 @@ def ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> 
     """
     signals = range(len(tables.signal_names))
     observed = [[tables.signals[exit_, :, k] for k in signals] for exit_ in range(tables.exits)]
+    if not shared:
+        return _ladder(observed, lambda signal, _: _some(signal, size))
     early = tables.signals[tables.point < tables.points]
-    pools = [early[:, :, k].ravel() for k in signals] if shared else None
-    return _ladder(observed, size, pools)
+    common = [_some(early[:, :, k].ravel(), size) for k in signals]
+    return _ladder(observed, lambda _, k: common[k])
 
 
 def pair_ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> Ladder:
@@ -77,33 +79,27 @@ def pair_ladder(tables: Tables, size: int | None = None, *, shared: bool = False
     """
     assert tables.pairs is not None
     nobody = np.zeros(0, dtype=np.float32)
-    early = tables.point < tables.points
-    follows = (tables.point[:, None] < tables.point[None, :]) & early[None, :]
-    observed = [
-        [tables.pairs[a, b] if follows[a, b] else nobody for a in range(tables.exits)]
-        for b in range(tables.exits)
-    ]
-    pools = None
-    if shared and follows.any():
-        pools = [tables.pairs[follows].ravel()] * tables.exits
-    return _ladder(observed, size, pools)
+    exits, follows = range(tables.exits), tables.follows
+    observed = [[tables.pairs[a, b] if follows[a, b] else nobody for a in exits] for b in exits]
+    if not shared:
+        return _ladder(observed, lambda signal, _: _some(signal, size))
+    common, none = _some(tables.pairs[follows].ravel(), size), np.zeros(0, dtype=np.float64)
+    return _ladder(observed, lambda signal, _: common if len(signal) else none)
 
 
 def _ladder(
     observed: Sequence[Sequence[NDArray[np.float32]]],
-    size: int | None,
-    pools: Sequence[NDArray[np.float32]] | None,
+    thresholds_of: Callable[[NDArray[np.float32], int], NDArray[np.float64]],
 ) -> Ladder:
-    """Of the signals E × K, each (I,) or empty; `pools` are values of each signal at all exits."""
+    """Of signals E × K, each of shape (I,) or empty, with the thresholds of each, given its k."""
     images = max((len(signal) for row in observed for signal in row), default=0)
-    common = [_some(pool, size) for pool in pools] if pools is not None else None
     shape = (len(observed), len(observed[0]))
     values: list[list[NDArray[np.float64]]] = [[] for _ in observed]
     number = np.zeros(shape, dtype=np.int64)
     bins = np.zeros((*shape, images), dtype=np.int32)
     for exit_, row in enumerate(observed):
         for k, signal in enumerate(row):
-            thresholds = common[k] if common and len(signal) else _some(signal, size)
+            thresholds = thresholds_of(signal, k)
             values[exit_].append(thresholds)
             number[exit_, k] = len(thresholds)
             if len(signal):

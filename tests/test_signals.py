@@ -418,6 +418,7 @@ def test_a_signal_of_ones_own_needs_one_class(
         ("no_such_module:Signal", "'no_such_module:Signal' cannot be imported"),
         ("mess.signals:Signals", "cannot be imported"),
         ("mess.signals:NormalisedEntropy", "whose `kind` is that very text"),
+        ("vi", "needs no memoising"),
     ],
 )
 def test_strange_signals_are_refused(kind: str, message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mess.cache.parquet import read_rows
@@ -17,7 +17,7 @@ from mess.run import Run, new_folder
 from mess.search.failure import ranking
 from mess.search.request import INPUT_DEPENDENT
 from mess.search.rounds import Team
-from mess.signals import distinct
+from mess.signals import PAIR_SIGNALS, distinct
 from mess.steps.policies import ANY, known_policies, policy_tables
 from mess.steps.searching import EXHAUSTIVE, search_run
 
@@ -37,6 +37,7 @@ def compare_policies(
         or `infeasible`, the reason.
     signals: `mess.search.failure.ranking` of every signal on this cache.
     best: the `search` that comes first by what was asked for.
+    An interrupt (Ctrl-C) ends the comparison with the search at hand, whose row is not `optimal`.
     """
     if options["setting"] != INPUT_DEPENDENT:
         raise MessError(
@@ -53,23 +54,25 @@ def compare_policies(
     rows: list[dict[str, Any]] = []
     refusals: list[InfeasibleError] = []
     results: list[dict[str, Any]] = []
-    for policy in distinct(members):
-        tables, _, _ = policy_tables(place, cache, policy, reporter)
-        scores |= {n: s for n, s in ranking(tables).items() if n not in scores}
-        for shared in (False, True) if options["max_exits"] > 2 else (False,):
-            row = {"policy": policy, "shared_threshold": shared}
-            try:
-                result = search_run(
-                    place, cache=cache, policy=policy, shared_threshold=shared, reporter=reporter,
-                    team=team, **options,
-                )  # fmt: skip
-            except InfeasibleError as error:
-                refusals.append(error)
-                rows.append({**row, "infeasible": str(error)})
-                continue
-            results.append(result)
-            best = max((scores[name] for name in members[policy]), key=_known)
-            rows.append({**row, **_figures(result), "failure_prediction": _finite(best)})
+    for policy, shared in _searches(distinct(members), options["max_exits"]):
+        if results and not results[-1]["search"]["optimal"]:
+            break  # interrupted
+        if not shared:
+            tables, _, _ = policy_tables(place, cache, policy, reporter, team)
+            scores |= {n: s for n, s in ranking(tables).items() if n not in scores}
+        row = {"policy": policy, "shared_threshold": shared}
+        try:
+            result = search_run(
+                place, cache=cache, policy=policy, shared_threshold=shared, reporter=reporter,
+                team=team, **options,
+            )  # fmt: skip
+        except InfeasibleError as error:
+            refusals.append(error)
+            rows.append({**row, "infeasible": str(error)})
+            continue
+        results.append(result)
+        best = max((scores[name] for name in members[policy]), key=_known)
+        rows.append({**row, **_figures(result), "failure_prediction": _finite(best)})
     found = [row for row in rows if "infeasible" not in row]
     if not results:
         raise refusals[0]
@@ -102,6 +105,14 @@ def compare_policies(
     if team:
         team.gather(json.dumps(told).encode())
     return told
+
+
+def _searches(policies: Sequence[str], max_exits: int) -> Iterator[tuple[str, bool]]:
+    """Each policy, and again with a shared threshold where there are two of them to share one."""
+    for policy in policies:
+        yield policy, False
+        if max_exits > (3 if policy in PAIR_SIGNALS else 2):
+            yield policy, True
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Any]:

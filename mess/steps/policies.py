@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.assembly import load_tables
-from mess.errors import MessError, nearest
+from mess.errors import CacheError, MessError, nearest
 from mess.progress import Reporter
 from mess.run import Run
+from mess.search.rounds import Team
 from mess.search.tables import Tables
 from mess.signals import PAIR_SIGNALS, policies, signal_from_json
 from mess.steps.pairing import pair_signals
@@ -27,21 +28,21 @@ PREFERRED = ("share", ANY)
 def known_policies(manifest: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The signals of every policy that a cache can be searched with, by the policy's name."""
     own = [signal_from_json(signal) for signal in manifest["signals"]]
-    every = {ANY: tuple(signal.name for signal in own)} if own else {}
+    every = {ANY: tuple(signal.name for signal in own)}
     return policies([*own, *PAIR_SIGNALS.values()]) | every
 
 
 def policy_tables(
-    place: Run, cache: str, policy: str | None, reporter: Reporter
+    place: Run, cache: str, policy: str | None, reporter: Reporter, team: Team | None = None
 ) -> tuple[Tables, dict[str, Any], str]:
     """Tables that have the signals of a policy alone, the cache's manifest, the policy's name.
 
-    For one that compares exits this computes what no earlier search has. Raises MessError that
-    names the policies there are.
+    For one that compares exits this computes what no earlier search has; of a `team` the first
+    process does. Raises MessError that names the policies there are.
     """
     tables, manifest = load_tables(place, cache)
     known = known_policies(manifest)
-    policy = policy or next(name for name in (*PREFERRED, *known) if name in known)
+    policy = policy or next(name for name in PREFERRED if name in known)
     if policy not in known:
         raise MessError(
             f"the cache {cache!r} has no signals for the policy {policy!r}; "
@@ -50,7 +51,11 @@ def policy_tables(
     names = known[policy]
     if policy in PAIR_SIGNALS:
         points = dict(zip(tables.exit_ids, tables.point.tolist(), strict=True))
+        if team and team.rank:
+            team.gather(b"")
         pairs = pair_signals(place, cache, manifest, points, reporter)
+        if team and not team.rank:
+            team.gather(b"")
         return _comparing(tables, names, pairs), manifest, policy
     columns = [tables.signal_names.index(name) for name in names]
     return (
@@ -70,7 +75,7 @@ def observed_signals(
 ) -> list[NDArray[np.float32] | None]:
     """The signal of every image at each exit of an instance but the last, None where it has none.
 
-    `exits` are those of result.json. Raises KeyError for a signal the cache does not have.
+    `exits` are those of result.json. Raises CacheError for a signal the cache does not have.
     """
     position = [tables.exit_ids.index(row["exit_id"]) for row in exits]
     names = [row["signal"] for row in exits[:-1]]
@@ -89,7 +94,10 @@ def observed_signals(
         elif name in tables.signal_names:
             found.append(tables.signals[position[depth], :, tables.signal_names.index(name)])
         else:
-            raise KeyError(name)
+            raise CacheError(
+                f"the cache {cache!r} has no signal {name!r} any more. Add it to memoise.signals "
+                "and run `mess memoise` again."
+            )
     return found
 
 

@@ -191,7 +191,8 @@ def _seal(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _parts(value: Tables | Cost) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def _fingerprint(parts: Mapping[str, Any]) -> str:
@@ -199,6 +200,8 @@ def _fingerprint(parts: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, part in parts.items():
         array = np.asarray(part)
+        # The bytes of an array of objects are addresses, which differ between processes.
+        assert array.dtype != np.object_, name
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from mess.search.goal import Goal
 from mess.search.request import ACCURACY, INPUT_DEPENDENT, Request
 from mess.search.rounds import Team
 from mess.search.sampling import SAMPLERS
+from mess.signals import PAIR_SIGNALS
 from mess.steps.caching import require_current_data
 from mess.steps.policies import PREFERRED, policy_tables
 from mess.steps.reuse import dependencies, earlier_answer, sealed
@@ -64,6 +65,11 @@ def search_run(
             "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "
             "command several times at once: they share the study."
         )
+    if algorithm == OPTUNA and (policy in PAIR_SIGNALS or options.get("shared_threshold")):
+        raise MessError(
+            "optuna samples a signal and a threshold of each exit. A signal that compares exits, "
+            "and a shared threshold, are searched in full and proven: leave --algorithm out."
+        )
     if options["target"] != ACCURACY and not (
         checkpoints or any(options[name] is not None for name in ("max_error", "min_miou"))
     ):
@@ -78,7 +84,7 @@ def search_run(
             f"policy {policy} means nothing in the {options['setting']} setting, where no image "
             "leaves by its signal; leave --policy out."
         )
-    tables, manifest, policy = policy_tables(place, cache, policy, reporter)
+    tables, manifest, policy = policy_tables(place, cache, policy, reporter, team)
     require_current_data(place, PredictionStore(place.cache(cache)), manifest, reporter)
     costs = load_costs(place, tables, manifest, profile)
     if "latency" not in costs and (

@@ -52,6 +52,11 @@ def test_commands_of_the_documents_exist(line: str) -> None:
     command.make_context(name, arguments)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_fill_in(document: Path) -> None:
+    assert not re.search(r"@[A-Z]+@|TODO|TBD", document.read_text())
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 6
 

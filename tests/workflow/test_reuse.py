@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -499,3 +501,22 @@ def test_the_front_of_these_tests_is_worth_reading(run: Run) -> None:
     rows = read_rows(run.search(search_id) / "front.parquet", FRONT)
     assert {len(json.loads(row["configuration"])) for row in rows} >= {1, 2, 3}
     assert all(a["latency_ms"] < b["latency_ms"] for a, b in pairwise(rows))
+
+
+def test_what_a_front_depends_on_is_the_same_in_another_process(run: Run) -> None:
+    """An address among the values would differ from process to process."""
+    code = (
+        "import sys; from pathlib import Path; from mess.run import Run\n"
+        "from mess.assembly import load_costs, load_tables\n"
+        "from mess.search.costs import to_ticks; from mess.search.goal import Goal\n"
+        "from mess.search.request import Request; from mess.steps.reuse import dependencies\n"
+        "run = Run(Path(sys.argv[1])); tables, manifest = load_tables(run)\n"
+        "costs = load_costs(run, tables, manifest, None)\n"
+        "goal = Goal.of(tables, to_ticks(tables, costs), Request(target='macs', max_error=0.1))\n"
+        "print(dependencies(goal, costs, manifest, {})['tables'])\n"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    found = {
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)
+    }
+    assert len(found) == 1
