@@ -78,7 +78,7 @@ class Tables:
 
     @property
     def follows(self) -> NDArray[np.bool_]:
-        """Whether images can leave at exit b after exit a, [a, b]: deeper, before the last point."""
+        """Whether images can leave at exit b after exit a, [a, b]; nobody can at the last point."""
         point = np.asarray(self.point)
         return (point[:, None] < point[None, :]) & (point < self.points)[None, :]
 
