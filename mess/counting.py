@@ -202,7 +202,7 @@ def shares(confidence_NBhw, leader_Bhw, kind_K, threshold_K, edges_K, out_BK):
                             x_in = min(max(x, 0), width - 1)
                             around += confidence_hw[y_in, x_in] >= threshold
                     confident += 2 * around > (2 * _MARGIN + 1) ** 2
-            out_BK[i, k] = np.float32(confident) / np.float32(height * width)
+            out_BK[i, k] = np.float32(confident / (height * width))
 
 
 @njit(cache=True, nogil=True)

@@ -41,6 +41,14 @@ class PixelMaps:
         """1 where a pixel's confidence is at least `threshold`, else 0; (B, h, w)."""
         return (self.confidence(kind) >= threshold).to(self.logits_BChw.dtype)
 
+    @staticmethod
+    def mean(map_Bhw: Tensor) -> Tensor:
+        """Mean over the pixels, (B,) float32.
+
+        Summed in double precision: the order of additions depends on how many images come together.
+        """
+        return map_Bhw.double().mean((1, 2)).float()
+
     @cached_property
     def labels_Bhw(self) -> Tensor:
         """Predicted classes, (B, h, w) int64."""

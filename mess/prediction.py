@@ -31,13 +31,16 @@ def predict(
     device: torch.device,
     exits: Sequence[str] | None = None,
     confidence_maps: Sequence[str] = (),
+    batch_size: int | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, ExitPrediction]]]:
     """Image indices and the predictions of every exit, batch by batch.
 
     `batches` give images (B, 3, H, W), labels (B, H, W) and indices (B,). The class of a pixel is
     the argmax of the logits after bilinear upsampling to H×W (align_corners=False). The backbone
     and every exit run once; no more than one exit's logits exist at H×W, on the CPU none's. `exits`
-    restricts the exits; the final one is always there.
+    restricts the exits; the final one is always there. Smaller batches are filled up to
+    `batch_size`, so that a prediction does not depend on what is computed with it: convolutions
+    round otherwise for another number of images.
     """
     network.eval()
     points = {
@@ -47,6 +50,8 @@ def predict(
     }
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for images, labels, indices in batches:
+            count = len(images)
+            images, labels = _filled(images, batch_size), _filled(labels, batch_size)
             with torch.inference_mode(), _exact_convolutions():
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 maps = network.features(images)
@@ -62,7 +67,26 @@ def predict(
                     )
                 statistics.add(FINAL, logits, confidence_map=FINAL in confidence_maps)
                 predictions = statistics.collect()
-            yield indices.numpy(), predictions
+            yield indices.numpy(), {name: _first(p, count) for name, p in predictions.items()}
+
+
+def _filled(batch: Tensor, size: int | None) -> Tensor:
+    """A batch with its last item repeated up to `size`."""
+    missing = 0 if size is None else max(0, size - len(batch))
+    return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+
+
+def _first(prediction: ExitPrediction, count: int) -> ExitPrediction:
+    """Of the first images of a batch."""
+    confidence = prediction.confidence_map
+    return ExitPrediction(
+        intersection=prediction.intersection[:count],
+        predicted=prediction.predicted[:count],
+        agreement=prediction.agreement[:count],
+        signals=prediction.signals[:count],
+        label_map=prediction.label_map[:count],
+        confidence_map=None if confidence is None else confidence[:count],
+    )
 
 
 def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.int32]:

@@ -89,7 +89,7 @@ class ConfidentShare(Signal):
         confident_Bhw = maps.reaches(self.confidence, self.pixel_threshold)
         if self.edge_enhanced:
             confident_Bhw = maps.enhanced(confident_Bhw)
-        return confident_Bhw.mean((1, 2))
+        return maps.mean(confident_Bhw)
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ class MeanConfidence(Signal):
     kind: ClassVar[str] = "mean-top1"
 
     def of(self, maps: PixelMaps) -> Tensor:
-        return maps.confidence("top1").mean((1, 2))
+        return maps.mean(maps.confidence("top1"))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class NormalisedEntropy(Signal):
     kind: ClassVar[str] = "ne"
 
     def of(self, maps: PixelMaps) -> Tensor:
-        return maps.confidence("entropy").mean((1, 2))
+        return maps.mean(maps.confidence("entropy"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -475,6 +476,7 @@ def test_a_second_signal_acts_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)  # another thread may get it first; the sleep ends where it arrives
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -216,6 +216,7 @@ def _predicted(
         device=next(network.parameters()).device,
         exits=task.exits,
         confidence_maps=settings.confidence_maps,
+        batch_size=settings.batch_size,
     ):
         batches.append(([subset.ids[index] for index in indices], predictions))
         images = sum(len(ids) for ids, _ in batches)

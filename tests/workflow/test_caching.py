@@ -94,11 +94,21 @@ def stored(run: Run, name: str = "calibration") -> Predictions:
     return PredictionStore(run.cache(name)).read({})[0]
 
 
+CONTINUOUS = 2
+"""Signals that are no shares, the last columns: mean confidence and normalised entropy."""
+
+
 def assert_equal(found: Predictions, expected: Predictions) -> None:
-    assert found.exit_ids == expected.exit_ids
-    assert found.image_ids == expected.image_ids
-    for name in ("label", "intersection", "predicted", "signals"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    """The same counts and shares, and continuous signals up to the rounding of convolutions.
+
+    How those round depends on `memoise.batch_size`, which some tests change.
+    """
+    for name, some in vars(expected).items():
+        ours = getattr(found, name)
+        if name == "signals":
+            np.testing.assert_allclose(ours, some, rtol=0, atol=1e-6)
+            ours, some = ours[..., :-CONTINUOUS], some[..., :-CONTINUOUS]
+        np.testing.assert_array_equal(ours, some)
 
 
 def remade(run: Run) -> Predictions:

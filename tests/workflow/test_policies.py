@@ -238,7 +238,7 @@ def test_all_policies_are_compared(run: Run) -> None:
         ({"policy": "vi", "setting": "budgeted"}, "means nothing in the budgeted setting"),
         ({"policy": "all", "setting": "budgeted"}, "in the input-dependent setting alone"),
         ({"policy": "all", "algorithm": "optuna"}, "name one policy"),
-        ({"policy": "vi", "algorithm": "optuna"}, "use algorithm 'exhaustive'"),
+        ({"policy": "vi", "algorithm": "optuna"}, "searched in full and proven"),
         ({"shared_threshold": True, "setting": "anytime"}, "means nothing in the anytime"),
     ],
 )
