@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
@@ -27,6 +26,7 @@ from mess.files import sha256, write_text
 from mess.metrics import mean_iou
 from mess.report_figures import FrontLine, Unit
 from mess.report_instance import Cache, examples, instance_of, is_of, read_cache, thresholds
+from mess.report_templates import templates
 from mess.run import Run
 from mess.search.request import ANYTIME
 
@@ -75,13 +75,7 @@ def write_report(run: Run) -> Path:
 
 def _render(page: dict[str, Any]) -> str:
     """The template with the parts of `page`; undefined names raise, text is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {
         "percent": lambda value: "–" if value is None else f"{100 * value:.1f} %",
         "count": _count,

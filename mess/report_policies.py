@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mess import report_figures
 from mess.files import write_text
 from mess.report_figures import FrontLine, Unit
+from mess.report_templates import templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,15 @@ def write_comparison(
         FrontLine(name=line.name, points=line.points, predicted=line.row["predicted"])
         for line in ordered
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("policies.html.jinja").render(
-        comparison=comparison,
-        lines=lines,
-        unit=unit,
-        plotly=Markup(get_plotlyjs()),
-        figure=Markup(report_figures.fronts(fronts, baseline, unit)),
+    page = (
+        templates()
+        .get_template("policies.html.jinja")
+        .render(
+            comparison=comparison,
+            lines=lines,
+            unit=unit,
+            plotly=Markup(get_plotlyjs()),
+            figure=Markup(report_figures.fronts(fronts, baseline, unit)),
+        )
     )
     write_text(path, page)

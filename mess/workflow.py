@@ -6,7 +6,7 @@ Functions that need torch import it when they run: `mess search` and `mess --hel
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -187,14 +187,18 @@ def search(
     study in all, which the same call goes on with, also in several processes at once; `sampler` is
     "tpe" or "nsga2".
     """
-    from mess.steps.comparing import ALL, compare_policies
+    from mess.steps.policies import ALL
     from mess.steps.searching import search_run
+
+    find: Callable[..., dict[str, Any]] = partial(search_run, policy=policy)
+    if policy == ALL:
+        # Only this draws figures, whose libraries take as long to load as many a search.
+        from mess.steps.comparing import compare_policies as find
 
     with _team() as team:
         place = find_run(run)
         if team:
             place = Run(Path(team.gather(str(place.path).encode())[0].decode()))
-        find = compare_policies if policy == ALL else partial(search_run, policy=policy)
         return find(
             place,
             team=team,

@@ -190,7 +190,7 @@ except SystemExit as done:
 def test_commands_that_need_no_network_start_without_torch(code: str) -> None:
     loaded = loaded_after(code)
     assert "mess" in loaded
-    assert not loaded & {"torch", "torchvision", "onnxruntime", "onnx", "optuna"}
+    assert not loaded & {"torch", "torchvision", "onnxruntime", "onnx", "optuna", "plotly"}
 
 
 def test_running_a_bundle_needs_no_torch() -> None:

@@ -21,11 +21,15 @@ from mess.signals import PAIR_SIGNALS, distinct
 from mess.steps.policies import ANY, known_policies, policy_tables
 from mess.steps.searching import EXHAUSTIVE, search_run
 
-ALL = "all"
-
 
 def compare_policies(
-    place: Run, *, cache: str, reporter: Reporter, team: Team | None = None, **options: Any
+    place: Run,
+    *,
+    cache: str,
+    shared_threshold: bool,
+    reporter: Reporter,
+    team: Team | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Search with every policy of a cache, each with thresholds of its own and with a shared one.
 
@@ -43,7 +47,7 @@ def compare_policies(
         raise MessError(
             f"policies decide in the {INPUT_DEPENDENT} setting alone, got {options['setting']}."
         )
-    if options["algorithm"] != EXHAUSTIVE or options.pop("shared_threshold"):
+    if options["algorithm"] != EXHAUSTIVE or shared_threshold:
         raise MessError(
             "--policy all searches every policy exhaustively, with thresholds of its own and with "
             "a shared one. Leave --algorithm and --shared-threshold out, or name one policy."

@@ -21,6 +21,9 @@ from mess.steps.pairing import pair_signals
 ANY = "any"
 """Every signal of the exits together: each early exit has the one that serves best."""
 
+ALL = "all"
+"""Every policy, one search each: `mess.steps.comparing`."""
+
 PREFERRED = ("share", ANY)
 """What is searched where no policy is named: that of the MESS paper where it was memoised."""
 
