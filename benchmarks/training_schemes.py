@@ -29,7 +29,7 @@ from mess.run import begin_run
 from mess.steps.networks import trained_network
 from mess.steps.training import exit_mious, train_network
 
-PRETRAINING, EXITS, BRANCHES = 300, 200, 100
+PRETRAINING, EXITS, BRANCHES, LONG_BRANCHES = 300, 200, 100, 400
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.
 
 What trains backbone and exits at once from the start gets those of both stages, and once those of
@@ -72,11 +72,11 @@ def _same_backbone(name: str, scheme: str, **settings: Any) -> Arm:
     return Arm("losses", name, own, start="two-stage")
 
 
-def _branches(count: int, loss: str = "lovasz") -> Arm:
+def _branches(name: str, count: int, **settings: Any) -> Arm:
     """DeepLab branches on a trained network; the papers' ratio of rates, raised for few steps."""
     return Arm(
-        "branches" if loss == "lovasz" else "branch losses",
-        f"{count} branches{'' if loss == 'lovasz' else f', {loss}'}",
+        "branches",
+        name,
         {
             "training.scheme": "branches",
             "exits.points": count + 1,
@@ -89,7 +89,7 @@ def _branches(count: int, loss: str = "lovasz") -> Arm:
             "training.stage1.learning_rate": 2.5e-4,
             "training.stage1.head_learning_rate": 2.75e-2,
             "training.stage1.exit_learning_rate": 2.5e-2,
-            **({} if loss == "lovasz" else {"training.loss": loss}),
+            **settings,
         },
         start="frozen",
     )
@@ -116,15 +116,23 @@ ARMS = [
     _same_backbone("kd", "kd"),
     _same_backbone("pfd, bfloat16", "two-stage", **{"training.stage2.precision": "bfloat16"}),
     _same_backbone("self-distill", "self-distill"),
-    *(_branches(count) for count in (0, 3, 5, 7, 9)),
-    _branches(7, loss="ce"),  # for the exit policies of the 2025 paper
+    *(_branches(f"{count} branches", count) for count in (0, 3, 5, 7, 9)),
+    # For the exit policies of the 2025 paper: early exits that have learned something.
+    *(
+        _branches(
+            f"7 branches, {loss}",
+            7,
+            **{"training.stage1.iterations": LONG_BRANCHES, "training.loss": loss},
+        )
+        for loss in ("lovasz", "ce")
+    ),
 ]
 
 TABLES = {
     "schemes": ("two-stage", "frozen", "e2e", "e2e, short"),
     "losses": ("two-stage", "ce", "kd", "self-distill", "pfd, bfloat16"),
     "branches": ("0 branches", "3 branches", "5 branches", "7 branches", "9 branches"),
-    "branch losses": ("7 branches", "7 branches, ce"),
+    "branch losses": ("7 branches, lovasz", "7 branches, ce"),
 }
 
 

@@ -16,7 +16,7 @@ from mess.errors import WeightsError
 from mess.exits import FINAL
 from mess.images import MEAN, PREPROCESSING, STD
 
-_VERSION = 2
+_VERSION = 3
 """Raise it with any change to networks, counts or signals that changes a number."""
 
 _BACKBONE, _EXITS = "backbone.", "exits."

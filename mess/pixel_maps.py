@@ -100,7 +100,7 @@ class PixelMaps:
     @cached_property
     def below_BChw(self) -> Tensor:
         """How far each logit is below the largest of its pixel, at most 0."""
-        return self.logits_BChw - self.logits_BChw.amax(1, keepdim=True)
+        return self.logits_BChw - _largest(self.logits_BChw)
 
     @cached_property
     def odds_BChw(self) -> Tensor:
@@ -110,7 +110,7 @@ class PixelMaps:
     @cached_property
     def total_odds_Bhw(self) -> Tensor:
         """Their sum over the classes, in [1, C]."""
-        return self.odds_BChw.sum(1)
+        return _summed(self.odds_BChw)
 
 
 def top1_confidence(maps: PixelMaps) -> Tensor:
@@ -121,7 +121,7 @@ def top1_confidence(maps: PixelMaps) -> Tensor:
 def entropy_confidence(maps: PixelMaps) -> Tensor:
     """1 - entropy / log(C), in [0, 1]."""
     total = maps.total_odds_Bhw
-    entropy = total.log() - (maps.odds_BChw * maps.below_BChw).sum(1) / total
+    entropy = total.log() - _summed(maps.odds_BChw * maps.below_BChw) / total
     return 1.0 - entropy / math.log(maps.logits_BChw.shape[1])
 
 
@@ -201,6 +201,28 @@ def variation(joint_BCC: Tensor) -> Tensor:
     ratio = (joint_BCC.sum(2, keepdim=True) / shared) * (joint_BCC.sum(1, keepdim=True) / shared)
     bits = (joint_BCC * ratio.clamp(min=1).log2()).sum((1, 2))
     return bits / joint_BCC.sum((1, 2))
+
+
+# By whole maps: onnxruntime's reductions over channels go from pixel to pixel, whose values lie far
+# apart, and take up to six times as long.
+
+
+def _largest(values_BChw: Tensor) -> Tensor:
+    """Largest over the channels, (B, 1, h, w): one half against the other until one is left."""
+    while (channels := values_BChw.shape[1]) > 1:
+        # Of an odd number the middle one is in both.
+        half = (channels + 1) // 2
+        values_BChw = torch.maximum(values_BChw[:, :half], values_BChw[:, channels - half :])
+    return values_BChw
+
+
+def _summed(values_BChw: Tensor) -> Tensor:
+    """Sum over the channels, (B, h, w), as a matrix product."""
+    images, channels, height, width = values_BChw.shape
+    ones = values_BChw.new_ones(1, 1, channels)
+    return (ones @ values_BChw.reshape(images, channels, height * width)).view(
+        images, height, width
+    )
 
 
 def _class_changes(label_Bhw: Tensor, dtype: torch.dtype) -> Tensor:
