@@ -59,7 +59,9 @@ def search_run(
     `algorithm` is `optuna`: that goes on with its own study. `options` are further fields of
     `Request`. Of a `team` that searches together the first process writes.
     """
-    _check_algorithm(algorithm, trials, sampler)
+    _check_algorithm(algorithm, trials, sampler, front=front)
+    _amount(max_macs, 1.0)  # what cannot be read is refused before anything is computed
+    wanted = tuple(_checkpoint(text) for text in checkpoints)
     if team and algorithm == OPTUNA:
         raise MessError(
             "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "
@@ -97,7 +99,7 @@ def search_run(
     baseline = costs["macs"].backbone[-1] + costs["macs"].exit[tables.final]
     request = Request(
         max_macs=_amount(max_macs, float(baseline)),
-        checkpoints=tuple(_checkpoint(text) for text in checkpoints),
+        checkpoints=wanted,
         **options,
     )
     goal, excluded = Goal.of(tables, to_ticks(tables, costs), request), excluded_exits(place)
@@ -148,10 +150,17 @@ def _write(
     return folder.name
 
 
-def _check_algorithm(algorithm: str, trials: int | None, sampler: str | None) -> None:
+def _check_algorithm(
+    algorithm: str, trials: int | None, sampler: str | None, *, front: bool
+) -> None:
     if algorithm not in ALGORITHMS:
         raise MessError(f"unknown algorithm {algorithm!r}; {nearest(algorithm, ALGORITHMS)}")
     if algorithm == OPTUNA:
+        if not front:
+            raise MessError(
+                "--no-front means nothing to optuna, whose front is what it has sampled; leave it "
+                "out."
+            )
         return
     for name, value in (("trials", trials), ("sampler", sampler)):
         if value is not None:

@@ -240,9 +240,12 @@ def test_all_policies_are_compared(run: Run) -> None:
         ({"policy": "all", "algorithm": "optuna"}, "name one policy"),
         ({"policy": "vi", "algorithm": "optuna"}, "searched in full and proven"),
         ({"shared_threshold": True, "setting": "anytime"}, "means nothing in the anytime"),
+        ({"policy": "vi", "max_macs": "half"}, r"such as 0.5x, got 'half'"),
+        ({"policy": "vi", "checkpoints": ["5"]}, r"COST=MIOU such as 5.0=0.6, got '5'"),
     ],
 )
 def test_what_means_nothing_is_refused(run: Run, options: dict[str, Any], message: str) -> None:
     with pytest.raises((MessError, ConfigError), match=message):
         workflow.search(run.path, target="macs", max_error=0.05, **options)
     assert not run.searches()
+    assert not (run.cache("calibration") / "pairs").exists()  # refused before comparing

@@ -81,6 +81,7 @@ def test_an_infeasible_request_writes_nothing(run: Run) -> None:
         ({"algorithm": "optuna", "sampler": "cma"}, ConfigError, r"'cma'; known: nsga2, tpe"),
         ({"algorithm": "optuna", "trials": 0}, ConfigError, r">= 1, got 0"),
         ({"algorithm": "optuna", "setting": "budgeted"}, ConfigError, r"use algorithm 'exhaust"),
+        ({"algorithm": "optuna", "front": False}, MessError, r"--no-front .*leave it out"),
     ],
 )
 def test_refusals(run: Run, options: Any, error: type[Exception], message: str) -> None:
