@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mess.errors import ConfigError, nearest
 from mess.signals import FULL, NATIVE, Signal
 
 
@@ -33,6 +34,8 @@ class PixelMaps:
 
     def confidence(self, kind: str) -> Tensor:
         """Pixel confidence by its name in `CONFIDENCES`, (B, h, w) in [0, 1]."""
+        if kind not in CONFIDENCES:
+            raise ValueError(f"no confidence is named {kind!r}; {nearest(kind, CONFIDENCES)}")
         if kind not in self._confidences:
             self._confidences[kind] = CONFIDENCES[kind](self)
         return self._confidences[kind]
@@ -135,7 +138,7 @@ def measure(maps: PixelMaps, signals: Sequence[Signal], size: tuple[int, int]) -
     """All signals of one exit from its maps at native resolution, (B, K) float32.
 
     `size` is that of the input, H×W. Pixels that the ground truth marks void count too: labels do
-    not exist at run time.
+    not exist at run time. Raises ConfigError for a signal of the user's own that fails.
     """
     logits_BChw = maps.logits_BChw
     if not signals:
@@ -143,8 +146,27 @@ def measure(maps: PixelMaps, signals: Sequence[Signal], size: tuple[int, int]) -
     by_resolution = {NATIVE: maps}
     if any(signal.resolution == FULL for signal in signals):
         by_resolution[FULL] = maps_at(FULL, logits_BChw, size)
-    columns = [signal.of(by_resolution[signal.resolution]) for signal in signals]
+    columns = [_asked(signal, by_resolution[signal.resolution]) for signal in signals]
     return torch.stack(columns, dim=1).float()
+
+
+def _asked(signal: Signal, maps: PixelMaps) -> Tensor:
+    if not signal.is_own:
+        return signal.of(maps)
+    images = maps.logits_BChw.shape[0]
+    try:
+        values = signal.of(maps)
+    except Exception as error:  # whatever a class of the user's own raises
+        raise ConfigError(
+            f"the signal {signal.name!r} fails: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(values, Tensor) and values.shape == (images,)):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
+        raise ConfigError(
+            f"the signal {signal.name!r} gives {found} for {images} images; it must give one "
+            f"number an image, a tensor of shape ({images},)."
+        )
+    return values
 
 
 def maps_at(

@@ -26,5 +26,8 @@ def imported(name: str, what: str, form: str, known: Iterable[str]) -> Any:
         sys.path.append(here)
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{what} {name!r} cannot be imported: {error}.") from error
+    except Exception as error:  # whatever a module of the user's own raises
+        raise ConfigError(
+            f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}. Modules are "
+            "looked for in the current folder, in PYTHONPATH and among installed packages."
+        ) from error

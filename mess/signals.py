@@ -10,6 +10,7 @@ Signals are oriented so that larger means leave.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,11 @@ class Signal(ABC):
     @abstractmethod
     def of(self, maps: PixelMaps) -> Tensor:
         """The signal of each image, shape (B,)."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's, imported from where its kind says."""
+        return ":" in self.kind
 
     @property
     def name(self) -> str:
@@ -205,10 +211,19 @@ def _class(kind: str) -> type[Signal]:
             f"memoise.label_maps = true. Leave it out; `mess search --policy {kind}` computes it."
         )
     found = imported(kind, "signal", "package.module:Class", SIGNALS)
-    if not (isinstance(found, type) and issubclass(found, Signal) and found.kind == kind):
+    if not (
+        isinstance(found, type)
+        and issubclass(found, Signal)
+        and getattr(found, "kind", None) == kind
+    ):
         raise ConfigError(
             f"memoise.signals: {kind!r} must be a subclass of mess.signals.Signal whose `kind` is "
             "that very text, so that manifests tell where it comes from."
+        )
+    if inspect.isabstract(found):
+        raise ConfigError(
+            f"memoise.signals: {kind!r} does not define `of(self, maps)`, which gives the signal "
+            "of each image, shape (B,)."
         )
     if found.compares:
         raise ConfigError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from mess.config import MemoiseConfig
 from mess.errors import ConfigError
 from mess.pixel_maps import CONFIDENCES, PixelMaps, SignalModule, maps_at, measure, resized
+from mess.programs import require_exportable
 from mess.signals import (
     FULL,
     PAIR_SIGNALS,
@@ -409,6 +411,55 @@ def test_a_signal_of_ones_own_needs_one_class(
     logits = random_logits(8)
     expected = confidence(logits, "top1").min((1, 2))
     np.testing.assert_allclose(measured(logits, *found)[:, 1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("1 / 0", "cannot be imported: ZeroDivisionError.*in PYTHONPATH"),
+        ("class X(Signal", "cannot be imported: SyntaxError"),
+        ("class X(Signal): pass", "whose `kind` is that very text"),
+        ("class X(Signal): kind = 'broken:X'", r"does not define `of\(self, maps\)`"),
+        ("import os as X", "must be a subclass"),
+    ],
+)
+def test_a_broken_class_is_refused(
+    body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(f"from mess.signals import Signal\n{body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        configured_signals(MemoiseConfig(signals=("broken:X",)))
+
+
+def own(of: Callable[[PixelMaps], Any]) -> Signal:
+    """A signal as if of a user's own, of one function."""
+    members = {"kind": "own:X", "of": lambda _, maps: of(maps)}
+    return type("X", (Signal,), members)()
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (lambda maps: maps.confidence("top2"), "ValueError: no confidence is named 'top2'.*top1"),
+        (lambda maps: maps.confidence("top1"), r"shape \(2, 8, 10\) for 2 images.*shape \(2,\)"),
+        (lambda maps: float(maps.logits_BChw.max()), "gives [0-9.]+ for 2 images"),
+        (
+            lambda maps: maps.mean(maps.labels_Bhw + (0 if maps.logits_BChw.sum() > 0 else 1)),
+            "ONNX",
+        ),
+    ],
+)
+def test_a_failing_signal_is_named_before_anything_is_computed(
+    of: Callable[[PixelMaps], Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"the signal 'own:X' .*{message}"):
+        require_exportable([NormalisedEntropy(), own(of)], (64, 80), classes=5)
+
+
+def test_a_signal_that_can_be_exported_is_let_through() -> None:
+    require_exportable([own(lambda maps: maps.confidence("top1").amin((1, 2)))], (64, 80), 5)
 
 
 @pytest.mark.parametrize(

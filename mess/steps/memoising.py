@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +28,10 @@ from mess.maps import compress
 from mess.network import OverprovisionedNetwork
 from mess.prediction import label_counts, predict
 from mess.processes import ALONE, Processes, local_device
-from mess.programs import native_shapes
+from mess.programs import native_shapes, require_exportable
 from mess.progress import Reporter
 from mess.run import Run
-from mess.signals import configured_signals
+from mess.signals import Signal, configured_signals
 from mess.steps.networks import class_table, pick_device, trained_network
 
 _PART_IMAGES = 32
@@ -85,6 +85,9 @@ def memoise_split(
         tasks = writer.missing()
         # None may write before all have seen what is missing.
         processes.wait()
+        require_exportable(
+            configured_signals(config.memoise), config.data.size, data.classes.num_classes
+        )
         network = trained_network(place, config, local_device(pick_device(device_name)))
         missing = sum(len(task.images) for task in tasks)
         total = max(len(data), missing)
@@ -218,13 +221,31 @@ def _predicted(
         confidence_maps=settings.confidence_maps,
         batch_size=settings.batch_size,
     ):
-        batches.append(([subset.ids[index] for index in indices], predictions))
+        ids = [subset.ids[index] for index in indices]
+        _require_finite(ids, predictions, wanted)
+        batches.append((ids, predictions))
         images = sum(len(ids) for ids, _ in batches)
         if images >= _PART_IMAGES or time.monotonic() - begun >= _PART_SECONDS:
             yield part_rows(batches, task, settings)
             batches, begun = [], time.monotonic()
     if batches:
         yield part_rows(batches, task, settings)
+
+
+def _require_finite(
+    ids: Sequence[str], predictions: Mapping[str, ExitPrediction], signals: Sequence[Signal]
+) -> None:
+    for exit_id, prediction in predictions.items():
+        found = np.argwhere(~np.isfinite(prediction.signals))
+        if len(found):
+            image, column = found[0]
+            cause = "its class must give finite numbers"
+            if not signals[column].is_own:
+                cause = "so its logits are not finite, and training went wrong"
+            raise MessError(
+                f"the signal {signals[column].name!r} of exit {exit_id!r} on image {ids[image]!r} "
+                f"is {prediction.signals[image, column]}; {cause}."
+            )
 
 
 def part_rows(batches: Sequence[Batch], task: Task, settings: MemoiseConfig) -> PartRows:

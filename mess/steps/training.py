@@ -28,10 +28,12 @@ from mess.metrics_log import HOLDOUT, MetricsLog
 from mess.network import OverprovisionedNetwork, build_network, load_weights, save_weights
 from mess.prediction import label_counts, predict
 from mess.processes import ALONE, Processes, local_device
+from mess.programs import require_exportable
 from mess.progress import Reporter
 from mess.recipes import keeps_best, stages_of
 from mess.run import Run, find_run
 from mess.seeds import derive
+from mess.signals import configured_signals
 from mess.steps.networks import pick_device, without_weights
 from mess.tensorboard_log import TensorBoardLog
 from mess.training import Judge, train
@@ -58,6 +60,8 @@ def train_network(
             _check(open_split(config.data, CALIBRATION, config.seed), reporter)
         write_json(place.classes, data.classes.to_json())
     classes = data.classes.num_classes
+    # What would fail after training fails before it.
+    require_exportable(configured_signals(config.memoise), config.data.size, classes)
     rows = candidates(config, classes)
     # A checkpoint holds what the backbone started from; its file may be gone.
     resumed = place.checkpoint.exists()
