@@ -99,8 +99,9 @@ def parquet_files(folder: Path) -> list[Path]:
 
 
 def remedy(cache: Path) -> str:
-    """The command that brings a cache up to date."""
-    return f"`mess memoise{'' if cache.name == 'calibration' else f' --name {cache.name}'}`"
+    """The command that brings the cache RUN/cache/NAME up to date."""
+    name = "" if cache.name == "calibration" else f" --name {cache.name}"
+    return f"`mess memoise{name} --run {cache.parent.parent}`"
 
 
 def open_part(path: Path) -> Part:

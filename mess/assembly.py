@@ -75,18 +75,26 @@ def exit_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def load_costs(
-    run: Run, tables: Tables, manifest: Mapping[str, Any], profile: str | None
+    run: Run,
+    tables: Tables,
+    manifest: Mapping[str, Any],
+    profile: str | None,
+    *,
+    measured: bool = True,
 ) -> dict[str, Cost]:
     """Costs of every part in MACs, parameters and, where a profile was measured, milliseconds.
 
     `profile` names a file below RUN/latency; None takes the default and leaves latency out where
-    there is none.
+    there is none, as without `measured`. Raises CacheError for a profile of other weights or
+    signals.
     """
     rows = {row["exit_id"]: row for row in exit_rows(run)}
     costs = {
         "macs": _counted(rows, tables, "exit_macs", "backbone_macs"),
         "params": _counted(rows, tables, "params", "backbone_params"),
     }
+    if not measured:
+        return costs
     known = sorted(file.stem for file in (run.path / "latency").glob("*.parquet"))
     name = profile or DEFAULT_PROFILE
     if name in known:
@@ -94,7 +102,7 @@ def load_costs(
     elif profile is not None:
         raise CacheError(
             f"{run.path} has no latency profile {name!r}; {nearest(name, known)} "
-            "Measure one with `mess profile`."
+            f"Measure one with {run.command('profile')}."
         )
     return costs
 
@@ -128,22 +136,21 @@ def _counted(
 class _Times(dict[tuple[str, str], float]):
     """Medians by kind and name; a missing part is an error that names the profile."""
 
-    def __init__(self, path: Path, medians: Mapping[tuple[str, str], float]) -> None:
+    def __init__(self, path: Path, medians: Mapping[tuple[str, str], float], command: str) -> None:
         super().__init__(medians)
-        self._path = path
+        self._path, self._command = path, command
 
     def __missing__(self, part: tuple[str, str]) -> float:
-        raise CacheError(f"{self._path} lacks {' '.join(part)}. Run `mess profile` again.")
+        raise CacheError(f"{self._path} lacks {' '.join(part)}. Run {self._command} again.")
 
 
 def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) -> Cost:
-    path = run.latency(name)
+    path, command = run.latency(name), run.command("profile")
     facts = read_facts(path)
     if facts["weights"] != manifest["weights"]:
-        raise CacheError(f"{path} was measured for other weights. Run `mess profile` again.")
-    times = _Times(
-        path, {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
-    )
+        raise CacheError(f"{path} was measured for other weights. Run {command} again.")
+    medians = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
+    times = _Times(path, medians, command)
     last = tables.points
     prefix = [0.0] + [times["segment", f"0-{point}"] for point in range(1, last + 1)]
     # Stopping at a point and going on costs more than running through: another program is called

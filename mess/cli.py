@@ -127,7 +127,8 @@ def train_overprovisioned(
         place = workflow.train_overprovisioned(
             config, run=run, overrides=overrides or (), device=device, reporter=listener
         )
-    say(f"Trained: {place.path}. Next: mess search --target latency --max-error 0.01")
+    named = "" if run is None else f" --run {run}"
+    say(f"Trained: {place.path}. Next: mess search --target latency --max-error 0.01{named}")
 
 
 @app.command()

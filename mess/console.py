@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from mess.progress import Reporter, Task
 
 _out = Console()
 _err = Console(stderr=True)
+
+_LINE_SECONDS = 30.0
 
 
 def be_quiet() -> None:
@@ -144,12 +147,16 @@ def print_search(result: dict[str, Any]) -> None:
 
 def print_policies(result: dict[str, Any]) -> None:
     """Every policy's answer, and how well its signals predict failure."""
-    table = Table("policy", "exits", "mIoU", "MACs", "ms", "fewer MACs", "failure prediction")
+    table = Table()
+    table.add_column("policy", overflow="fold")
+    for name in ("exits", "mIoU", "MACs (M)", "ms", "fewer MACs", "failure prediction"):
+        table.add_column(name, justify="right")
     baseline = result["baseline"]
+    missing = []
     for row in result["policies"]:
         name = f"{row['policy']}{', one threshold' * row['shared_threshold']}"
         if "infeasible" in row:
-            table.add_row(name, "none keeps the limits")
+            missing.append(f"{name}: {row['infeasible']}")
             continue
         got, score = row["predicted"], row["failure_prediction"]
         table.add_row(
@@ -157,12 +164,14 @@ def print_policies(result: dict[str, Any]) -> None:
             f"{', not proven' * (not row['optimal'])}",
             str(len(row["exits"])),
             f"{got['miou']:.4f}",
-            f"{got['macs']:,.0f}",
+            f"{got['macs'] / 1e6:,.1f}",
             "" if got["latency_ms"] is None else f"{got['latency_ms']:.2f}",
             f"{baseline['macs'] / got['macs']:.2f}x",
             "" if score is None else f"{score:.3f}",
         )
     _out.print(table)
+    for line in missing:
+        say(line)
     say(f"* is the best: `mess export --search {result['best']}`. Fronts: {result['path']}")
 
 
@@ -233,10 +242,12 @@ def print_evaluation(report: dict[str, Any]) -> None:
     say(f"{report['images']} {report['split']} images{shares}. Bundle: {report['bundle']}")
     if "agreement" in report:
         agreement = report["agreement"]
+        latency = agreement["predicted_latency_ms"]
         say(
             f"Same exit as predicted for {100 * agreement['same_exit']:.1f}% of the images; "
             f"predicted mIoU {agreement['predicted_miou']:.4f}, "
-            f"{agreement['predicted_macs'] / 1e6:,.1f} M MACs."
+            f"{agreement['predicted_macs'] / 1e6:,.1f} M MACs"
+            f"{'' if latency is None else f', {latency:.2f} ms'}."
         )
 
 
@@ -280,6 +291,34 @@ class _RichReporter:
         yield _RichTask(self._progress, task)
 
 
+class _LineTask:
+    def __init__(self, name: str, total: float, done: float) -> None:
+        self._name, self._total, self._done = name, total, done
+        self._next = time.monotonic() + _LINE_SECONDS
+
+    def advance(self, steps: float = 1, **figures: float) -> None:
+        self._done += steps
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_SECONDS
+            told = "".join(f" {name} {value:.4f}" for name, value in figures.items())
+            _note(f"{self._name}: {self._done:g} of {self._total:g}{told}")
+
+
+class _LineReporter:
+    """Where nothing can be drawn: a line of each long task every half minute."""
+
+    def message(self, text: str) -> None:
+        _note(text)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        yield _LineTask(name, total, done)
+
+
+def _note(text: str) -> None:
+    _err.print(text, markup=False, soft_wrap=True, highlight=False)
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -296,5 +335,8 @@ def _progress(console: Console) -> Progress:
 @contextmanager
 def reporter() -> Iterator[Reporter]:
     """Progress on stderr: stdout is for the result, which may be JSON."""
+    if not _err.is_terminal:
+        yield _LineReporter()
+        return
     with _progress(_err) as progress:
         yield _RichReporter(progress)

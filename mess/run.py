@@ -80,6 +80,10 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def command(self, verb: str) -> str:
+        """A command on this run, as messages show it."""
+        return f"`mess {verb} --run {self.path}`"
+
     def cache(self, name: str) -> Path:
         return self.path / "cache" / name
 
@@ -130,7 +134,7 @@ class Run:
         if not self.weights.exists():
             raise MessError(
                 f"{self.path} has no trained network yet. "
-                f"Run `mess train-overprovisioned --run {self.path}` to go on."
+                f"Run {self.command('train-overprovisioned')} to go on."
             )
         return self.weights
 
@@ -138,7 +142,7 @@ class Run:
         """`search_id`, or the newest; raises MessError where it does not exist."""
         known = self.searches()
         if not known:
-            raise MessError(f"{self.path} has no search yet. Run `mess search` first.")
+            raise MessError(f"{self.path} has no search yet. Run {self.command('search')} first.")
         if search_id is None:
             return known[-1]
         if search_id not in known:

@@ -67,6 +67,7 @@ def exits(
     from mess.data import open_split
 
     settings = load_config(config or "quickstart", overrides)
+    configured_signals(settings.memoise)  # raises for what training would refuse
     classes = open_split(settings.data, "train", settings.seed).classes
     return [asdict(row) for row in candidates(settings, classes.num_classes)]
 

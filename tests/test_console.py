@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mess.console import explanation_lines, print_search
+from mess import console
+from mess.console import explanation_lines, print_policies, print_search
 
 CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
 
@@ -100,3 +101,43 @@ def test_a_sampled_answer_claims_no_proof(capsys: pytest.CaptureFixture[str]) ->
     told["search"] |= {"optimal": False, "gap": None, "evaluated": 2000}
     print_search(told)
     assert "best of 2,000 trials, not proven, among 9 configurations" in capsys.readouterr().out
+
+
+def policies(*names: str) -> dict[str, Any]:
+    figures = {"miou": 0.57, "macs": 4e8, "latency_ms": None, "params": 1000}
+    rows = [
+        {
+            "policy": name,
+            "shared_threshold": True,
+            "search": name,
+            "exits": ["final"],
+            "predicted": figures,
+            "failure_prediction": None,
+            "optimal": True,
+        }
+        for name in names
+    ]
+    rows.append({"policy": "vi", "shared_threshold": False, "infeasible": "no label maps"})
+    return {"policies": rows, "baseline": figures, "best": names[0], "path": "comparisons/this"}
+
+
+def test_names_of_policies_are_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ("share-entropy-plain", "share-entropy-edges")
+    print_policies(policies(*names))
+    told = capsys.readouterr().out
+    first_column = "".join(line.split("│")[1].strip() for line in told.splitlines() if "│" in line)
+    assert all(name in first_column for name in names)
+    assert "vi: no label maps" in told
+
+
+def test_where_nothing_can_be_drawn_long_tasks_say_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
+    with console.reporter() as reporter, reporter.task("stage 1", 20, 10) as task:
+        reporter.message("begun")
+        task.advance(5, loss=0.25)
+    assert capsys.readouterr().err.splitlines() == ["begun", "stage 1: 15 of 20 loss 0.2500"]

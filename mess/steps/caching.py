@@ -172,7 +172,7 @@ def _pairs(store: PredictionStore, manifest: Mapping[str, Any]) -> int | None:
 def _named(place: Run, name: str | None) -> list[str]:
     known = place.caches()
     if not known:
-        raise CacheError(f"{place.path} has no cache yet. Run `mess memoise` first.")
+        raise CacheError(f"{place.path} has no cache yet. Run {place.command('memoise')} first.")
     if name is not None and name not in known:
         raise CacheError(f"{place.path} has no cache {name!r}; {nearest(name, known)}")
     return known if name is None else [name]

@@ -61,10 +61,13 @@ def compare_policies(
     for policy, shared in _searches(distinct(members), options["max_exits"]):
         if results and not results[-1]["search"]["optimal"]:
             break  # interrupted
+        row = {"policy": policy, "shared_threshold": shared}
+        if policy in PAIR_SIGNALS and not manifest["label_maps"]:
+            rows.append({**row, "infeasible": "it compares label maps, and the cache has none"})
+            continue
         if not shared:
             tables, _, _ = policy_tables(place, cache, policy, reporter, team)
             scores |= {n: s for n, s in ranking(tables).items() if n not in scores}
-        row = {"policy": policy, "shared_threshold": shared}
         try:
             result = search_run(
                 place, cache=cache, policy=policy, shared_threshold=shared, reporter=reporter,

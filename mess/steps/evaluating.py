@@ -39,7 +39,9 @@ def evaluate_bundle(
         )
     reference_path = baseline_path(place, bundle.manifest["format"])
     if not reference_path.is_dir():
-        raise BundleError(f"{reference_path} is missing. Run `mess export` to write it again.")
+        raise BundleError(
+            f"{reference_path} is missing. Run {place.command('export')} to write it again."
+        )
     reference = load_bundle(reference_path, threads=threads)
     source = bundle.manifest["source"]
     if source["weights"] != reference.manifest["source"]["weights"]:
@@ -86,7 +88,7 @@ def newest_bundle(place: Run) -> Path:
         if not file.parent.name.startswith(BASELINE)
     ]
     if not bundles:
-        raise BundleError(f"{place.path} has no bundle yet. Run `mess export` first.")
+        raise BundleError(f"{place.path} has no bundle yet. Run {place.command('export')} first.")
     return max(bundles, key=lambda bundle: (bundle / "manifest.json").stat().st_mtime_ns)
 
 

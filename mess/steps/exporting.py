@@ -40,7 +40,7 @@ def export_search(
     ):
         raise MessError(
             f"search {search_id!r} ran on other predictions than {place.cache(cache)} holds now. "
-            "Run `mess search` again."
+            f"Run {place.command('search')} again."
         )
     config = place.config()
     network = trained_network(place, config, torch.device("cpu"))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.assembly import load_tables
+from mess.cache.parts import remedy
 from mess.errors import CacheError, MessError, nearest
 from mess.progress import Reporter
 from mess.run import Run
@@ -45,7 +46,8 @@ def policy_tables(
     """
     tables, manifest = load_tables(place, cache)
     known = known_policies(manifest)
-    policy = policy or next(name for name in PREFERRED if name in known)
+    if policy is None:
+        policy = next(name for name in PREFERRED if name in known)
     if policy not in known:
         raise MessError(
             f"the cache {cache!r} has no signals for the policy {policy!r}; "
@@ -99,7 +101,7 @@ def observed_signals(
         else:
             raise CacheError(
                 f"the cache {cache!r} has no signal {name!r} any more. Add it to memoise.signals "
-                "and run `mess memoise` again."
+                f"and run {remedy(place.cache(cache))} again."
             )
     return found
 

@@ -15,6 +15,9 @@ from mess.run import Run
 from mess.signals import PAIR_SIGNALS, configured_signals
 from mess.steps.networks import trained_network
 
+_UNSTEADY = 2.0
+"""A machine without other work stays below 1.3."""
+
 
 def measure_run(
     place: Run, runtime: str, threads: int, rounds: int, name: str | None, reporter: Reporter
@@ -39,4 +42,14 @@ def measure_run(
     path = place.latency(name or f"{runtime}-{threads}thread")
     write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
     reporter.message(f"Measured {len(timings)} parts, written to {path}.")
+    parts = [timing for timing in timings if timing.kind in ("segment", "exit")]
+    unsteady = [timing for timing in parts if timing.p90_ms > _UNSTEADY * timing.median_ms]
+    if unsteady:
+        worst = max(unsteady, key=lambda timing: timing.p90_ms / timing.median_ms)
+        reporter.message(
+            f"{len(unsteady)} of {len(parts)} segments and exits took {_UNSTEADY:g} times their "
+            f"median or longer in a tenth of the rounds ({worst.kind} {worst.name}: "
+            f"{worst.median_ms:.2f} ms, {worst.p90_ms:.2f} ms): the machine was busy. Where other "
+            f"work has ended, {place.command('profile')} gives latencies to rely on."
+        )
     return path

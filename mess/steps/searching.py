@@ -12,7 +12,7 @@ from mess.assembly import CALIBRATION, DEFAULT_PROFILE, excluded_exits, load_cos
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
 from mess.cache.store import PredictionStore
-from mess.errors import MessError, nearest
+from mess.errors import CacheError, MessError, nearest
 from mess.files import write_json
 from mess.progress import Reporter, Task
 from mess.run import Run, new_folder
@@ -88,13 +88,18 @@ def search_run(
         )
     tables, manifest, policy = policy_tables(place, cache, policy, reporter, team)
     require_current_data(place, PredictionStore(place.cache(cache)), manifest, reporter)
-    costs = load_costs(place, tables, manifest, profile)
-    if "latency" not in costs and (
-        options["target"] == "latency" or options["max_latency_ms"] is not None
-    ):
+    timed = options["target"] == "latency" or options["max_latency_ms"] is not None
+    try:
+        costs = load_costs(place, tables, manifest, profile)
+    except CacheError as error:
+        if timed or wanted or profile is not None:
+            raise
+        reporter.message(f"Latencies are left out: {error}")
+        costs = load_costs(place, tables, manifest, None, measured=False)
+    if timed and "latency" not in costs:
         raise MessError(
             f"{place.path} has no latency profile {DEFAULT_PROFILE!r}. Measure one with "
-            "`mess profile`, name another with --profile, or use --target macs."
+            f"{place.command('profile')}, name another with --profile, or use --target macs."
         )
     baseline = costs["macs"].backbone[-1] + costs["macs"].exit[tables.final]
     request = Request(
@@ -116,7 +121,7 @@ def search_run(
         fresh = json.loads(team.gather(json.dumps(earlier is None).encode())[0])
     answer = earlier.answer if earlier else None
     if answer is None and (fresh or not follows):
-        with reporter.task("searching", 1) as task:
+        with reporter.task(f"searching {policy}" if dependent else "searching", 1) as task:
             answer = search(
                 tables, costs, request, _progress(task), front=front, team=team, **sampling
             )
@@ -228,6 +233,6 @@ def _name(request: Request, policy: str | None) -> str:
     }
     parts = [request.setting, request.target, *(f"{k}-{v}" for k, v in limits.items())]
     parts += ["p90"] * (request.latency_stat == "p90")
-    if policy is not None and policy not in PREFERRED:
+    if policy is not None and policy != PREFERRED[0]:
         parts.append(policy)
     return "-".join(parts + ["one-threshold"] * request.shared_threshold)

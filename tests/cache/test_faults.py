@@ -146,7 +146,7 @@ def test_damage_is_named_and_repaired(store: PredictionStore, name: str) -> None
     if name == "file that is no part":
         assert_true(store.read({})[0])
     else:
-        with pytest.raises(CacheError, match=r"Run `mess memoise`"):
+        with pytest.raises(CacheError, match=r"Run `mess memoise --"):
             store.read({})
     assert integrity.verify(store).faults
     assert fill(store) == lost

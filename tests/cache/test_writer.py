@@ -203,6 +203,8 @@ def test_a_stale_cache_is_refused_with_what_differs(
 
 
 def test_a_cache_that_does_not_exist_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"Run `mess memoise --name none` first") as refusal:
+    with pytest.raises(
+        CacheError, match=r"Run `mess memoise --name none --run .*` first"
+    ) as refusal:
         PredictionStore(tmp_path / "none").read({})
     assert str(tmp_path / "none") in str(refusal.value)

@@ -263,7 +263,7 @@ def test_a_cache_without_label_maps_says_what_to_do(made: Run) -> None:
         update(made)
     assert "`memoise.label_maps = true`" in str(refusal.value)
     assert str(made.config_file) in str(refusal.value)
-    assert "`mess memoise --name made`" in str(refusal.value)
+    assert "`mess memoise --name made --run " in str(refusal.value)
 
 
 def test_a_missing_label_map_is_named(made: Run) -> None:

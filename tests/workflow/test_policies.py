@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from skimage.metrics import variation_of_information
 
 from mess import load_bundle, workflow
 from mess.assembly import load_costs
+from mess.cache.parquet import read_facts, read_rows, write_rows
+from mess.cache.schema import LATENCY
 from mess.data import open_split
-from mess.errors import ConfigError, MessError
+from mess.errors import CacheError, ConfigError, MessError
 from mess.export import PlannedExit, export_bundle
 from mess.policy import threshold_between
 from mess.progress import Silent
@@ -201,6 +205,87 @@ def test_a_policy_is_part_of_the_answer_and_of_what_a_front_proves(run: Run) -> 
     assert other["search"]["source"] is None
     assert shared["search"]["source"] is None
     assert shared["constraints"]["shared_threshold"] is True
+
+
+def test_the_id_of_a_search_tells_its_policy(run: Run) -> None:
+    ids = {
+        policy: workflow.search(run.path, policy=policy, target="macs", max_error=0.1)["id"]
+        for policy in ("share", "any", "ne")
+    }
+    common = "input-dependent-macs-max-error-0.1"
+    assert ids == {"share": common, "any": f"{common}-any", "ne": f"{common}-ne"}
+
+
+class Heard(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def set_signals(run: Run, *names: str) -> None:
+    text = run.config_file.read_text()
+    changed = re.sub(r"signals = \[[^]]*\]", f"signals = {json.dumps(names)}", text)
+    assert changed != text
+    run.config_file.write_text(changed)
+
+
+def test_signals_that_were_not_measured_stop_only_what_asks_for_latency(run: Run) -> None:
+    before = workflow.search(run.path, policy="ne", target="macs", max_error=0.1)
+    assert before["predicted"]["latency_ms"] is not None
+    path = run.latency("onnxruntime-1thread")
+    rows = [row for row in read_rows(path, LATENCY) if not row["name"].startswith("ne@")]
+    write_rows(path, rows, LATENCY, read_facts(path))
+    heard = Heard()
+    found = workflow.search(run.path, policy="ne", target="macs", max_error=0.1, reporter=heard)
+    assert found["predicted"]["macs"] == before["predicted"]["macs"]
+    assert found["predicted"]["latency_ms"] is None
+    assert any("left out" in line and "lacks signal ne@" in line for line in heard.messages)
+    asked: dict[str, Any]
+    for asked in ({"target": "latency"}, {"target": "macs", "max_latency": 100.0}):
+        with pytest.raises(CacheError, match=rf"mess profile --run {run.path}"):
+            workflow.search(run.path, policy="ne", max_error=0.1, **asked)
+
+
+def test_a_signal_that_is_not_finite_is_never_stored(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_signals.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    set_signals(run, "share", "odd_signals:Odd")
+    with pytest.raises(MessError, match=r"'odd_signals:Odd' of exit 'p1-.*' on image '.*' is nan;"):
+        workflow.memoise(run.path)
+    set_signals(run, "share", "mean-top1", "ne")
+    workflow.memoise(run.path)
+    assert workflow.search(run.path, target="macs", max_error=0.1)["exits"]
+
+
+ODD = """
+from mess.signals import Signal
+
+
+class Odd(Signal):
+    kind = "odd_signals:Odd"
+
+    def of(self, maps):
+        return (maps.confidence("top1").mean((1, 2)) - 1.0).log()
+"""
+
+
+def test_policies_that_need_label_maps_are_told_apart_where_there_are_none(run: Run) -> None:
+    run.config_file.write_text(
+        run.config_file.read_text().replace("label_maps = true", "label_maps = false")
+    )
+    shutil.rmtree(run.cache("calibration"))
+    workflow.memoise(run.path)
+    found = workflow.search(run.path, policy="all", target="macs", max_error=0.1, max_exits=2)
+    rows = {row["policy"]: row for row in found["policies"]}
+    assert "the cache has none" in rows["vi"]["infeasible"]
+    assert rows["share"]["optimal"]
+    assert "the cache has none" in (Path(found["path"]) / "comparison.html").read_text()
 
 
 def test_all_policies_are_compared(run: Run) -> None:
