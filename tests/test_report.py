@@ -335,7 +335,7 @@ def test_bare_run_says_what_is_missing(bare: Run) -> None:
 
 def test_trained_run_without_a_cache(trained: Run) -> None:
     text = read(trained).text
-    assert "holds no predictions yet. Run mess memoise first." in text
+    assert "holds no predictions yet. Run mess memoise --run " in text
     assert f"{EARLY} features.1 –" in text
     assert "stage2 20 43.2 % 34.6 % 34.6 %" in text
 
