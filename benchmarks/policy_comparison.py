@@ -1,12 +1,14 @@
 """Exit policies compared on trained networks: what each saves, and what its signals look like.
 
-    python benchmarks/policy_comparison.py --runs NAME=RUN ... [--errors 0.001 0.01 0.02 0.05]
-        [--target macs] [--exits 2 3] [--output FILE]
+    python benchmarks/policy_comparison.py --runs NAME=RUN[,RUN] ... [--target macs]
+        [--errors 0.001 0.01 0.02 0.05] [--below final|best] [--exits 2 3] [--output FILE]
 
 For every run, limit and number of exits: `mess search --policy all`, each policy with thresholds of
 its own and with one for all exits; the answers are proven. Then quantiles of the normalised entropy
 and of the variation of information of consecutive exits over the calibration images, as in Figs. 2
-and 4 of the 2025 paper, and how well every signal predicts failure. Results accumulate in FILE.
+and 4 of the 2025 paper, and how well every signal predicts failure. Several runs of one name, such
+as seeds, are one table with means and deviations. Errors are counted from the network's own final
+exit or, where a shallow exit is as good as that, from the best of all. Results accumulate in FILE.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from results import Results, Row, machine_facts
 
 from mess import workflow
 from mess.assembly import CALIBRATION
+from mess.metrics import mean_iou
 from mess.progress import Silent
 from mess.run import Run
 from mess.steps.policies import policy_tables
@@ -29,32 +32,40 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=RUN")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=RUN[,RUN]")
     parser.add_argument("--errors", type=float, nargs="+", default=[0.001, 0.01, 0.02, 0.05])
+    parser.add_argument("--below", default="final", choices=["final", "best"])
     parser.add_argument("--exits", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--target", default="macs", choices=["macs", "latency"])
     parser.add_argument("--output", type=Path, default=Path("policy-comparison.json"))
     options = parser.parse_args()
     results = Results(options.output, machine_facts("numpy", "numba"))
     for text in options.runs:
-        name, _, path = text.partition("=")
-        run = Run(Path(path))
-        for exits in options.exits:
-            for error in options.errors:
-                case = {"part": "answers", "run": name, "exits": exits, "error": error}
-                results.measure(
-                    {**case, "target": options.target},
-                    lambda run=run, exits=exits, error=error: answers(
-                        run, exits, error, options.target
-                    ),
-                )
-        results.measure({"part": "signals", "run": name}, lambda run=run: signals(run))
+        name, _, paths = text.partition("=")
+        for number, path in enumerate(paths.split(",")):
+            run, of = Run(Path(path)), {"run": name, "number": number}
+            for exits in options.exits:
+                for error in options.errors:
+                    case = {"exits": exits, "error": error, "below": options.below}
+                    case["target"] = options.target
+                    results.measure(
+                        {"part": "answers", **of, **case},
+                        lambda run=run, case=case: answers(run, **case),
+                    )
+            results.measure({"part": "signals", **of}, lambda run=run: signals(run))
     print("\n\n".join(tables(results)))
 
 
-def answers(run: Run, exits: int, error: float, target: str) -> Row:
+def answers(run: Run, exits: int, error: float, below: str, target: str) -> Row:
     """Every policy's answer, as shares of the baseline's cost."""
-    found = workflow.search(run.path, policy="all", target=target, max_error=error, max_exits=exits)
+    found = workflow.search(
+        run.path,
+        policy="all",
+        target=target,
+        max_exits=exits,
+        max_error=error if below == "final" else None,
+        min_miou=best_miou(run) - error if below == "best" else None,
+    )
     baseline = found["baseline"]
     rows = [
         {
@@ -69,6 +80,13 @@ def answers(run: Run, exits: int, error: float, target: str) -> Row:
         for row in found["policies"]
     ]
     return {"policies": rows, "failure_prediction": found["signals"]}
+
+
+def best_miou(run: Run) -> float:
+    """Of the exits on the calibration images."""
+    tables, _, _ = policy_tables(run, CALIBRATION, "any", Silent())
+    counts = tables.intersection.sum(1), tables.predicted.sum(1)
+    return float(mean_iou(*counts, tables.label.sum(0)).max())
 
 
 def signals(run: Run) -> Row:
@@ -94,47 +112,70 @@ def _gain(baseline: float | None, cost: float | None) -> float | None:
 
 def tables(results: Results) -> Iterator[str]:
     rows = results.of("answers")
-    for name in dict.fromkeys(row["run"] for row in rows):
-        for exits in dict.fromkeys(row["exits"] for row in rows if row["run"] == name):
-            some = [row for row in rows if row["run"] == name and row["exits"] == exits]
-            yield f"{name}, up to {exits} exits\n\n{_gains(some)}"
-        yield f"{name}, failure prediction\n\n{_ranking(next(r for r in rows if r['run'] == name))}"
-    for row in results.of("signals"):
-        yield f"{row['run']}\n\n{_quantiles(row)}"
+    names = ("run", "target", "below", "exits")
+    for kind in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        some = [row for row in rows if tuple(row[name] for name in names) == kind]
+        run, target, below, exits = kind
+        yield f"{run}, {target}, below {below}, up to {exits} exits\n\n{_gains(some)}"
+    for run in dict.fromkeys(row["run"] for row in rows):
+        scores = {r["number"]: r["failure_prediction"] for r in rows if r["run"] == run}
+        yield f"{run}, failure prediction\n\n{_ranking(list(scores.values()))}"
+    signals = results.of("signals")
+    for name in dict.fromkeys(row["run"] for row in signals):
+        yield f"{name}\n\n{_quantiles([row for row in signals if row['run'] == name])}"
 
 
 def _gains(rows: Sequence[Row]) -> str:
-    metric = "macs_gain" if rows[0]["target"] == "macs" else "latency_gain"
+    metric = f"{rows[0]['target']}_gain"
+    errors = list(dict.fromkeys(row["error"] for row in rows))
     lines = [
-        "| policy | " + " | ".join(f"error ≤ {row['error']:g}" for row in rows) + " |",
-        "| --- |" + " --- |" * len(rows),
+        "| policy | " + " | ".join(f"error ≤ {error:g}" for error in errors) + " |",
+        "| --- |" + " --- |" * len(errors),
     ]
     for position, first in enumerate(rows[0]["policies"]):
         cells = []
-        for row in rows:
-            found = row["policies"][position]
-            cells.append(f"{found[metric]:.2f}× ({len(found['exits'])})")
+        for error in errors:
+            found = [row["policies"][position] for row in rows if row["error"] == error]
+            gains = [row[metric] for row in found]
+            cells.append(
+                f"{np.mean(gains):.2f}× ± {np.std(gains, ddof=1):.2f}"
+                if len(gains) > 1
+                else f"{gains[0]:.2f}× ({len(found[0]['exits'])})"
+            )
         shared = ", one threshold" * first["shared_threshold"]
         lines.append(f"| {first['policy']}{shared} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _ranking(row: Row) -> str:
+def _ranking(scores: Sequence[dict[str, float | None]]) -> str:
+    """The mean over the runs, best first; nothing where a run has none."""
+    means = {
+        name: np.mean(known) if len(known := _known(scores, name)) == len(scores) else np.nan
+        for name in scores[0]
+    }
     lines = ["| signal | score |", "| --- | --- |"]
     lines += [
-        f"| {name} | {'' if score is None else f'{score:.3f}'} |"
-        for name, score in row["failure_prediction"].items()
+        f"| {name} | {'' if np.isnan(mean) else f'{mean:.3f}'} |"
+        for name, mean in sorted(means.items(), key=lambda item: -np.nan_to_num(item[1], nan=-9))
     ]
     return "\n".join(lines)
 
 
-def _quantiles(row: Row) -> str:
-    heads = [f"{kind} {share:.0%}" for kind in ("NE", "VI") for share in row["quantiles"]]
+def _known(scores: Sequence[dict[str, float | None]], name: str) -> list[float]:
+    return [score for run in scores if (score := run[name]) is not None]
+
+
+def _quantiles(rows: Sequence[Row]) -> str:
+    shares = rows[0]["quantiles"]
+    heads = [f"{kind} {share:.0%}" for kind in ("NE", "VI") for share in shares]
     lines = [f"| exit | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
-    for exit_id, entropy in row["ne"].items():
-        bits = row["vi"].get(exit_id)
-        cells = [f"{value:.3f}" for value in entropy]
-        cells += [f"{value:.2f}" for value in bits] if bits else [""] * len(row["quantiles"])
+    for exit_id in rows[0]["ne"]:
+        cells = [f"{value:.3f}" for value in np.mean([row["ne"][exit_id] for row in rows], axis=0)]
+        if exit_id in rows[0]["vi"]:
+            bits = np.mean([row["vi"][exit_id] for row in rows], axis=0)
+            cells += [f"{value:.2f}" for value in bits]
+        else:
+            cells += [""] * len(shares)
         lines.append(f"| {exit_id.split('-')[0]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
