@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from mess import workflow
-from mess.assembly import load_costs, load_tables
+from mess.assembly import load_costs
+from mess.progress import Silent
 from mess.run import Run
 from mess.search.answer import search
 from mess.search.costs import to_ticks
 from mess.search.evaluate import Choice, evaluate
 from mess.search.request import Request
 from mess.search.tables import Tables
+from mess.steps.policies import policy_tables
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     run = Run(options.run)
     workflow.memoise(run.path, split="test")
-    tables, manifest = load_tables(run, "test")
+    tables, manifest, _ = policy_tables(run, "test", None, Silent())
     costs = load_costs(run, tables, manifest, None)
     ticks = to_ticks(tables, costs)
     print("| error asked | MACs, x less | error on the other half: mean (deviation) |")
@@ -49,7 +51,7 @@ def main() -> None:
                 subset(tables, np.concatenate([blocks[block] for block in half]))
                 for half in np.array_split(order, 2)
             )
-            answer = search(ours, costs, Request(target="macs", max_error=error))
+            answer = search(ours, costs, Request(target="macs", max_error=error), front=False)
             there = evaluate(others, ticks, answer.configuration)
             baseline = evaluate(others, ticks, (Choice(others.final),))
             ratios.append(baseline.costs["macs"] / there.costs["macs"])
