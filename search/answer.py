@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from mess.search.relaxation import gap
 from mess.search.request import ANYTIME, Request
 from mess.search.rounds import ALL_CORES, Team, Workers
 from mess.search.sampling import sample
+from mess.search.stopwatch import stopwatch
 from mess.search.tables import Tables
 
 _KEYS = {MACS: "macs", LATENCY: "latency_ms", PARAMS: "params"}
@@ -37,6 +37,7 @@ class Answer:
         they are less than all.
     gap: 0 if `configuration` is proven optimal; otherwise by how much another one may be better, as
         `mess.search.relaxation.gap` states it; None where no bound is known.
+    seconds: without those that kernels took to compile, which later searches find compiled.
     """
 
     goal: Goal
@@ -160,10 +161,22 @@ def search(
     Algorithm `optuna` samples instead, and proves nothing beyond instances with two exits, which it
     starts from; `sampling` are options of `mess.search.sampling.sample`.
     """
-    start, workers = time.perf_counter(), Workers(threads, team)
-    goal = Goal.of(tables, to_ticks(tables, costs), request)
-    if algorithm == "optuna":
-        return _sampled(goal, start, progress, workers, **sampling)
+    goal, workers = Goal.of(tables, to_ticks(tables, costs), request), Workers(threads, team)
+    with stopwatch() as elapsed:
+        if algorithm == "optuna":
+            return _sampled(goal, elapsed, progress, workers, **sampling)
+        return _covered(goal, elapsed, progress, workers, front=front)
+
+
+def _covered(
+    goal: Goal,
+    elapsed: Callable[[], float],
+    progress: Progress | None,
+    workers: Workers,
+    *,
+    front: bool,
+) -> Answer:
+    """The best of the whole space."""
     covered = cover(goal, collect=front, progress=progress, workers=workers)
     found = covered.found
     if found.best is None:
@@ -180,12 +193,16 @@ def search(
         evaluated=found.evaluated,
         pruned={"by_cost": found.pruned, "by_bound": found.bounded},
         gap=0.0 if found.proven else gap(goal, rank.objective),
-        seconds=time.perf_counter() - start,
+        seconds=elapsed(),
     )
 
 
 def _sampled(
-    goal: Goal, start: float, progress: Progress | None, workers: Workers, **sampling: Any
+    goal: Goal,
+    elapsed: Callable[[], float],
+    progress: Progress | None,
+    workers: Workers,
+    **sampling: Any,
 ) -> Answer:
     """The best of a study that begins with the exact answer and front of up to two exits."""
     few = replace(goal, request=replace(goal.request, max_exits=min(2, goal.request.max_exits)))
@@ -212,7 +229,7 @@ def _sampled(
         evaluated=found.evaluated,
         pruned={"by_cost": 0, "by_bound": 0},
         gap=None,
-        seconds=time.perf_counter() - start,
+        seconds=elapsed(),
         algorithm="optuna",
     )
 
