@@ -25,6 +25,7 @@ from mess.assembly import CALIBRATION
 from mess.metrics import mean_iou
 from mess.progress import Silent
 from mess.run import Run
+from mess.search.failure import ranking
 from mess.steps.policies import policy_tables
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -79,7 +80,7 @@ def answers(run: Run, exits: int, error: float, below: str, target: str) -> Row:
         }
         for row in found["policies"]
     ]
-    return {"policies": rows, "failure_prediction": found["signals"]}
+    return {"policies": rows}
 
 
 def best_miou(run: Run) -> float:
@@ -90,20 +91,23 @@ def best_miou(run: Run) -> float:
 
 
 def signals(run: Run) -> Row:
-    """Quantiles over the images, by exit: NE, and VI to the exit of the point before."""
+    """Quantiles over the images by exit, of NE and of VI to the exit before; and the ranking."""
     quantiles: dict[str, dict[str, list[float]]] = {"ne": {}, "vi": {}}
-    tables, _, _ = policy_tables(run, CALIBRATION, "ne", Silent())
+    tables, _, _ = policy_tables(run, CALIBRATION, "any", Silent())
     pairs, _, _ = policy_tables(run, CALIBRATION, "vi", Silent())
     assert pairs.pairs is not None
+    entropies = 1 - tables.signals[:, :, tables.signal_names.index("ne")].astype(np.float64)
     for point in range(1, tables.points + 1):
         exit_ = int(np.flatnonzero(tables.point == point)[0])
-        entropy = 1 - tables.signals[exit_, :, 0].astype(np.float64)
-        quantiles["ne"][tables.exit_ids[exit_]] = np.quantile(entropy, QUANTILES).tolist()
+        quantiles["ne"][tables.exit_ids[exit_]] = np.quantile(entropies[exit_], QUANTILES).tolist()
         before = np.flatnonzero(tables.point == point - 1)
         if len(before) and point < tables.points:
             bits = -pairs.pairs[before[0], exit_].astype(np.float64)
             quantiles["vi"][tables.exit_ids[exit_]] = np.quantile(bits, QUANTILES).tolist()
-    return {"quantiles": list(QUANTILES), **quantiles}
+    ranked = ranking(tables) | ranking(pairs)
+    # JSON has no NaN.
+    scores = {name: None if np.isnan(score) else score for name, score in ranked.items()}
+    return {"quantiles": list(QUANTILES), **quantiles, "failure_prediction": scores}
 
 
 def _gain(baseline: float | None, cost: float | None) -> float | None:
@@ -117,12 +121,11 @@ def tables(results: Results) -> Iterator[str]:
         some = [row for row in rows if tuple(row[name] for name in names) == kind]
         run, target, below, exits = kind
         yield f"{run}, {target}, below {below}, up to {exits} exits\n\n{_gains(some)}"
-    for run in dict.fromkeys(row["run"] for row in rows):
-        scores = {r["number"]: r["failure_prediction"] for r in rows if r["run"] == run}
-        yield f"{run}, failure prediction\n\n{_ranking(list(scores.values()))}"
-    signals = results.of("signals")
-    for name in dict.fromkeys(row["run"] for row in signals):
-        yield f"{name}\n\n{_quantiles([row for row in signals if row['run'] == name])}"
+    seen = results.of("signals")
+    for run in dict.fromkeys(row["run"] for row in seen):
+        own = [row for row in seen if row["run"] == run]
+        yield f"{run}, failure prediction\n\n{_ranking([row['failure_prediction'] for row in own])}"
+        yield f"{run}\n\n{_quantiles(own)}"
 
 
 def _gains(rows: Sequence[Row]) -> str:
@@ -148,21 +151,16 @@ def _gains(rows: Sequence[Row]) -> str:
 
 
 def _ranking(scores: Sequence[dict[str, float | None]]) -> str:
-    """The mean over the runs, best first; nothing where a run has none."""
+    """The mean over the runs, best first; NaN, and last, where a signal says nothing in one."""
     means = {
-        name: np.mean(known) if len(known := _known(scores, name)) == len(scores) else np.nan
-        for name in scores[0]
+        name: np.mean(np.array([run[name] for run in scores], dtype=float)) for name in scores[0]
     }
     lines = ["| signal | score |", "| --- | --- |"]
     lines += [
-        f"| {name} | {'' if np.isnan(mean) else f'{mean:.3f}'} |"
+        f"| {name} | {mean:.3f} |"
         for name, mean in sorted(means.items(), key=lambda item: -np.nan_to_num(item[1], nan=-9))
     ]
     return "\n".join(lines)
-
-
-def _known(scores: Sequence[dict[str, float | None]], name: str) -> list[float]:
-    return [score for run in scores if (score := run[name]) is not None]
 
 
 def _quantiles(rows: Sequence[Row]) -> str:

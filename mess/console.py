@@ -283,7 +283,7 @@ class _RichReporter:
         self._progress = progress
 
     def message(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, soft_wrap=True, highlight=False)
+        _note(text)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:

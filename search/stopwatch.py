@@ -12,19 +12,6 @@ from numba.core import event
 @contextmanager
 def stopwatch() -> Iterator[Callable[[], float]]:
     """A function that gives the seconds since, those of compiling left out."""
-    start = time.time()
-    with event.install_recorder("numba:compile") as recorder:
-        yield lambda: max(0.0, time.time() - start - covered(recorder.buffer))
-
-
-def covered(compiled: list[tuple[float, event.Event]]) -> float:
-    """Seconds within any of the events; a kernel compiles those it calls, so they are nested."""
-    total, depth, begun = 0.0, 0, 0.0
-    for moment, told in compiled:
-        if told.is_start:
-            begun = moment if depth == 0 else begun
-            depth += 1
-        elif told.is_end:
-            depth -= 1
-            total += moment - begun if depth == 0 else 0.0
-    return total
+    start = time.perf_counter()
+    with event.install_listener("numba:compile", event.TimingListener()) as compiling:
+        yield lambda: time.perf_counter() - start - (compiling.duration if compiling.done else 0.0)

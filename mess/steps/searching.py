@@ -61,7 +61,7 @@ def search_run(
     """
     _check_algorithm(algorithm, trials, sampler, front=front)
     _amount(max_macs, 1.0)  # what cannot be read is refused before anything is computed
-    wanted = tuple(_checkpoint(text) for text in checkpoints)
+    deadlines = tuple(_checkpoint(text) for text in checkpoints)
     if team and algorithm == OPTUNA:
         raise MessError(
             "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "
@@ -92,7 +92,7 @@ def search_run(
     try:
         costs = load_costs(place, tables, manifest, profile)
     except CacheError as error:
-        if timed or wanted or profile is not None:
+        if timed or profile is not None:
             raise
         reporter.message(f"Latencies are left out: {error}")
         costs = load_costs(place, tables, manifest, None, measured=False)
@@ -104,7 +104,7 @@ def search_run(
     baseline = costs["macs"].backbone[-1] + costs["macs"].exit[tables.final]
     request = Request(
         max_macs=_amount(max_macs, float(baseline)),
-        checkpoints=wanted,
+        checkpoints=deadlines,
         **options,
     )
     goal, excluded = Goal.of(tables, to_ticks(tables, costs), request), excluded_exits(place)
