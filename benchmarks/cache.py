@@ -34,24 +34,24 @@ import torch
 from random_caches import CacheSize, random_cache
 from results import Results, Row, machine_facts
 
-from mess.allocator import keep_memory
-from mess.cache.integrity import verify
-from mess.cache.parts import PartRows, write_part
-from mess.cache.store import PredictionStore
-from mess.cache.writer import CacheWriter, Identity, Task
-from mess.candidates import KEPT, Candidate, candidates
+from mess.cache.compression import compress
+from mess.cache.predictions.parts import PartRows, write_part
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.verify import verify
+from mess.cache.predictions.writer import CacheWriter, Identity, Task
+from mess.commands.memoise import part_rows
+from mess.common.images import resize_mask
+from mess.compute.memory import keep_memory
 from mess.config import Config, parse_config
 from mess.data import open_split
 from mess.data.loader import Batch, evaluation_loader
 from mess.exits import FINAL
-from mess.images import resize_mask
-from mess.maps import compress
-from mess.network import OverprovisionedNetwork, build_network
-from mess.prediction import predict
-from mess.run import Run
-from mess.signals import configured_signals
-from mess.steps.memoising import part_rows
-from mess.steps.networks import class_table, trained_network
+from mess.networks.candidates import KEPT, Candidate, candidates
+from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.prediction.predict import predict
+from mess.runs.network import class_table, trained_network
+from mess.runs.run import Run
+from mess.signals.registry import configured_signals
 
 CLASSES = 21
 PIXELS_VOC, POSITIONS_VOC = 520 * 520, 65 * 65

@@ -21,12 +21,12 @@ import torch
 from exit_macs_figure import draw
 from torch import nn
 
-from mess.backbones import build_backbone
-from mess.candidates import Candidate, candidates
+from mess.common.files import write_text
 from mess.config import Config, parse_config
 from mess.exits import FINAL, ExitArchitecture
-from mess.files import write_text
-from mess.heads import build_exit
+from mess.networks.backbones import build_backbone
+from mess.networks.candidates import Candidate, candidates
+from mess.networks.heads import build_exit
 
 SIZES = (128, 192, 256, 384, 512, 768, 1024)
 """Sides of square images, in pixels."""

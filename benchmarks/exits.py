@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mess import workflow
-from mess.assembly import exit_rows, load_tables
-from mess.metrics import mean_iou
-from mess.run import Run
+from mess.common.metrics import mean_iou
+from mess.runs.run import Run
+from mess.runs.tables import exit_rows, load_tables
 
 SPLITS = ("calibration", "test")
 

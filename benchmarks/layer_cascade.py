@@ -6,7 +6,7 @@
 DIR is a trained and memoised run; nothing is written there. Of each head, the most accurate exit of
 points 1 and 3 and the network's own head as the last exit. Label and confidence maps are those that
 `memoise.confidence_maps` would store, predicted again on the calibration split. Both policies are
-judged by the same measure, see `mess.cascade`, and tuned on the same images. Prints the gains over
+judged by the same measure, see `cascade.maps`, and tuned on the same images. Prints the gains over
 the network run to its end, what 8 bits of a confidence do, and receptive fields. Killed at any
 moment, the same command goes on. Takes minutes.
 """
@@ -21,31 +21,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from cascade.macs import CascadeMacs
+from cascade.maps import LEVELS, Maps, cheapest
+from cascade.receptive_field import input_share, trace
 from numpy.typing import NDArray
 from results import Results, Row, machine_facts
 from torch import nn
 
-from mess.assembly import CALIBRATION, load_costs
-from mess.candidates import candidates
-from mess.cascade import LEVELS, Maps, cheapest
-from mess.cascade_macs import CascadeMacs
+from mess.common.metrics import mean_iou
+from mess.common.progress import Silent
 from mess.config import Config, parse_config
 from mess.data import SegmentationData, open_split
 from mess.data.loader import evaluation_loader
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
-from mess.heads import build_exit
-from mess.metrics import mean_iou
-from mess.network import OverprovisionedNetwork, build_network
-from mess.prediction import predict
-from mess.progress import Silent
-from mess.receptive_field import input_share, trace
-from mess.run import find_run
-from mess.search.answer import search
-from mess.search.costs import Cost
-from mess.search.request import Request
-from mess.search.tables import Tables
-from mess.steps.networks import trained_network
-from mess.steps.policies import policy_tables
+from mess.networks.candidates import candidates
+from mess.networks.heads import build_exit
+from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.prediction.predict import predict
+from mess.runs.network import trained_network
+from mess.runs.policies import policy_tables
+from mess.runs.run import find_run
+from mess.runs.tables import CALIBRATION, load_costs
+from mess.search.answers.answer import search
+from mess.search.problem.costs import Cost
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 HEADS = ("fcn", "dlb")
 

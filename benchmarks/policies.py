@@ -35,18 +35,19 @@ from skimage.feature import canny
 from skimage.metrics import variation_of_information
 from torch import Tensor, nn
 
-from mess.candidates import candidates
 from mess.config import parse_config
 from mess.data import open_split
 from mess.data.loader import evaluation_loader
 from mess.exits import FINAL
-from mess.latency import interleaved
-from mess.network import build_network
-from mess.pixel_maps import PixelMaps, SignalModule, joint_histogram, maps_at, variation
-from mess.programs import Segment, write_program
-from mess.run import Run
-from mess.runtime import OnnxProgram
-from mess.signals import (
+from mess.export.segments import Segment, write_program
+from mess.networks.candidates import candidates
+from mess.networks.network import build_network
+from mess.profiling.timing import interleaved
+from mess.runs.network import trained_network
+from mess.runs.run import Run
+from mess.runtime.bundle import OnnxProgram
+from mess.signals.maps import PixelMaps, SignalModule, joint_histogram, maps_at, variation
+from mess.signals.registry import (
     FULL,
     ConfidentShare,
     MeanConfidence,
@@ -54,8 +55,7 @@ from mess.signals import (
     Signal,
     VariationOfInformation,
 )
-from mess.steps.networks import trained_network
-from mess.variation import variations
+from mess.signals.variation import variations
 
 SIZE, STRIDE, CLASSES = 520, 8, 21
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.exits import FINAL
-from mess.search.costs import LATENCY, MACS, PARAMS, Cost
-from mess.search.tables import Tables
+from mess.search.problem.costs import LATENCY, MACS, PARAMS, Cost
+from mess.search.problem.tables import Tables
 
 Cache = tuple[Tables, dict[str, Cost]]
 Floats = NDArray[np.floating]

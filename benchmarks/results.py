@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mess.files import write_text
+from mess.common.files import write_text
 
 Row = dict[str, Any]
 

@@ -40,7 +40,7 @@ from search_exact import measure, measure_apart
 from search_figure import Point, draw
 from search_race import EXACT, race
 
-from mess.files import write_text
+from mess.common.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import Trial
 from search_space import Space
 
-from mess.search.goal import MIOU_STEPS
+from mess.search.problem.goal import MIOU_STEPS
 
 POPULATION, ROUNDS = 100, 500
 MUTATION, PARENTS, CROSSED = 0.1, 0.25, 0.5

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from search_space import Candidate, Figures, Space
 
-from mess.search.goal import MIOU_STEPS
+from mess.search.problem.goal import MIOU_STEPS
 
 Floats = NDArray[np.float64]
 Prefix = tuple[tuple[int, int], ...]

@@ -18,9 +18,9 @@ from pathlib import Path
 from random_caches import Cache, CacheSize, random_cache
 from results import Row
 
-from mess.search.answer import search
-from mess.search.costs import MACS
-from mess.search.request import Request
+from mess.search.answers.answer import search
+from mess.search.problem.costs import MACS
+from mess.search.problem.request import Request
 
 
 def main() -> None:

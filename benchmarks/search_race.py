@@ -12,9 +12,9 @@ from search_enumeration import Enumeration, seconds_per_configuration
 from search_exact import cache_size, cached_cache, measure, request_of
 from search_space import Figures, Space, check_evaluator
 
-from mess.search.costs import to_ticks
-from mess.search.goal import Goal
-from mess.search.request import Request
+from mess.search.problem.costs import to_ticks
+from mess.search.problem.goal import Goal
+from mess.search.problem.request import Request
 
 EXACT, EXACT_FRONT = "exact", "exact with front"
 NUMPY = {"NumPy": False, "NumPy, cost first": True}

@@ -14,11 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mess.search.costs import Ticks
-from mess.search.evaluate import Choice, Configuration, evaluate
-from mess.search.goal import Goal, miou_steps
-from mess.search.tables import Tables
-from mess.search.thresholds import Ladder, grid_size, ladder
+from mess.search.problem.costs import Ticks
+from mess.search.problem.evaluate import Choice, Configuration, evaluate
+from mess.search.problem.goal import Goal, miou_steps
+from mess.search.problem.ladder import Ladder, grid_size, ladder
+from mess.search.problem.tables import Tables
 
 
 class Candidate(NamedTuple):
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Cost in steps summed over the images, and mIoU in steps; see `mess.search.goal`."""
+    """Cost in steps summed over the images, and mIoU in steps; see `mess.search.problem.goal`."""
 
     total: int
     miou: int

@@ -44,13 +44,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mess.allocator import keep_memory
-from mess.candidates import Candidate, candidates
+from mess.compute.memory import keep_memory
 from mess.config import Config, load_config
 from mess.exits import FINAL
-from mess.network import OverprovisionedNetwork, build_network
-from mess.stages import ExitTraining
-from mess.training import Stage
+from mess.networks.candidates import Candidate, candidates
+from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.training.loop import Stage
+from mess.training.stages import ExitTraining
 
 CLASSES, BATCH, CROP = 11, 8, (162, 216)
 CPU = torch.device("cpu")
@@ -251,7 +251,7 @@ def memory_of(space: str, exits: str) -> Row:
     if exits == "largest":
         chosen = [max(costs, key=lambda exit_id: costs[exit_id])]
     elif exits == "group of 4":
-        from mess.processes import divided
+        from mess.compute.processes import divided
 
         chosen = divided(params, 4)[0]
     stage = ExitTraining(network, config, CLASSES, CPU, loss="pfd", exits=chosen)

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mess.commands.train import train_network
+from mess.common.progress import Silent, Task
+from mess.compute.processes import joined
 from mess.config import load_config
-from mess.processes import joined
-from mess.progress import Silent, Task
-from mess.run import begin_run
-from mess.steps.training import train_network
+from mess.runs.run import begin_run
 
 
 class Clock(Silent):

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from results import Results, Row, machine_facts
 
+from mess.commands.train import exit_mious, train_network
+from mess.common.progress import Silent
 from mess.config import load_config
 from mess.data import open_split
 from mess.exits import FINAL
-from mess.progress import Silent
-from mess.run import begin_run
-from mess.steps.networks import trained_network
-from mess.steps.training import exit_mious, train_network
+from mess.runs.network import trained_network
+from mess.runs.run import begin_run
 
 PRETRAINING, EXITS, BRANCHES, LONG_BRANCHES = 300, 200, 100, 400
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.

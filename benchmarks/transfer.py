@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from mess import workflow
-from mess.assembly import load_costs
-from mess.progress import Silent
-from mess.run import Run
-from mess.search.answer import search
-from mess.search.costs import to_ticks
-from mess.search.evaluate import Choice, evaluate
-from mess.search.request import Request
-from mess.search.tables import Tables
-from mess.steps.policies import policy_tables
+from mess.common.progress import Silent
+from mess.runs.policies import policy_tables
+from mess.runs.run import Run
+from mess.runs.tables import load_costs
+from mess.search.answers.answer import search
+from mess.search.problem.costs import to_ticks
+from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 
 def main() -> None:

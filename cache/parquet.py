@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mess.common.files import atomic_path
 from mess.errors import CacheError
-from mess.files import atomic_path
 
 _FACTS = b"mess"
 

@@ -1,6 +1,6 @@
 """`python -m mess`, which torchrun needs."""
 
-from mess.cli import main
+from mess.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -129,7 +129,7 @@ class Stage2Config(StageConfig):
 
 class TrainingConfig(_Section):
     scheme: Literal["two-stage", "kd", "self-distill", "frozen", "e2e", "branches"] = "two-stage"
-    """A named recipe, see `mess.recipes`."""
+    """A named recipe, see `mess.training.recipes`."""
     start: Path | None = None
     """A trained run whose backbone and final head training starts from."""
     loss: Literal["pfd", "ce", "kd", "self-distill", "lovasz"] | None = None
@@ -156,10 +156,10 @@ class MemoiseConfig(_Section):
     """What the prediction cache keeps beside the counts."""
 
     signals: tuple[str, ...] = ("share", "mean-top1", "ne")
-    """Names in `mess.signals.SIGNALS`, or package.module:Class."""
+    """Names in `mess.signals.registry.SIGNALS`, or package.module:Class."""
     pixel_thresholds: tuple[Share, ...] = (0.5, 0.7, 0.8, 0.9)
     confidences: tuple[Literal["top1", "entropy"], ...] = ("top1",)
-    """Names in `mess.pixel_maps.CONFIDENCES`."""
+    """Names in `mess.signals.maps.CONFIDENCES`."""
     edges: tuple[bool, ...] = (False, True)
     resolutions: tuple[Literal["native", "full"], ...] = ("native",)
     label_maps: bool = True

@@ -18,7 +18,7 @@ class ExitArchitecture:
     """One architecture of Eq. 1: channel reduction, extra blocks, rapid dilation, head.
 
     `crm` divides the channels (1: no reduction), `blocks` counts extra 3×3 blocks, `rdi` doubles
-    the dilation in each of them, `head` names an entry of `mess.heads.HEADS`.
+    the dilation in each of them, `head` names an entry of `mess.networks.heads.HEADS`.
     """
 
     crm: int = 1

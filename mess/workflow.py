@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mess.assembly import CALIBRATION, DEFAULT_PROFILE
 from mess.cache.parquet import read_facts
+from mess.common.files import sha256
+from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
-from mess.files import sha256
-from mess.progress import Reporter, Silent
-from mess.run import Run, begin_run, find_run
-from mess.search.rounds import Team
-from mess.signals import PAIR_SIGNALS, configured_signals
+from mess.runs.run import Run, begin_run, find_run
+from mess.runs.tables import CALIBRATION, DEFAULT_PROFILE
+from mess.search.exact.workers import Team
+from mess.signals.registry import PAIR_SIGNALS, configured_signals
 
 _SILENT = Silent()
 
@@ -38,8 +38,8 @@ def train_overprovisioned(
     `config` is a shipped name or a TOML file ("quickstart" by default; the run's own configuration
     where `run` has one). Returns the run.
     """
-    from mess.processes import joined
-    from mess.steps.training import remove_progress, train_network
+    from mess.commands.train import remove_progress, train_network
+    from mess.compute.processes import joined
 
     with joined() as processes:
         reporter = reporter if processes.is_first else _SILENT
@@ -63,8 +63,8 @@ def exits(
     config: str | Path | None = None, *, overrides: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """The candidate exits of a configuration as rows of exits.parquet, without training."""
-    from mess.candidates import candidates
     from mess.data import open_split
+    from mess.networks.candidates import candidates
 
     settings = load_config(config or "quickstart", overrides)
     configured_signals(settings.memoise)  # raises for what training would refuse
@@ -87,8 +87,8 @@ def memoise(
     is the split. `root` is that of another data set of the same kind, such as images from another
     device, and needs a `name` of its own; with that name alone its cache is brought up to date.
     """
-    from mess.processes import joined
-    from mess.steps.memoising import memoise_split
+    from mess.commands.memoise import memoise_split
+    from mess.compute.processes import joined
 
     with joined() as processes:
         reporter = reporter if processes.is_first else _SILENT
@@ -101,7 +101,7 @@ def cache_info(run: Path | None = None) -> list[dict[str, Any]]:
 
     Only `cache_verify` reads all of it and looks at the data.
     """
-    from mess.steps.caching import describe_caches
+    from mess.commands.caches import describe_caches
 
     return describe_caches(find_run(run))
 
@@ -113,7 +113,7 @@ def cache_verify(
 
     One row a cache: `parts`, `rows`, `bytes`, `seconds`, and `faults`, a sentence each.
     """
-    from mess.steps.caching import verify_caches
+    from mess.commands.caches import verify_caches
 
     return verify_caches(find_run(run), name, reporter)
 
@@ -125,7 +125,7 @@ def cache_prune(
 
     One row a file, with its `bytes`.
     """
-    from mess.steps.caching import prune_caches
+    from mess.commands.caches import prune_caches
 
     return prune_caches(find_run(run), name, dry_run=dry_run)
 
@@ -143,7 +143,7 @@ def profile(
 
     `name` is RUNTIME-Nthread by default.
     """
-    from mess.steps.profiling import measure_run
+    from mess.commands.profile import measure_run
 
     return measure_run(find_run(run), runtime, threads, rounds, name, reporter)
 
@@ -182,19 +182,19 @@ def search(
 
     `policy` names the signals that decide, such as "share" (the default), "ne" or "vi"; "any" is
     all of the exits' own together. With `shared_threshold` all early exits have one threshold.
-    "all" searches each policy and returns `mess.steps.comparing.compare_policies` of them.
+    "all" searches each policy and returns `mess.commands.compare.compare_policies` of them.
 
     `algorithm` "optuna" samples what is too large to be proven: `trials` (2000 by default) of the
     study in all, which the same call goes on with, also in several processes at once; `sampler` is
     "tpe" or "nsga2".
     """
-    from mess.steps.policies import ALL
-    from mess.steps.searching import search_run
+    from mess.commands.search import search_run
+    from mess.runs.policies import ALL
 
     find: Callable[..., dict[str, Any]] = partial(search_run, policy=policy)
     if policy == ALL:
         # Only this draws figures, whose libraries take as long to load as many a search.
-        from mess.steps.comparing import compare_policies as find
+        from mess.commands.compare import compare_policies as find
 
     with _team() as team:
         place = find_run(run)
@@ -238,7 +238,7 @@ def export(
 
     The network run to its end is exported once beside it, for comparisons.
     """
-    from mess.steps.exporting import export_search
+    from mess.commands.export import export_search
 
     place = find_run(run)
     place.require_weights()
@@ -258,7 +258,7 @@ def evaluate(
     `bundle` is the newest of the run by default. On the calibration split the report says how far
     the bundle agrees with what the search predicted.
     """
-    from mess.steps.evaluating import evaluate_bundle, run_of
+    from mess.commands.evaluate import evaluate_bundle, run_of
 
     place = find_run(run_of(bundle) if run is None and bundle is not None else run)
     return evaluate_bundle(place, bundle, split, threads, reporter)
@@ -271,14 +271,14 @@ def predict(
 
     Returns, per image, the file, the exit taken and its signal.
     """
-    from mess.steps.predicting import predict_images
+    from mess.commands.predict import predict_images
 
     return predict_images(bundle, images, output, threads)
 
 
 def report(run: Path | None = None) -> Path:
     """Write RUN/report.html, one self-contained file: exits, latencies, searches, fronts."""
-    from mess.report import write_report
+    from mess.report.page import write_report
 
     return write_report(find_run(run))
 
@@ -298,7 +298,7 @@ def _team() -> Iterator[Team | None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
         return
-    from mess.processes import joined
+    from mess.compute.processes import joined
 
     with joined() as processes:
         yield processes if processes.count > 1 else None

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mess.cache.parts import PartRows
-from mess.cache.store import PredictionStore
-from mess.cache.writer import CacheWriter, Identity, Task
+from mess.cache.predictions.parts import PartRows
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.writer import CacheWriter, Identity, Task
 
 Prediction = Mapping[str, Any]
 """Columns of a row of predictions/*.parquet, the ids left out."""

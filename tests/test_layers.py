@@ -88,15 +88,15 @@ def who_imports(library: str) -> set[str]:
     return {name for name in FILES if library in outside(name)}
 
 
-REPORT = {name for name in FILES if name.startswith("mess.report")}
+REPORT = {name for name in FILES if name.startswith("mess.report.page")}
 UPPER = {
     "mess.workflow",
-    "mess.cli",
-    "mess.console",
-    "mess.assembly",
-    "mess.run",
+    "mess.cli.app",
+    "mess.cli.tables",
+    "mess.runs.tables",
+    "mess.runs.run",
     "mess.__main__",
-    *modules("mess.steps"),
+    *modules("mess.commands"),
     *REPORT,
 }
 """Where network, cache and search meet, and what is above."""
@@ -106,8 +106,8 @@ NETWORKS = set(FILES) - PLAIN - UPPER - set(modules("mess.search")) - set(module
 
 def test_the_package_was_found() -> None:
     assert set(FILES) > PLAIN
-    assert {"mess.network", "mess.data.voc", "mess.backbones.resnet"} <= NETWORKS
-    assert "torch" in outside("mess.network")
+    assert {"mess.networks.network", "mess.data.voc", "mess.networks.backbones.resnet"} <= NETWORKS
+    assert "torch" in outside("mess.networks.network")
     assert len(modules("mess.search")) > 3
 
 
@@ -145,9 +145,9 @@ def test_networks_know_neither_cache_nor_search(name: str) -> None:
 
 
 def test_only_the_command_line_knows_typer_and_rich() -> None:
-    assert who_imports("typer") == {"mess.cli"}
-    assert who_imports("rich") == {"mess.console"}
-    assert [name for name in FILES if "mess.console" in ours(name)] == ["mess.cli"]
+    assert who_imports("typer") == {"mess.cli.app"}
+    assert who_imports("rich") == {"mess.cli.tables"}
+    assert [name for name in FILES if "mess.cli.tables" in ours(name)] == ["mess.cli.app"]
 
 
 @pytest.mark.parametrize("library", ["jinja2", "plotly"])
@@ -156,7 +156,7 @@ def test_the_report_alone_knows(library: str) -> None:
 
 
 def test_only_the_command_line_is_not_imported() -> None:
-    assert [name for name in FILES if "mess.cli" in ours(name)] == ["mess.__main__"]
+    assert [name for name in FILES if "mess.cli.app" in ours(name)] == ["mess.__main__"]
 
 
 def loaded_after(code: str) -> set[str]:
@@ -181,10 +181,10 @@ except SystemExit as done:
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param("import mess.cli", id="cli"),
+        pytest.param("import mess.cli.app", id="cli"),
         pytest.param(HELP, id="python -m mess --help"),
-        pytest.param("import mess.workflow, mess.search, mess.steps.searching", id="search"),
-        pytest.param("import mess.steps.pairing", id="pairs"),
+        pytest.param("import mess.workflow, mess.search, mess.commands.search", id="search"),
+        pytest.param("import mess.runs.pair_signals", id="pairs"),
     ],
 )
 def test_commands_that_need_no_network_start_without_torch(code: str) -> None:

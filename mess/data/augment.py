@@ -10,9 +10,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from mess.common.images import MEAN
+from mess.common.metrics import VOID
 from mess.config import DataConfig
-from mess.images import MEAN
-from mess.metrics import VOID
 
 _FILL = [float(round(255 * mean)) for mean in MEAN]
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.common.images import PREPROCESSING, resize_image, resize_mask
+from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.errors import DataError
-from mess.images import PREPROCESSING, resize_image, resize_mask
-from mess.metrics import VOID
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 

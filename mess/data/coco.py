@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.common.images import read_image
+from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.data.base import Pair, SegmentationData, halves
 from mess.data.files import data_root, require_files
 from mess.data.voc import VOC_CLASSES
 from mess.errors import ConfigError, DataError
-from mess.images import read_image
-from mess.metrics import VOID
 
 _CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 """COCO's category ids of VOC's classes 1..20."""

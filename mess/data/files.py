@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.common.images import read_image, read_mask
 from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData
 from mess.errors import ConfigError, DataError
-from mess.images import read_image, read_mask
 
 Files = tuple[str, Path, Path]
 """The id of an image, its file and the file of its mask."""

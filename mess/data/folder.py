@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.common.images import read_mask
+from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.data.base import ClassTable
 from mess.data.files import FilePairs, data_root
 from mess.errors import DataError
-from mess.images import read_mask
-from mess.metrics import VOID
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {"train": ("train",), "calibration": ("calibration", "val"), "test": ("test",)}

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
+from mess.common.images import normalise
 from mess.config import DataConfig
 from mess.data.augment import augmentation
 from mess.data.base import SegmentationData, generator
 from mess.errors import ConfigError
-from mess.images import normalise
 
 Item = tuple[Tensor, Tensor, int]
 """Normalised image (3, H, W) float32; label (H, W) int64 with 255 void; index of the image."""

@@ -16,9 +16,9 @@ from skimage import draw
 from skimage.filters import gaussian
 from skimage.segmentation import find_boundaries
 
+from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData, generator
-from mess.metrics import VOID
 
 CLASSES = ClassTable(
     names=("background", "ellipse", "rectangle", "triangle", "star", "ring"),

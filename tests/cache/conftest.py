@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mess.cache.parts import find_parts
-from mess.cache.store import Predictions, PredictionStore
-from mess.cache.writer import CacheWriter, Identity
+from mess.cache.predictions.parts import find_parts
+from mess.cache.predictions.store import Predictions, PredictionStore
+from mess.cache.predictions.writer import CacheWriter, Identity
 from tests.caches import Prediction, rows_of
 
 CLASSES = ("sky", "road", "car")
@@ -109,7 +109,7 @@ def part_files(store: PredictionStore) -> list[Path]:
 
 
 def _images_of(path: Path) -> dict[str, str]:
-    from mess.cache.parts import open_part
+    from mess.cache.predictions.parts import open_part
 
     return dict(open_part(path).images)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from mess.cache import integrity
-from mess.cache.store import PredictionStore
-from mess.cache.writer import Task
+from mess.cache.predictions import verify as integrity
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.writer import Task
 from mess.errors import CacheError, MessError
 from tests.cache.conftest import (
     EXITS,

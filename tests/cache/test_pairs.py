@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mess.cache import integrity, pairs
-from mess.cache.pair_integrity import count_pairs, unneeded_pairs, verify_pairs
-from mess.cache.pairs import PairBlock, PairStore, blocks
+from mess.cache.pairs import store as pairs
+from mess.cache.pairs.store import PairBlock, PairStore, blocks
+from mess.cache.pairs.verify import count_pairs, unneeded_pairs, verify_pairs
 from mess.cache.parquet import read_facts, write_table
+from mess.cache.predictions import verify as integrity
+from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import PAIRS
-from mess.cache.store import PredictionStore
-from mess.files import write_named_by_content
+from mess.common.files import write_named_by_content
 from tests.cache.conftest import CLASSES
 
 EXITS = {"p1-crm1-b0-fcn": "e1", "p1-crm2-b0-fcn": "e2", "p2-crm1-b0-fcn": "e3", "final": "e4"}

@@ -12,7 +12,7 @@ import pytest
 
 from mess.cache import schema
 from mess.cache.parquet import read_facts, read_rows, write_rows
-from mess.cache.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore
 from mess.errors import CacheError
 from tests.cache.conftest import EXITS, IMAGES, part_files, prediction
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mess.cache import integrity
-from mess.cache.parts import open_part, read_maps
-from mess.cache.store import PredictionStore
+from mess.cache.predictions import verify as integrity
+from mess.cache.predictions.parts import open_part, read_maps
+from mess.cache.predictions.store import PredictionStore
 from mess.errors import CacheError
 from tests.cache.conftest import (
     EXITS,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mess.search.costs import Cost
-from mess.search.tables import Tables
+from mess.search.problem.costs import Cost
+from mess.search.problem.tables import Tables
 
 Cache = tuple[Tables, dict[str, Cost]]
 MakeCache = Callable[..., Cache]

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from mess.errors import InfeasibleError
-from mess.search.answer import search
-from mess.search.costs import Cost
-from mess.search.evaluate import Choice
-from mess.search.infeasible import round_up
-from mess.search.request import Request
-from mess.search.tables import Tables
+from mess.search.answers.answer import search
+from mess.search.answers.infeasible import round_up
+from mess.search.problem.costs import Cost
+from mess.search.problem.evaluate import Choice
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 Cache = tuple[Tables, dict[str, Cost]]
 

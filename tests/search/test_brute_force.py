@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mess.errors import InfeasibleError
-from mess.search.answer import Answer, search
-from mess.search.costs import Cost
-from mess.search.request import Request
-from mess.search.tables import Tables
+from mess.search.answers.answer import Answer, search
+from mess.search.problem.costs import Cost
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 CACHES = 500
 STEPS = 10**12

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mess.search.costs import Cost, to_ticks
-from mess.search.evaluate import Choice, delivered_by, evaluate, evaluate_anytime
-from mess.search.front import Front, FrontPoint
-from mess.search.tables import Tables
-from mess.search.thresholds import grid, ladder, separating
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.evaluate import Choice, delivered_by, evaluate, evaluate_anytime
+from mess.search.problem.front import Front, FrontPoint
+from mess.search.problem.ladder import grid, ladder, separating
+from mess.search.problem.tables import Tables
 
 IMAGES = 10
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from mess.errors import InfeasibleError
-from mess.search.answer import search
-from mess.search.costs import Cost, to_ticks
-from mess.search.evaluate import Choice, Configuration, Evaluation
-from mess.search.exhaustive import cover
-from mess.search.explanation import explain
-from mess.search.front import Front, FrontPoint
-from mess.search.goal import Goal
-from mess.search.infeasible import Best
-from mess.search.proven import bound, meets, objective, optimum, quality_steps
-from mess.search.request import Request
-from mess.search.rounds import Workers
-from mess.search.tables import Tables
-from mess.search.thresholds import separating
+from mess.search.answers.answer import search
+from mess.search.answers.explanation import explain
+from mess.search.answers.infeasible import Best
+from mess.search.exact.cover import cover
+from mess.search.exact.workers import Workers
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.evaluate import Choice, Configuration, Evaluation
+from mess.search.problem.front import Front, FrontPoint
+from mess.search.problem.goal import Goal
+from mess.search.problem.ladder import separating
+from mess.search.problem.optimum import bound, meets, objective, optimum, quality_steps
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 Cache = tuple[Tables, dict[str, Cost]]
 UNITS = {"macs": 1000.0, "latency": 1 / 64, "params": 10.0}

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mess.search.failure import area_under_risk, failure_prediction, image_mious, ranking
-from mess.search.tables import Tables
+from mess.search.answers.failure_prediction import (
+    area_under_risk,
+    failure_prediction,
+    image_mious,
+    ranking,
+)
+from mess.search.problem.tables import Tables
 from tests.search.test_policies import with_pairs
 
 

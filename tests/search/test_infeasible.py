@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from mess.errors import InfeasibleError
-from mess.search.answer import Answer, search
-from mess.search.costs import Cost, to_ticks
-from mess.search.evaluate import Choice, evaluate
-from mess.search.infeasible import round_up
-from mess.search.request import Request
-from mess.search.tables import Tables
+from mess.search.answers.answer import Answer, search
+from mess.search.answers.infeasible import round_up
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 Cache = tuple[Tables, dict[str, Cost]]
 NUMBER = r"(\d[\d.]*(?:e[+-]?\d+)?)"

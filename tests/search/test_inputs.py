@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mess.errors import CacheError, ConfigError, DataError, MessError
-from mess.search.answer import search
-from mess.search.costs import Cost, to_ticks
-from mess.search.request import Request
-from mess.search.tables import Tables
+from mess.search.answers.answer import search
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 from tests.search.conftest import MakeCache
 
 

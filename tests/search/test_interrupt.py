@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mess.search.answer import search
-from mess.search.costs import to_ticks
-from mess.search.goal import Goal
-from mess.search.relaxation import gap, highest_miou, lowest_cost
-from mess.search.request import Request
+from mess.search.answers.answer import search
+from mess.search.answers.gap import gap, highest_miou, lowest_cost
+from mess.search.problem.costs import to_ticks
+from mess.search.problem.goal import Goal
+from mess.search.problem.request import Request
 from tests.search.conftest import MakeCache
 from tests.search.test_realistic import network
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mess.search.answer import search
-from mess.search.costs import Cost
-from mess.search.request import Request
-from mess.search.tables import Tables
-from mess.search.thresholds import Ladder, ladder
+from mess.search.answers.answer import search
+from mess.search.problem.costs import Cost
+from mess.search.problem.ladder import Ladder, ladder
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
 
 THRESHOLDS = 16
 PER_EXIT = {1: None, 2: 16, 3: 6}

@@ -17,16 +17,16 @@ import optuna
 import pytest
 
 from mess.errors import CacheError, ConfigError
-from mess.search.budgeted import search_single
-from mess.search.costs import Cost, to_ticks
-from mess.search.evaluate import Choice, Configuration
-from mess.search.found import Found
-from mess.search.goal import Goal
-from mess.search.proven import meets, quality_steps
-from mess.search.request import Request
-from mess.search.sampling import SAMPLERS, sample
-from mess.search.tables import Tables
-from mess.search.thresholds import grid, grid_size, separating
+from mess.search.exact.one_exit import search_single
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.goal import Goal
+from mess.search.problem.ladder import grid, grid_size, separating
+from mess.search.problem.optimum import meets, quality_steps
+from mess.search.problem.progress import Found
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
+from mess.search.sampled.sample import SAMPLERS, sample
 
 Cache = tuple[Tables, dict[str, Cost]]
 SETTINGS = ("input-dependent", "anytime")

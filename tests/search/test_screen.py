@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mess.search.costs import to_ticks
-from mess.search.evaluate import Choice, Configuration
-from mess.search.found import NOTHING
-from mess.search.goal import Goal, miou_steps
-from mess.search.packing import pack_prices
-from mess.search.request import Request
-from mess.search.screen import NOBODY, screen
-from mess.search.thresholds import ladder
-from mess.search.windows import Frame, reaching, window
+from mess.search.exact.bound import Frame, reaching, window
+from mess.search.exact.packing import pack_prices
+from mess.search.kernels.screen import NOBODY, screen
+from mess.search.problem.costs import to_ticks
+from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.goal import Goal, miou_steps
+from mess.search.problem.ladder import ladder
+from mess.search.problem.progress import NOTHING
+from mess.search.problem.request import Request
 from tests.search.test_realistic import network
 
 EMPTY = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))

@@ -6,7 +6,7 @@ import time
 
 from numba import njit
 
-from mess.search.stopwatch import stopwatch
+from mess.search.answers.stopwatch import stopwatch
 
 
 def test_compiling_is_left_out_and_nothing_else() -> None:

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import mess.training
-from mess import cli, workflow
-from mess.cache.store import PredictionStore
-from mess.progress import Task
-from mess.run import Run
-from mess.steps import memoising
+import mess.training.loop
+from mess import workflow
+from mess.cache.predictions.store import PredictionStore
+from mess.cli import app as cli
+from mess.commands import memoise as memoising
+from mess.common.progress import Task
+from mess.runs.run import Run
 from tests.events import events_of, logged
 
 CONFIG = """
@@ -63,7 +64,7 @@ START, STAGE_1, STAGE_2, MEMOISING = ORDER = "start", "stage1", "stage2", "memoi
 forkserver = multiprocessing.get_context("forkserver")
 # Else every start would import them for seconds.
 forkserver.set_forkserver_preload(
-    ["mess.workflow", "mess.steps.training", "mess.steps.memoising", __name__]
+    ["mess.workflow", "mess.commands.train", "mess.commands.memoise", __name__]
 )
 
 
@@ -162,7 +163,7 @@ def _command(
     run: Path, connection: Connection, stderr: Connection, largest_file: int | None
 ) -> None:
     """The command line but for measuring latencies, which takes long."""
-    mess.training._LOG_EVERY = 1
+    mess.training.loop._LOG_EVERY = 1
     memoising._PART_IMAGES = 1
     workflow.profile = lambda *_, **__: run
     teller = Teller(connection)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mess import workflow
-from mess.run import Run
+from mess.runs.run import Run
 
 CONFIG = """
 seed = 3

@@ -18,17 +18,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mess import fingerprints, workflow
-from mess.cache.parts import open_part
-from mess.cache.store import Predictions, PredictionStore
-from mess.cli import main
+from mess import workflow
+from mess.cache.predictions.parts import open_part
+from mess.cache.predictions.store import Predictions, PredictionStore
+from mess.cli.app import main
+from mess.commands import memoise as memoising
+from mess.common.files import write_text
+from mess.common.progress import Task
 from mess.config import load_config
 from mess.data import open_split
 from mess.errors import CacheError, DataError, MessError
-from mess.files import write_text
-from mess.progress import Task
-from mess.run import Run
-from mess.steps import memoising
+from mess.runs import fingerprints
+from mess.runs.run import Run
 
 IMAGES = 40
 
@@ -231,7 +232,7 @@ def test_a_killed_memoising_goes_on_and_ends_the_same(run: Run, moment: int) -> 
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from mess.steps import memoising\n"
+        "from mess.commands import memoising\n"
         "from mess import workflow\n"
         "memoising._PART_IMAGES = 4\n"
         "workflow.memoise(Path(sys.argv[1]))\n"

@@ -14,12 +14,12 @@ import pytest
 import typer.main
 
 from mess import load_bundle, workflow
-from mess.assembly import load_tables
-from mess.cli import app, main
+from mess.cli.app import app, main
+from mess.common.metrics import mean_iou
 from mess.config import read_toml
 from mess.data import open_split
-from mess.metrics import mean_iou
-from mess.run import Run
+from mess.runs.run import Run
+from mess.runs.tables import load_tables
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,19 +18,20 @@ import numpy as np
 import pytest
 from skimage.metrics import variation_of_information
 
-from mess import files, workflow
-from mess.assembly import exit_rows
-from mess.cache import integrity
-from mess.cache.parts import find_parts
-from mess.cache.store import PredictionStore
-from mess.cache.writer import CacheWriter, Identity
-from mess.cli import main
+from mess import workflow
+from mess.cache.compression import compress, decompress
+from mess.cache.predictions import verify as integrity
+from mess.cache.predictions.parts import find_parts
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.writer import CacheWriter, Identity
+from mess.cli.app import main
+from mess.common import files
+from mess.common.progress import Silent, Task
 from mess.errors import CacheError
-from mess.maps import compress, decompress
-from mess.progress import Silent, Task
-from mess.run import Run
-from mess.steps import pairing
-from mess.steps.pairing import pair_signals, possible_pairs
+from mess.runs import pair_signals as pairing
+from mess.runs.pair_signals import pair_signals, possible_pairs
+from mess.runs.run import Run
+from mess.runs.tables import exit_rows
 from tests.caches import fill
 
 SHAPES = {

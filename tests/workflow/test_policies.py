@@ -14,20 +14,20 @@ import torch
 from skimage.metrics import variation_of_information
 
 from mess import load_bundle, workflow
-from mess.assembly import load_costs
 from mess.cache.parquet import read_facts, read_rows, write_rows
 from mess.cache.schema import LATENCY
+from mess.common.progress import Silent
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, MessError
-from mess.export import PlannedExit, export_bundle
-from mess.policy import threshold_between
-from mess.progress import Silent
-from mess.run import Run
-from mess.search.costs import to_ticks
-from mess.search.evaluate import Choice, evaluate
-from mess.signals import PAIR_SIGNALS
-from mess.steps.networks import trained_network
-from mess.steps.policies import known_policies, observed_signals, policy_tables
+from mess.export.bundle import PlannedExit, export_bundle
+from mess.runs.network import trained_network
+from mess.runs.policies import known_policies, observed_signals, policy_tables
+from mess.runs.run import Run
+from mess.runs.tables import load_costs
+from mess.search.problem.costs import to_ticks
+from mess.search.problem.evaluate import Choice, evaluate
+from mess.signals.decision import threshold_between
+from mess.signals.registry import PAIR_SIGNALS
 
 SILENT = Silent()
 

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import mess.training
+import mess.training.loop
 from mess import workflow
-from mess.run import Run
-from mess.stages import ExitTraining
+from mess.runs.run import Run
+from mess.training.stages import ExitTraining
 from tests.workflow.children import CONFIG, assert_same_end, forkserver
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -76,7 +76,7 @@ def _train(
     run: Path, rank: int, processes: int, port: int, dropout: bool, stop_at: int | None
 ) -> None:
     torch.set_num_threads(1)
-    mess.training._LOG_EVERY = 1
+    mess.training.loop._LOG_EVERY = 1
     workflow.profile = lambda *_, **__: run
     if not dropout:
         torch.nn.Dropout.forward = lambda self, input: input
@@ -266,7 +266,7 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        mess.training._LOG_EVERY = 1
+        mess.training.loop._LOG_EVERY = 1
         workflow.profile = lambda *_, **__: None
         _after(4, die)
         workflow.train_overprovisioned(run=Path(sys.argv[1]))

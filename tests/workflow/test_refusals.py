@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from mess import workflow
-from mess.cli import main
+from mess.cli.app import main
 from mess.errors import MessError
-from mess.run import Run
+from mess.runs.run import Run
 
 
 def refused(
@@ -187,7 +187,7 @@ def test_a_killed_run_can_be_continued_at_once(run: Run) -> None:
     script = (
         "import multiprocessing, os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from mess.run import Run\n"
+        "from mess.runs.run import Run\n"
         "fork = multiprocessing.get_context('fork')\n"
         "up = fork.Event()\n"
         "def work():\n"

@@ -18,19 +18,20 @@ import pytest
 
 from mess import workflow
 from mess.cache.parquet import read_facts, read_rows, write_rows
-from mess.cache.parts import read_rows_of, write_part
+from mess.cache.predictions.parts import read_rows_of, write_part
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.writer import Identity
 from mess.cache.schema import EXITS, FRONT, LATENCY
-from mess.cache.store import PredictionStore
-from mess.cache.writer import Identity
+from mess.commands import search as searching
+from mess.common.files import sha256, write_text
+from mess.common.progress import Silent
 from mess.config import Config, load_config
 from mess.data import open_split
 from mess.errors import InfeasibleError
-from mess.files import sha256, write_text
-from mess.fingerprints import pipeline_fingerprint
-from mess.progress import Silent
-from mess.run import Run
-from mess.signals import configured_signals
-from mess.steps import reuse, searching
+from mess.runs import fronts as reuse
+from mess.runs.fingerprints import pipeline_fingerprint
+from mess.runs.run import Run
+from mess.signals.registry import configured_signals
 from tests.caches import fill
 
 POINTS, IMAGES, CLASSES = 3, 12, 4
@@ -506,10 +507,12 @@ def test_the_front_of_these_tests_is_worth_reading(run: Run) -> None:
 def test_what_a_front_depends_on_is_the_same_in_another_process(run: Run) -> None:
     """An address among the values would differ from process to process."""
     code = (
-        "import sys; from pathlib import Path; from mess.run import Run\n"
-        "from mess.assembly import load_costs, load_tables\n"
-        "from mess.search.costs import to_ticks; from mess.search.goal import Goal\n"
-        "from mess.search.request import Request; from mess.steps.reuse import dependencies\n"
+        "import sys; from pathlib import Path; from mess.runs.run import Run\n"
+        "from mess.runs.tables import load_costs, load_tables\n"
+        "from mess.search.problem.costs import to_ticks\n"
+        "from mess.search.problem.goal import Goal\n"
+        "from mess.search.problem.request import Request\n"
+        "from mess.runs.fronts import dependencies\n"
         "run = Run(Path(sys.argv[1])); tables, manifest = load_tables(run)\n"
         "costs = load_costs(run, tables, manifest, None)\n"
         "goal = Goal.of(tables, to_ticks(tables, costs), Request(target='macs', max_error=0.1))\n"

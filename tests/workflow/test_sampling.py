@@ -12,7 +12,7 @@ from mess import workflow
 from mess.cache.parquet import read_rows
 from mess.cache.schema import FRONT
 from mess.errors import ConfigError, InfeasibleError, MessError
-from mess.run import Run
+from mess.runs.run import Run
 
 ASKED: dict[str, Any] = {"target": "macs", "max_error": 0.05, "max_exits": 3}
 SAMPLED: dict[str, Any] = ASKED | {"algorithm": "optuna"}
@@ -92,7 +92,7 @@ def test_refusals(run: Run, options: Any, error: type[Exception], message: str) 
 def test_json_of_the_command(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mess.cli import main
+    from mess.cli.app import main
 
     words = ["--target", "macs", "--max-error", "0.05", "--algorithm", "optuna", "--trials", "12"]
     for form in (["--json"], []):

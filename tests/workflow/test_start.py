@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mess.commands.train import train_network
+from mess.common.progress import Silent
 from mess.config import load_config
 from mess.errors import MessError, WeightsError
-from mess.progress import Silent
-from mess.run import Run, begin_run
-from mess.steps.training import train_network
+from mess.runs.run import Run, begin_run
 
 Train = Callable[..., Run]
 

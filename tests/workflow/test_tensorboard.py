@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import mess.training
+import mess.training.loop
 from mess.cache.parquet import read_rows
 from mess.cache.schema import EXITS
-from mess.cli import main
-from mess.files import write_text
-from mess.progress import Silent, Task
-from mess.run import Run
-from mess.steps.training import train_network
-from mess.tensorboard_log import TensorBoardLog
+from mess.cli.app import main
+from mess.commands.train import train_network
+from mess.common.files import write_text
+from mess.common.progress import Silent, Task
+from mess.runs.run import Run
+from mess.training.tensorboard_log import TensorBoardLog
 from tests.conftest import MakeConfig
 from tests.events import events_of, logged
 
@@ -48,7 +48,7 @@ class Killer(Silent):
 
 @pytest.fixture(autouse=True)
 def _log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mess.training, "_LOG_EVERY", 1)
+    monkeypatch.setattr(mess.training.loop, "_LOG_EVERY", 1)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mess.run import Run
+from mess.runs.run import Run
 from tests.workflow.children import (
     MEMOISING,
     STAGE_1,

@@ -13,7 +13,7 @@ from PIL import Image
 from mess import load_bundle, workflow
 from mess.cache.parquet import read_rows
 from mess.cache.schema import EXITS
-from mess.run import Run
+from mess.runs.run import Run
 
 SETTINGS = {
     "input-dependent": {"target": "macs", "max_error": 0.05},

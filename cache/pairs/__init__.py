@@ -1,0 +1,1 @@
+"""Signals that compare two exits, filled on demand."""

@@ -1,0 +1,1 @@
+"""What every exit predicted for every image of a split."""

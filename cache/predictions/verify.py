@@ -1,0 +1,171 @@
+"""Whether a prediction cache is whole, what it takes up, and what of it can go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mess.cache.pairs.store import PairStore
+from mess.cache.pairs.verify import unneeded_pairs, verify_pairs
+from mess.cache.predictions.parts import (
+    Part,
+    describe_part,
+    find_parts,
+    open_part,
+    parquet_files,
+    read_counts,
+    remedy,
+    row_ids,
+)
+from mess.cache.predictions.store import Overlap, PredictionStore
+from mess.errors import CacheError, DamagedPartError
+
+_TEMPORARY = re.compile(r"\.(part|manifest|images)\.")
+"""What names of unfinished files begin with."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, and one sentence for each fault."""
+
+    parts: int
+    rows: int
+    bytes: int
+    faults: tuple[str, ...]
+
+
+def verify(store: PredictionStore) -> Verification:
+    """Look at everything in a cache: checksums, rows, pairs, and numbers that cannot be."""
+    faults: list[str] = []
+    again = remedy(store.directory)
+    paths = parquet_files(store.parts_folder)
+    try:
+        manifest = store.manifest()
+        images = {row["image_id"]: row for row in store.images(manifest)}
+    except CacheError as error:
+        return Verification(len(paths), 0, _size(paths), (str(error),))
+    prints = {image_id: row["fingerprint"] for image_id, row in images.items()}
+    exits = manifest["exit_fingerprints"]
+    names = tuple(signal["name"] for signal in manifest["signals"])
+    filled = np.zeros((len(exits), len(images)), np.int64)
+    rows = 0
+    for path in paths:
+        try:
+            part = open_part(path)
+            rows += len(part.exits) * len(part.images)
+            faults += [f"{path}: {fault}" for fault in _faults(part, images)]
+        except CacheError as error:
+            faults.append(str(error))
+            continue
+        overlap = Overlap.of(part, exits, prints)
+        wanted_maps = set(manifest["confidence_maps"]) & set(part.exits)
+        whole = (
+            part.signal_names == names
+            and part.label_maps == manifest["label_maps"]
+            and set(part.confidence_maps) == wanted_maps
+            and len(overlap.exits) == len(part.exits)
+            and len(overlap.images) == len(part.images)
+        )
+        if whole or not manifest["complete"]:
+            filled[np.ix_(overlap.exits, overlap.images)] += whole
+        else:
+            faults.append(f"{path} holds what the cache is not made for. Run {again}.")
+    lacking, double = np.argwhere(filled == 0), np.argwhere(filled > 1)
+    if len(double) and manifest["complete"]:
+        exit_index, image_index = double[0]
+        faults.append(
+            f"{store.directory} holds {len(double)} predictions twice, the first of "
+            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run {again}."
+        )
+    if len(lacking):
+        exit_index, image_index = lacking[0]
+        faults.append(
+            f"{store.directory} lacks {len(lacking)} predictions, the first of "
+            f"{list(exits)[exit_index]} for image {list(images)[image_index]}. Run {again}."
+        )
+    elif not manifest["complete"]:
+        faults.append(f"{store.directory} is unfinished. Run {again} to go on.")
+    pairs = verify_pairs(PairStore(store.directory), len(manifest["classes"]))
+    return Verification(
+        len(paths) + pairs.parts,
+        rows + pairs.rows,
+        _size(paths) + pairs.bytes,
+        (*faults, *pairs.faults),
+    )
+
+
+def missing(store: PredictionStore) -> int:
+    """Predictions that a cache lacks by what its parts say of themselves; they are not read.
+
+    Raises CacheError for a cache without a readable manifest or images.
+    """
+    manifest = store.manifest()
+    images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    exits = manifest["exit_fingerprints"]
+    filled = np.zeros((len(exits), len(images)), np.bool_)
+    for path in find_parts(store.parts_folder):
+        part = describe_part(path)
+        if part is not None:
+            overlap = Overlap.of(part, exits, images)
+            filled[np.ix_(overlap.exits, overlap.images)] = True
+    return int((~filled).sum())
+
+
+def unneeded(store: PredictionStore) -> list[Path]:
+    """Files of mess that nothing reads: of killed writers, damaged, or made for something else.
+
+    Only those of killed writers where there is no manifest to tell the others.
+    """
+    left = [*store.directory.glob(".*"), *store.parts_folder.glob(".*")]
+    files = {path for path in left if _TEMPORARY.match(path.name)}
+    pairs = PairStore(store.directory)
+    try:
+        manifest = store.manifest()
+        images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    except CacheError:
+        files |= set(unneeded_pairs(pairs, None, {}, 0))
+        return sorted(filter(Path.is_file, files))
+    exits, classes = manifest["exit_fingerprints"], len(manifest["classes"])
+    files |= set(unneeded_pairs(pairs, exits, images, classes))
+    for path in parquet_files(store.parts_folder):
+        try:
+            needed = bool(Overlap.of(open_part(path), exits, images))
+        except DamagedPartError:
+            needed = False
+        if not needed:
+            files.add(path)
+    return sorted(filter(Path.is_file, files))
+
+
+def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What cannot be true of the rows of a part."""
+    if list(row_ids(part)) != list(product(part.images, part.exits)):
+        yield "the rows are not those that the file says it holds"
+        return
+    counts = read_counts(part)
+    hits, predicted = counts["intersection"], counts["predicted"]
+    if (hits < 0).any() or (hits > predicted).any():
+        yield "a class has more correct pixels than predicted ones"
+    if not np.isfinite(counts["signals"]).all():
+        yield "a signal is not a number"
+    for i, (image_id, fingerprint) in enumerate(part.images.items()):
+        image = images.get(image_id)
+        if image is None or image["fingerprint"] != fingerprint:
+            continue
+        label = np.array(image["label"])
+        if (hits[i] > label).any():
+            yield f"a class of image {image_id} has more correct pixels than labelled ones"
+        if (predicted[i].sum(axis=1) != label.sum()).any():
+            yield f"the predictions for image {image_id} are not as many as its labelled pixels"
+        if (counts["agreement"][i] > image["height"] * image["width"]).any():
+            yield f"exits agree on more pixels than image {image_id} has"
+
+
+def _size(paths: list[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)

@@ -1,0 +1,319 @@
+"""Filling a prediction cache: what is missing is found from the parts themselves.
+
+A prediction stays true as long as the fingerprints of its exit and its image do. So changed images,
+added exits, added signals and damaged parts are computed anew, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.cache.parquet import write_rows
+from mess.cache.predictions.parts import (
+    Part,
+    PartRows,
+    excerpt,
+    find_parts,
+    open_part,
+    parquet_files,
+    read_rows_of,
+    write_part,
+)
+from mess.cache.predictions.store import Overlap, PredictionStore
+from mess.cache.schema import IMAGES
+from mess.common.files import sha256
+from mess.errors import CacheError, DamagedPartError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What predictions depend on; a cache serves only the identity it was made for."""
+
+    classes: tuple[str, ...]
+    exits: Mapping[str, str]
+    """Fingerprint of what each exit computes, by identifier."""
+    images: Mapping[str, str]
+    """Fingerprint of each image with its labels, by identifier."""
+    signals: tuple[Mapping[str, Any], ...]
+    """`SignalSpec.to_json`, in the order of the columns."""
+    weights: str
+    """sha256 of network.safetensors."""
+    pipeline: str
+    """Fingerprint of what decides predictions besides weights and images."""
+    data: str
+    """Fingerprint of the split's content and size."""
+    source: Mapping[str, Any]
+    """Where the images came from: `kind`, `split` and `root`, None where it is the run's own."""
+    label_maps: bool
+    confidence_maps: tuple[str, ...]
+    """Exits that have them."""
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        return tuple(signal["name"] for signal in self.signals)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest holds it; the images' fingerprints are in images.parquet."""
+        return json.loads(
+            json.dumps(
+                {
+                    "classes": self.classes,
+                    "images": len(self.images),
+                    "exits": list(self.exits),
+                    "signals": self.signals,
+                    "weights": self.weights,
+                    "pipeline": self.pipeline,
+                    "data": self.data,
+                    "source": self.source,
+                    "label_maps": self.label_maps,
+                    "confidence_maps": self.confidence_maps,
+                    "exit_fingerprints": dict(self.exits),
+                }
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Predictions that are missing: of these images (positions), at these exits.
+
+    `signal_names` are the signals to compute. With a `base`, that part has everything else.
+    """
+
+    images: tuple[int, ...]
+    exits: tuple[str, ...]
+    signal_names: tuple[str, ...]
+    base: Part | None = None
+
+
+class CacheWriter:
+    """Brings the cache of a store to an identity."""
+
+    def __init__(self, store: PredictionStore, identity: Identity) -> None:
+        self.store, self.identity = store, identity
+        self._opened: dict[Path, Part] = {}
+
+    def begin(
+        self, image_rows: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]]
+    ) -> list[Task]:
+        """Make the store ready for writing and return what it lacks.
+
+        `image_rows` gives the rows of images.parquet of images by position, fingerprints left out;
+        it is asked for those that the store does not know.
+        """
+        if self._recorded() is None:
+            known = self._known_rows()
+            images = list(self.identity.images.items())
+            unknown = [index for index, image in enumerate(images) if image not in known]
+            known |= {images[i]: row for i, row in zip(unknown, image_rows(unknown), strict=True)}
+            rows = [{**known[image], "fingerprint": image[1]} for image in images]
+            write_rows(self.store.images_file, rows, IMAGES)
+            self._write_manifest(shapes={}, complete=False)
+        return self.missing()
+
+    def missing(self) -> list[Task]:
+        """What the store lacks."""
+        return list(self._tasks())
+
+    def is_finished(self) -> bool:
+        """Whether the cache is declared complete and its parts hold nothing else."""
+        recorded = self._recorded()
+        return (
+            recorded is not None
+            and recorded["complete"]
+            and not any(self._tasks())
+            and set(parquet_files(self.store.parts_folder))
+            == {part.path for part, _, mine_EI in self._shares() if self._is_plain(part, mine_EI)}
+        )
+
+    def write(self, task: Task, rows: PartRows) -> None:
+        """Write a part with rows of a task; a kill loses none that was written before."""
+        if task.base is not None:
+            rows = _extended(task.base, rows)
+        write_part(self.store.parts_folder, rows, self.identity.exits, self.identity.images)
+
+    def finish(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Declare the cache complete; `shapes` are the native output sizes of the exits.
+
+        Its parts then hold each prediction once and nothing else: what is no longer true goes.
+        """
+        lacking = next(self._tasks(), None)
+        if lacking is not None:
+            image_id = list(self.identity.images)[lacking.images[0]]
+            raise CacheError(
+                f"{self.store.directory} has no prediction of {lacking.exits[0]} for {image_id}."
+            )
+        self._settle()
+        self._write_manifest(shapes=shapes, complete=True)
+
+    def _tasks(self) -> Iterator[Task]:
+        identity = self.identity
+        exit_ids = list(identity.exits)
+        have_EI = np.zeros((len(identity.exits), len(identity.images)), np.bool_)
+        partial: list[Part] = []
+        for part in self._whole_parts():
+            if identity.label_maps and not part.label_maps:
+                continue
+            overlap = self._overlap(part)
+            if self._serves(part):
+                have_EI[np.ix_(overlap.exits, overlap.images)] = True
+            elif overlap:
+                partial.append(part)
+        for part in partial:
+            overlap = self._overlap(part)
+            block = np.ix_(overlap.exits, overlap.images)
+            lacks_EI = ~have_EI[block]
+            exits, images = lacks_EI.any(axis=1), lacks_EI.any(axis=0)
+            if exits.any():
+                yield Task(
+                    images=tuple(overlap.images[images].tolist()),
+                    exits=tuple(exit_ids[e] for e in overlap.exits[exits]),
+                    signal_names=tuple(
+                        name for name in identity.signal_names if name not in part.signal_names
+                    ),
+                    base=part,
+                )
+            have_EI[block] = True
+        groups: dict[bytes, list[int]] = {}
+        for image, have_E in enumerate(have_EI.T):
+            if not have_E.all():
+                groups.setdefault(have_E.tobytes(), []).append(image)
+        for pattern, images in groups.items():
+            have_E = np.frombuffer(pattern, np.bool_)
+            yield Task(
+                images=tuple(images),
+                exits=tuple(exit_ids[e] for e in np.flatnonzero(~have_E)),
+                signal_names=identity.signal_names,
+            )
+
+    def _settle(self) -> None:
+        """Reduce the parts to what the cache is to hold."""
+        kept: set[Path] = set()
+        for part, overlap, mine_EI in self._shares():
+            if self._is_plain(part, mine_EI):
+                kept.add(part.path)
+            else:
+                kept |= {
+                    write_part(
+                        self.store.parts_folder, rows, self.identity.exits, self.identity.images
+                    )
+                    for rows in self._excerpts(part, overlap, mine_EI)
+                }
+        for path in parquet_files(self.store.parts_folder):
+            if path not in kept:
+                path.unlink()
+
+    def _shares(self) -> Iterator[tuple[Part, Overlap, NDArray[np.bool_]]]:
+        """Which predictions of the overlap to take from each part, so that none comes twice."""
+        free_EI = np.ones((len(self.identity.exits), len(self.identity.images)), np.bool_)
+        parts = [part for part in self._whole_parts() if self._serves(part)]
+        for part in sorted(parts, key=lambda part: -len(part.images) * len(part.exits)):
+            overlap = self._overlap(part)
+            block = np.ix_(overlap.exits, overlap.images)
+            mine_EI, free_EI[block] = free_EI[block].copy(), False
+            yield part, overlap, mine_EI
+
+    def _excerpts(
+        self, part: Part, overlap: Overlap, mine_EI: NDArray[np.bool_]
+    ) -> Iterator[PartRows]:
+        """Rows of a part that are still wanted, with what is wanted of them."""
+        rows = read_rows_of(part)
+        exits = np.array(rows.exits)[overlap.part_exits]
+        images = np.array(rows.images)[overlap.part_images]
+        for mine_E in np.unique(mine_EI, axis=1).T:
+            if not mine_E.any():
+                continue
+            alike = (mine_EI == mine_E[:, np.newaxis]).all(axis=0)
+            some = excerpt(
+                rows, images[alike].tolist(), exits[mine_E].tolist(), self.identity.signal_names
+            )
+            label_map, confidence_map = some.label_map.copy(), some.confidence_map.copy()
+            if not self.identity.label_maps:
+                label_map[:] = None
+            for e, exit_id in enumerate(some.exits):
+                if exit_id not in self.identity.confidence_maps:
+                    confidence_map[:, e] = None
+            yield replace(some, label_map=label_map, confidence_map=confidence_map)
+
+    def _serves(self, part: Part) -> bool:
+        """Whether a part has all signals and the label maps."""
+        return set(self.identity.signal_names) <= set(part.signal_names) and (
+            part.label_maps or not self.identity.label_maps
+        )
+
+    def _is_plain(self, part: Part, mine_EI: NDArray[np.bool_]) -> bool:
+        """Whether a part has nothing besides what is taken from it, in the right order."""
+        return (
+            np.count_nonzero(mine_EI) == len(part.images) * len(part.exits)
+            and part.signal_names == self.identity.signal_names
+            and part.label_maps == self.identity.label_maps
+            and set(part.confidence_maps) <= set(self.identity.confidence_maps)
+        )
+
+    def _overlap(self, part: Part) -> Overlap:
+        """What of a part is still true and has the confidence maps it should have."""
+        wanted = set(self.identity.confidence_maps) - set(part.confidence_maps)
+        exits = {e: "" if e in wanted else print_ for e, print_ in self.identity.exits.items()}
+        return Overlap.of(part, exits, self.identity.images)
+
+    def _whole_parts(self) -> Iterator[Part]:
+        """The parts that can be used; each is read through once, for its name is its content."""
+        for path in find_parts(self.store.parts_folder):
+            if path not in self._opened:
+                try:
+                    self._opened[path] = open_part(path)
+                except DamagedPartError:
+                    continue
+            yield self._opened[path]
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """The manifest if it is of this identity and the images are as it says."""
+        try:
+            manifest = self.store.manifest()
+            rows = self.store.images(manifest)
+        except CacheError:
+            return None
+        images = {row["image_id"]: row["fingerprint"] for row in rows}
+        expected = self.identity.to_json()
+        same = images == dict(self.identity.images) and list(images) == list(self.identity.images)
+        return manifest if same and expected.items() <= manifest.items() else None
+
+    def _known_rows(self) -> dict[tuple[str, str], Mapping[str, Any]]:
+        try:
+            rows = self.store.images(self.store.manifest())
+        except CacheError:
+            return {}
+        return {(row["image_id"], row["fingerprint"]): row for row in rows}
+
+    def _write_manifest(self, *, shapes: Mapping[str, tuple[int, int]], complete: bool) -> None:
+        self.store.write_manifest(
+            {
+                **self.identity.to_json(),
+                "images_sha256": sha256(self.store.images_file),
+                "native_shapes": {name: list(shape) for name, shape in shapes.items()},
+                "complete": complete,
+            }
+        )
+
+
+def _extended(base: Part, rows: PartRows) -> PartRows:
+    """`rows` with all that they lack taken from `base`: everything but the signals in them."""
+    stored = read_rows_of(base)
+    old = excerpt(stored, rows.images, rows.exits, stored.signal_names)
+    columns = {
+        name: some.signals[:, :, k]
+        for some in (old, rows)
+        for k, name in enumerate(some.signal_names)
+    }
+    return replace(
+        old,
+        signal_names=tuple(columns),
+        signals=np.stack(list(columns.values()), axis=2),
+    )

@@ -1,0 +1,379 @@
+"""The command line: parse, call one function of `mess.workflow`, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mess import __version__, workflow
+from mess.cli.tables import (
+    be_quiet,
+    complain,
+    print_caches,
+    print_evaluation,
+    print_exits,
+    print_json,
+    print_policies,
+    print_predictions,
+    print_search,
+    print_verification,
+    reporter,
+    say,
+)
+from mess.errors import InterruptedWork, MessError
+
+app = typer.Typer(
+    name="mess",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a segmentation network with every exit, search it, ship the instance you need.",
+)
+
+cache = typer.Typer(no_args_is_help=True, help="Look after the stored predictions of a run.")
+app.add_typer(cache, name="cache")
+
+
+class Setting(StrEnum):
+    input_dependent = "input-dependent"
+    anytime = "anytime"
+    budgeted = "budgeted"
+    final_only = "final-only"
+
+
+class Target(StrEnum):
+    latency = "latency"
+    macs = "macs"
+    params = "params"
+    accuracy = "accuracy"
+
+
+class Algorithm(StrEnum):
+    exhaustive = "exhaustive"
+    optuna = "optuna"
+
+
+class Sampler(StrEnum):
+    tpe = "tpe"
+    nsga2 = "nsga2"
+
+
+class LatencyStat(StrEnum):
+    mean = "mean"
+    p90 = "p90"
+
+
+class Runtime(StrEnum):
+    onnxruntime = "onnxruntime"
+    torch = "torch"
+
+
+class BundleFormat(StrEnum):
+    onnx = "onnx"
+    torch = "torch"
+
+
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run directory; the newest below ./runs by default.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
+]
+CacheArgument = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="Cache, such as calibration; all by default.")
+]
+ConfigArgument = Annotated[
+    str | None,
+    typer.Argument(help="A shipped configuration, or a TOML file. [default: quickstart]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def train_overprovisioned(
+    config: ConfigArgument = None,
+    run: RunOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the network with all its exits, memoise and measure them; run again, it resumes."""
+    with reporter() as listener:
+        place = workflow.train_overprovisioned(
+            config, run=run, overrides=overrides or (), device=device, reporter=listener
+        )
+    named = "" if run is None else f" --run {run}"
+    say(f"Trained: {place.path}. Next: mess search --target latency --max-error 0.01{named}")
+
+
+@app.command()
+def exits(
+    config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """List the candidate exits of a configuration, without training."""
+    rows = workflow.exits(config, overrides=overrides or ())
+    if as_json:
+        print_json(rows)
+        return
+    print_exits(rows)
+
+
+@app.command()
+def memoise(
+    run: RunOption = None,
+    split: Annotated[
+        str | None, typer.Option(help="calibration, test or train; calibration by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the cache; the split by default.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Of another data set; needs --name of its own.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Store every exit's predictions on a split."""
+    with reporter() as listener:
+        path = workflow.memoise(
+            run, split=split, name=name, root=root, device=device, reporter=listener
+        )
+    say(f"Predictions: {path}")
+
+
+@cache.command("info")
+def cache_info(run: RunOption = None, as_json: JsonOption = False) -> None:
+    """List the caches of a run: content, size, and whether anything is missing or stale."""
+    rows = workflow.cache_info(run)
+    if as_json:
+        print_json(rows)
+        return
+    print_caches(rows)
+
+
+@cache.command("verify")
+def cache_verify(
+    name: CacheArgument = None, run: RunOption = None, as_json: JsonOption = False
+) -> None:
+    """Check every file, row and pair, and hold them against weights and data."""
+    with reporter() as listener:
+        rows = workflow.cache_verify(run, name=name, reporter=listener)
+    if as_json:
+        print_json(rows)
+    else:
+        print_verification(rows)
+    if any(row["faults"] for row in rows):
+        raise typer.Exit(1)
+
+
+@cache.command("prune")
+def cache_prune(
+    name: CacheArgument = None,
+    run: RunOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete files that nothing reads any more."""
+    rows = workflow.cache_prune(run, name=name, dry_run=dry_run)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        say(f"{row['file']} ({row['bytes'] / 1e6:.2f} MB)")
+    total = sum(row["bytes"] for row in rows)
+    say(f"{len(rows)} files, {total / 1e6:.2f} MB{', not deleted' if dry_run else ' deleted'}.")
+
+
+@app.command()
+def profile(
+    run: RunOption = None,
+    runtime: Annotated[Runtime, typer.Option(help="What runs the parts.")] = Runtime.onnxruntime,
+    threads: ThreadsOption = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of every part.")] = 30,
+    name: Annotated[str | None, typer.Option(help="Name of the profile.")] = None,
+) -> None:
+    """Measure every segment and exit on this machine."""
+    with reporter() as listener:
+        path = workflow.profile(
+            run,
+            runtime=runtime.value,
+            threads=threads,
+            rounds=rounds,
+            name=name,
+            reporter=listener,
+        )
+    say(f"Latencies: {path}")
+
+
+@app.command()
+def search(
+    run: RunOption = None,
+    setting: Annotated[
+        Setting, typer.Option(help="How the instance runs.")
+    ] = Setting.input_dependent,
+    target: Annotated[
+        Target, typer.Option(help="Minimised; accuracy is maximised.")
+    ] = Target.latency,
+    max_error: Annotated[float | None, typer.Option(help="mIoU drop below the final exit.")] = None,
+    min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Milliseconds.")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="A number, or 0.5x of the baseline.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COST=MIOU", help="Anytime: mIoU delivered by a cost; repeatable."),
+    ] = None,
+    latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = LatencyStat.mean,
+    profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
+    cache: Annotated[str, typer.Option(help="Predictions to search.")] = "calibration",
+    policy: Annotated[
+        str | None, typer.Option(help="Signals that decide, or all; share by default.")
+    ] = None,
+    shared_threshold: Annotated[
+        bool, typer.Option("--shared-threshold", help="One for all early exits.")
+    ] = False,
+    max_exits: Annotated[int, typer.Option(min=1, help="Proven up to 4.")] = 3,
+    thresholds: Annotated[int, typer.Option(min=1, help="Each of two early exits.")] = 64,
+    no_front: Annotated[bool, typer.Option("--no-front", help="Only the answer.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore earlier fronts.")] = False,
+    algorithm: Annotated[
+        Algorithm, typer.Option(help="optuna samples, unproven.")
+    ] = Algorithm.exhaustive,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of optuna, in all; 2000.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="Of optuna; tpe by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the best instance without retraining."""
+    with reporter() as listener:
+        result = workflow.search(
+            run,
+            setting=setting.value,
+            target=target.value,
+            max_error=max_error,
+            min_miou=min_miou,
+            max_latency=max_latency,
+            max_macs=max_macs,
+            max_params=max_params,
+            checkpoints=checkpoint or (),
+            latency_stat=latency_stat.value,
+            profile=profile,
+            cache=cache,
+            max_exits=max_exits,
+            thresholds=thresholds,
+            front=not no_front,
+            fresh=fresh,
+            algorithm=algorithm.value,
+            trials=trials,
+            sampler=None if sampler is None else sampler.value,
+            policy=policy,
+            shared_threshold=shared_threshold,
+            reporter=listener,
+        )
+    if as_json:
+        print_json(result)
+    elif "policies" in result:
+        print_policies(result)
+    else:
+        print_search(result)
+
+
+@app.command()
+def export(
+    run: RunOption = None,
+    search: Annotated[
+        str | None, typer.Option(help="Search to export; the newest by default.")
+    ] = None,
+    format: Annotated[
+        BundleFormat, typer.Option(help="What the bundle holds.")
+    ] = BundleFormat.onnx,
+    output: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
+) -> None:
+    """Write the bundle of a search's instance."""
+    with reporter() as listener:
+        path = workflow.export(
+            run, search=search, format=format.value, output=output, reporter=listener
+        )
+    say(f"Bundle: {path}")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path | None, typer.Argument(help="The newest of the run by default.")] = None,
+    run: RunOption = None,
+    split: Annotated[str, typer.Option(help="test or calibration.")] = "test",
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a bundle on a split, in turns with the network run to its end."""
+    with reporter() as listener:
+        report = workflow.evaluate(bundle, run=run, split=split, threads=threads, reporter=listener)
+    if as_json:
+        print_json(report)
+    else:
+        print_evaluation(report)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    images: Annotated[list[Path], typer.Argument(help="Images of any size.")],
+    output: Annotated[Path, typer.Option(help="Folder of the label maps.")] = Path("predictions"),
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the label maps of images as palette PNGs."""
+    rows = workflow.predict(bundle, images, output=output, threads=threads)
+    if as_json:
+        print_json(rows)
+        return
+    print_predictions(rows)
+
+
+@app.command()
+def report(run: RunOption = None) -> None:
+    """Write one self-contained HTML file about a run."""
+    say(f"Report: {workflow.report(run)}")
+
+
+def main() -> None:
+    """Entry point: an error a user can act on is one message on stderr and exit code 1.
+
+    Of the processes torchrun starts, the first one alone says what it did.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        be_quiet()
+    try:
+        app()
+    except InterruptedWork as error:
+        complain(str(error))
+        sys.exit(128 + error.signal_number)
+    except MessError as error:
+        complain(str(error))
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}. Check the path, its permissions and space.")
+        sys.exit(1)

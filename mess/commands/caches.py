@@ -1,0 +1,178 @@
+"""Looking after the caches of a run. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from mess.cache.pairs.store import PairStore
+from mess.cache.pairs.verify import count_pairs, pair_bytes
+from mess.cache.predictions.parts import find_parts, remedy
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.verify import missing, unneeded, verify
+from mess.common.progress import Reporter
+from mess.data import open_split
+from mess.errors import CacheError, ConfigError, DataError, MessError, nearest
+from mess.runs.run import Run
+from mess.runs.tables import exit_rows, expected_identity
+
+
+def describe_caches(place: Run) -> list[dict[str, Any]]:
+    """One row a cache: what it holds, what it takes up, and its `state`, "ready" or what is wrong.
+
+    Only `verify_caches` reads all of the parts and looks at the data.
+    """
+    return [_described(place, name) for name in place.caches()]
+
+
+def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict[str, Any]]:
+    """One row a cache: what was looked at, and its `faults`.
+
+    Besides the files, weights, exits, signals and data are held against those of the run.
+    """
+    rows = []
+    for cache in _named(place, name):
+        begun = time.monotonic()
+        store = PredictionStore(place.cache(cache))
+        found = verify(store)
+        faults = list(found.faults)
+        try:
+            manifest = store.manifest()
+            faults += filter(None, [_stale(place, store), data_changes(place, store, manifest)])
+        except DataError as error:
+            reporter.message(f"Cache {cache} was not held against its data: {error}")
+        except CacheError:
+            pass  # is among the faults
+        rows.append(
+            {
+                "name": cache,
+                "parts": found.parts,
+                "rows": found.rows,
+                "bytes": found.bytes,
+                "seconds": time.monotonic() - begun,
+                "faults": faults,
+            }
+        )
+    return rows
+
+
+def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Delete what no reader needs; one row a file, with its size. A dry run deletes nothing."""
+    with nullcontext() if dry_run else place.locked():
+        stores = [PredictionStore(place.cache(cache)) for cache in _named(place, name)]
+        rows = [
+            {"file": str(path), "bytes": path.stat().st_size}
+            for store in stores
+            for path in unneeded(store)
+        ]
+        if not dry_run:
+            for row in rows:
+                Path(row["file"]).unlink()
+    return rows
+
+
+def require_current_data(
+    place: Run, store: PredictionStore, manifest: Mapping[str, Any], reporter: Reporter
+) -> None:
+    """Raise CacheError where the data is not what was memoised; say so where it is not there."""
+    try:
+        changes = data_changes(place, store, manifest)
+    except DataError as error:
+        reporter.message(f"The cache was not held against its data: {error}")
+        return
+    if changes:
+        raise CacheError(changes)
+
+
+def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]) -> str | None:
+    """How the data differs from what was memoised; raises DataError where it cannot be read."""
+    config, source = place.config(), manifest["source"]
+    data = config.data
+    if source["root"] is not None:
+        data = data.model_copy(update={"root": Path(source["root"])})
+    try:
+        now = open_split(data, source["split"], config.seed).image_fingerprints()
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    then = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    if list(now.items()) == list(then.items()):
+        return None
+    changed = [name for name in now if name in then and now[name] != then[name]]
+    added, removed = [n for n in now if n not in then], [n for n in then if n not in now]
+    counts = ", ".join(
+        f"{len(names)} {what} (such as {names[0]})"
+        for what, names in (("changed", changed), ("new", added), ("gone", removed))
+        if names
+    )
+    return (
+        f"{store.directory} is stale, for its images are no longer what they were: "
+        f"{counts or 'their order changed'}. Run {remedy(store.directory)} again; "
+        "only what changed is computed."
+    )
+
+
+def _described(place: Run, name: str) -> dict[str, Any]:
+    store = PredictionStore(place.cache(name))
+    paths = find_parts(store.parts_folder)
+    row: dict[str, Any] = {
+        "name": name,
+        "bytes": sum(path.stat().st_size for path in paths),
+        "parts": len(paths),
+        "pair_bytes": pair_bytes(PairStore(store.directory)),
+    }
+    try:
+        manifest = store.manifest()
+    except MessError as error:
+        return {**row, "state": str(error)}
+    return {
+        **row,
+        "split": manifest["source"]["split"],
+        "root": manifest["source"]["root"],
+        "images": manifest["images"],
+        "exits": len(manifest["exits"]),
+        "signals": [signal["name"] for signal in manifest["signals"]],
+        "label_maps": manifest["label_maps"],
+        "pairs": _pairs(store, manifest),
+        "state": _stale(place, store) or _holes(store) or "ready",
+    }
+
+
+def _stale(place: Run, store: PredictionStore) -> str | None:
+    """Why a search would refuse the cache, apart from its data."""
+    try:
+        store.checked_manifest(expected_identity(place, place.config(), exit_rows(place)))
+    except MessError as error:
+        return str(error)
+    return None
+
+
+def _holes(store: PredictionStore) -> str | None:
+    """What a complete cache lacks nevertheless."""
+    try:
+        lacking = missing(store)
+    except CacheError as error:
+        return str(error)
+    if not lacking:
+        return None
+    return f"{store.directory} lacks {lacking} predictions. Run {remedy(store.directory)}."
+
+
+def _pairs(store: PredictionStore, manifest: Mapping[str, Any]) -> int | None:
+    """Pairs of exits that have their signals; None where that cannot be told."""
+    try:
+        images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+        return count_pairs(PairStore(store.directory), manifest["exit_fingerprints"], images)
+    except CacheError:
+        return None
+
+
+def _named(place: Run, name: str | None) -> list[str]:
+    known = place.caches()
+    if not known:
+        raise CacheError(f"{place.path} has no cache yet. Run {place.command('memoise')} first.")
+    if name is not None and name not in known:
+        raise CacheError(f"{place.path} has no cache {name!r}; {nearest(name, known)}")
+    return known if name is None else [name]

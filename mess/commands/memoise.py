@@ -1,0 +1,284 @@
+"""Memoising every exit's predictions on a split."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.cache.compression import compress
+from mess.cache.predictions.parts import PartRows
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.writer import CacheWriter, Identity, Task
+from mess.common.progress import Reporter
+from mess.compute.processes import ALONE, Processes, local_device
+from mess.config import Config, MemoiseConfig
+from mess.data import DATASETS, SPLITS, SegmentationData, open_split
+from mess.data.base import fingerprint_of
+from mess.data.loader import evaluation_loader
+from mess.errors import CacheError, ConfigError, DataError, MessError
+from mess.export.segments import native_shapes, require_exportable
+from mess.networks.network import OverprovisionedNetwork
+from mess.prediction.predict import label_counts, predict
+from mess.prediction.statistics import ExitPrediction
+from mess.runs.fingerprints import exit_fingerprints
+from mess.runs.network import class_table, pick_device, trained_network
+from mess.runs.run import Run
+from mess.runs.tables import CALIBRATION, exit_rows, expected_identity
+from mess.signals.registry import Signal, configured_signals
+
+_PART_IMAGES = 32
+
+_PART_SECONDS = 60.0
+"""A part is written after so many images or seconds: a kill loses no more."""
+
+Batch = tuple[list[str], dict[str, ExitPrediction]]
+"""Ids of the images, and the predictions of every exit."""
+
+
+def memoise_split(
+    place: Run,
+    split: str | None,
+    name: str | None,
+    root: Path | None,
+    device_name: str,
+    reporter: Reporter,
+    processes: Processes = ALONE,
+) -> PredictionStore:
+    """Bring the cache `name` to the predictions on `split`, of the data set at `root` if given.
+
+    What an earlier run stored and is still true is kept. Processes divide the images.
+    """
+    name, split, root = _source(place, split, name, root)
+    config = place.config()
+    if root is not None:
+        if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
+            raise MessError(
+                f"data.kind = {config.data.kind!r} reads no files, so --root {root} means nothing."
+            )
+        data_config = config.data.model_copy(update={"root": root.resolve()})
+        config = config.model_copy(update={"data": data_config})
+    data = open_split(config.data, split, config.seed)
+    trained_on = class_table(place).names
+    if data.classes.names != trained_on:
+        raise DataError(
+            f"{data.where} has the classes {', '.join(data.classes.names)}; the network was "
+            f"trained on {', '.join(trained_on)}. Bring masks and class list to those, in that "
+            "order."
+        )
+    writer = CacheWriter(
+        PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
+    )
+    if not processes.most(processes.is_first and not writer.is_finished()):
+        return writer.store
+    with place.locked() if processes.is_first else nullcontext():
+        if processes.is_first:
+            writer.begin(lambda indices: _image_rows(data, indices, reporter))
+        processes.wait()
+        tasks = writer.missing()
+        # None may write before all have seen what is missing.
+        processes.wait()
+        require_exportable(
+            configured_signals(config.memoise), config.data.size, data.classes.num_classes
+        )
+        network = trained_network(place, config, local_device(pick_device(device_name)))
+        missing = sum(len(task.images) for task in tasks)
+        total = max(len(data), missing)
+        with reporter.task(f"memoising {name}", total, total - missing) as progress:
+            shares = [_share(task, processes) for task in tasks]
+            for task in filter(lambda share: share.images, shares):
+                for rows in _predicted(network, data, config, task):
+                    _require_unchanged(data, writer.identity, rows.images)
+                    writer.write(task, rows)
+                    progress.advance(len(rows.images) * processes.count)
+        processes.wait()
+        if processes.is_first:
+            writer.finish(native_shapes(network, config.data.size))
+        processes.wait()
+    exits = len(writer.identity.exits)
+    reporter.message(f"Memoised {len(data)} images x {exits} exits in {writer.store.directory}.")
+    return writer.store
+
+
+def _identity(
+    place: Run, config: Config, data: SegmentationData, split: str, root: Path | None
+) -> Identity:
+    known = expected_identity(place, config, exit_rows(place))
+    unknown = sorted(set(config.memoise.confidence_maps) - set(known["exits"]))
+    if unknown:
+        raise ConfigError(
+            f"memoise.confidence_maps names {unknown[0]!r}, which is no trained exit of this run; "
+            "`mess exits` lists them."
+        )
+    images = data.image_fingerprints()
+    return Identity(
+        classes=data.classes.names,
+        exits=exit_fingerprints(place.weights, known["exits"], config),
+        images=images,
+        signals=tuple(known["signals"]),
+        weights=known["weights"],
+        pipeline=known["pipeline"],
+        data=fingerprint_of(images),
+        source={
+            "kind": config.data.kind,
+            "root": None if root is None else str(root.resolve()),
+            "split": split,
+        },
+        label_maps=config.memoise.label_maps,
+        confidence_maps=config.memoise.confidence_maps,
+    )
+
+
+def _source(
+    place: Run, split: str | None, name: str | None, root: Path | None
+) -> tuple[str, str, Path | None]:
+    """Name, split and root of a cache; what is not given is as it was when the cache was made."""
+    given = split is not None or root is not None
+    name = name or split or CALIBRATION
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise MessError(f"a cache's name has letters, digits and . _ - only, got {name!r}.")
+    if name in SPLITS:
+        if root is not None or split not in (None, name):
+            raise MessError(
+                f"the cache {name!r} is that of the run's own {name} split. Give other predictions "
+                "another name with --name."
+            )
+        return name, name, None
+    try:
+        source = PredictionStore(place.cache(name)).manifest()["source"]
+    except CacheError as error:
+        if given:
+            return name, split or CALIBRATION, root
+        raise MessError(
+            f"nothing tells what the cache {name!r} is of: {error} Say it with --split or --root."
+        ) from error
+    stored = source["split"], None if source["root"] is None else Path(source["root"])
+    if given and (split or CALIBRATION, root and root.resolve()) != stored:
+        raise MessError(
+            f"the cache {name!r} holds the {stored[0]} split of {stored[1] or 'the run'}. Choose "
+            f"another name with --name, or delete {place.cache(name)}."
+        )
+    return name, *stored
+
+
+def _image_rows(
+    data: SegmentationData, indices: Sequence[int], reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    if not indices:
+        return
+    height, width = data.size
+    with reporter.task("reading labels", len(indices)) as progress:
+        for index in indices:
+            yield {
+                "image_id": data.ids[index],
+                "height": height,
+                "width": width,
+                "label": label_counts(data.sized(index)[1], data.classes.num_classes),
+            }
+            progress.advance()
+
+
+def _require_unchanged(data: SegmentationData, identity: Identity, images: Sequence[str]) -> None:
+    """Raise DataError for an image that is no longer what its fingerprint was taken of."""
+    for image_id, fingerprint in data.image_fingerprints(images).items():
+        if fingerprint != identity.images[image_id]:
+            raise DataError(
+                f"{data.where}: image {image_id!r} changed while it was memoised. Run the same "
+                "command again; the parts before it are kept."
+            )
+
+
+def _share(task: Task, processes: Processes) -> Task:
+    """The task with the images of this process, which follow one another."""
+    bounds = [len(task.images) * n // processes.count for n in range(processes.count + 1)]
+    start, end = bounds[processes.rank], bounds[processes.rank + 1]
+    return replace(task, images=task.images[start:end])
+
+
+def _predicted(
+    network: OverprovisionedNetwork, data: SegmentationData, config: Config, task: Task
+) -> Iterator[PartRows]:
+    """The rows of a task, in parts."""
+    settings = config.memoise
+    wanted = [s for s in configured_signals(settings) if s.name in task.signal_names]
+    subset = data.select(task.images, data.where)
+    loader = evaluation_loader(subset, config.data, batch_size=settings.batch_size)
+    batches: list[Batch] = []
+    begun = time.monotonic()
+    for indices, predictions in predict(
+        network,
+        loader,
+        wanted,
+        device=next(network.parameters()).device,
+        exits=task.exits,
+        confidence_maps=settings.confidence_maps,
+        batch_size=settings.batch_size,
+    ):
+        ids = [subset.ids[index] for index in indices]
+        _require_finite(ids, predictions, wanted)
+        batches.append((ids, predictions))
+        images = sum(len(ids) for ids, _ in batches)
+        if images >= _PART_IMAGES or time.monotonic() - begun >= _PART_SECONDS:
+            yield part_rows(batches, task, settings)
+            batches, begun = [], time.monotonic()
+    if batches:
+        yield part_rows(batches, task, settings)
+
+
+def _require_finite(
+    ids: Sequence[str], predictions: Mapping[str, ExitPrediction], signals: Sequence[Signal]
+) -> None:
+    for exit_id, prediction in predictions.items():
+        found = np.argwhere(~np.isfinite(prediction.signals))
+        if len(found):
+            image, column = found[0]
+            cause = "its class must give finite numbers"
+            if not signals[column].is_own:
+                cause = "so its logits are not finite, and training went wrong"
+            raise MessError(
+                f"the signal {signals[column].name!r} of exit {exit_id!r} on image {ids[image]!r} "
+                f"is {prediction.signals[image, column]}; {cause}."
+            )
+
+
+def part_rows(batches: Sequence[Batch], task: Task, settings: MemoiseConfig) -> PartRows:
+    """What was predicted on some batches as the rows of a part."""
+
+    def column(name: str) -> NDArray[Any]:
+        exits = [
+            np.concatenate([getattr(predictions[exit_id], name) for _, predictions in batches])
+            for exit_id in task.exits
+        ]
+        return np.stack(exits, axis=1)
+
+    def maps(name: str, wanted: Container[str]) -> NDArray[np.object_]:
+        found = [
+            [
+                None if values is None or exit_id not in wanted else compress(values[i])
+                for exit_id, values in ((e, getattr(predictions[e], name)) for e in task.exits)
+            ]
+            for ids, predictions in batches
+            for i in range(len(ids))
+        ]
+        out = np.empty((len(found), len(task.exits)), dtype=np.object_)
+        out[:] = found
+        return out
+
+    return PartRows(
+        images=tuple(image_id for ids, _ in batches for image_id in ids),
+        exits=task.exits,
+        signal_names=task.signal_names,
+        intersection=column("intersection"),
+        predicted=column("predicted"),
+        agreement=column("agreement"),
+        signals=column("signals"),
+        label_map=maps("label_map", task.exits if settings.label_maps else ()),
+        confidence_map=maps("confidence_map", settings.confidence_maps),
+    )

@@ -1,0 +1,48 @@
+"""Running a bundle on images of one's own. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mess.common.files import atomic_path
+from mess.common.images import read_image, resize_mask
+from mess.errors import MessError
+from mess.runtime.bundle import load_bundle
+
+
+def predict_images(
+    bundle: Path, images: Sequence[Path], output: Path, threads: int
+) -> list[dict[str, Any]]:
+    """Write one palette PNG an image to `output`, at the image's own size."""
+    twice = [stem for stem, count in Counter(image.stem for image in images).items() if count > 1]
+    if twice:
+        raise MessError(
+            f"{Counter(image.stem for image in images)[twice[0]]} images would be written to "
+            f"{output / twice[0]}.png. Give them in separate calls with their own --output."
+        )
+    loaded = load_bundle(bundle, threads=threads)
+    palette = [value for color in loaded.manifest["palette"] for value in color]
+    rows = []
+    for image in images:
+        pixels = read_image(image)
+        answer = loaded(pixels)
+        height, width, _ = pixels.shape
+        picture = Image.fromarray(resize_mask(answer.label_map, (height, width)))
+        picture.putpalette(palette)
+        path = output / f"{image.stem}.png"
+        with atomic_path(path) as temporary:
+            picture.save(temporary, format="PNG")
+        rows.append(
+            {
+                "image": str(image),
+                "label_map": str(path),
+                "exit_id": answer.exit_id,
+                "signal": answer.signal,
+            }
+        )
+    return rows

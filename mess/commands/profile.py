@@ -1,0 +1,55 @@
+"""Measuring the parts of a run's network on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mess.cache.parquet import write_rows
+from mess.cache.schema import LATENCY
+from mess.common.files import sha256
+from mess.common.progress import Reporter
+from mess.profiling import timing as latency
+from mess.runs.network import trained_network
+from mess.runs.run import Run
+from mess.signals.registry import PAIR_SIGNALS, configured_signals
+
+_UNSTEADY = 2.0
+"""A machine without other work stays below 1.3."""
+
+
+def measure_run(
+    place: Run, runtime: str, threads: int, rounds: int, name: str | None, reporter: Reporter
+) -> Path:
+    """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for."""
+    config = place.config()
+    signals = [*configured_signals(config.memoise), *PAIR_SIGNALS.values()]
+    timings = latency.profile(
+        trained_network(place, config, torch.device("cpu")),
+        config.data.size,
+        signals,
+        runtime=runtime,
+        threads=threads,
+        rounds=rounds,
+        reporter=reporter,
+    )
+    facts = latency.machine_facts(runtime, threads) | {
+        "weights": sha256(place.weights),
+        "signals": [signal.name for signal in signals],
+        "size": list(config.data.size),
+    }
+    path = place.latency(name or f"{runtime}-{threads}thread")
+    write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
+    reporter.message(f"Measured {len(timings)} parts, written to {path}.")
+    parts = [timing for timing in timings if timing.kind in ("segment", "exit")]
+    unsteady = [timing for timing in parts if timing.p90_ms > _UNSTEADY * timing.median_ms]
+    if unsteady:
+        worst = max(unsteady, key=lambda timing: timing.p90_ms / timing.median_ms)
+        reporter.message(
+            f"{len(unsteady)} of {len(parts)} segments and exits took {_UNSTEADY:g} times their "
+            f"median or longer in a tenth of the rounds ({worst.kind} {worst.name}: "
+            f"{worst.median_ms:.2f} ms, {worst.p90_ms:.2f} ms): the machine was busy. Where other "
+            f"work has ended, {place.command('profile')} gives latencies to rely on."
+        )
+    return path

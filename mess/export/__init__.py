@@ -1,0 +1,1 @@
+"""Parts of a network as programs, and the bundle of an instance."""

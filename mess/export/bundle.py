@@ -1,0 +1,177 @@
+"""Writing a chosen instance as a bundle (see `mess.runtime.bundle` for what a bundle is)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mess.common.files import sha256, write_json
+from mess.common.images import MEAN, STD
+from mess.common.progress import Reporter
+from mess.errors import BundleError
+from mess.export.segments import (
+    SUFFIX,
+    Format,
+    LabelMap,
+    Segment,
+    native_shape,
+    point_shapes,
+    write_program,
+)
+from mess.networks.network import OverprovisionedNetwork
+from mess.runtime.bundle import BUNDLE_VERSION, MANIFEST, read_manifest
+from mess.signals.maps import SignalModule
+from mess.signals.registry import Signal
+
+_HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedExit:
+    """One exit of the instance to export, in order of depth."""
+
+    exit_id: str
+    point: int
+    macs: float
+    """MACs of an image this exit answers."""
+    signal: Signal | None
+    threshold: float | None
+    exit_rate: float | None
+    calibration_signal: NDArray[np.float32] | None
+    """The signal of every calibration image, for the manifest's histogram."""
+
+
+def export_bundle(
+    network: OverprovisionedNetwork,
+    exits: Sequence[PlannedExit],
+    directory: Path,
+    *,
+    size: tuple[int, int],
+    format_: Format,
+    facts: Mapping[str, Any],
+    reporter: Reporter,
+) -> Path:
+    """Write the bundle of `exits` to `directory` and return it.
+
+    `facts` are further keys of the manifest: setting, classes, palette, predicted figures, where
+    the instance came from. The folder appears whole or not at all; an older bundle is replaced.
+    """
+    directory = directory.absolute()
+    _check_replaceable(directory)
+    building = directory.with_name(f".{directory.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        rows = _write_programs(network, exits, building, size, format_, reporter)
+        manifest = {
+            "bundle_version": BUNDLE_VERSION,
+            "format": format_,
+            "input": {"size": list(size), "mean": list(MEAN), "std": list(STD)},
+            "exits": rows,
+            "histograms": {
+                planned.exit_id: _histogram(planned.calibration_signal)
+                for planned in exits
+                if planned.calibration_signal is not None
+            },
+            **facts,
+            "files": {file.name: sha256(file) for file in sorted(building.iterdir())},
+        }
+        write_json(building / MANIFEST, manifest)
+        _put_in_place(building, directory)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return directory
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Refuse a place that holds anything but a bundle."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    known = {MANIFEST}
+    if directory.is_dir():
+        try:
+            known |= read_manifest(directory)["files"].keys()
+        except BundleError:
+            known = set()
+    if not directory.is_dir() or {file.name for file in directory.iterdir()} != known:
+        raise BundleError(
+            f"{directory} is no bundle and would be overwritten; choose another --output."
+        )
+
+
+def _put_in_place(building: Path, directory: Path) -> None:
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    building.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_programs(
+    network: OverprovisionedNetwork,
+    exits: Sequence[PlannedExit],
+    directory: Path,
+    size: tuple[int, int],
+    format_: Format,
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
+    shapes = point_shapes(network, size)
+    rows = []
+    start = 0
+    labels_shape: tuple[int, ...] = (1, *size)
+    with reporter.task("exporting", len(exits)) as task:
+        for number, planned in enumerate(exits, start=1):
+            module = network.exit_module(planned.exit_id)
+            later = exits[number:]
+            segment = Segment(
+                network.segment(start, planned.point),
+                module,
+                None if planned.signal is None else SignalModule(planned.signal, size),
+                continues=bool(later),
+                gives_labels=bool(later and later[0].signal and later[0].signal.compares),
+            )
+            examples = [torch.zeros(shapes[start]), torch.zeros(labels_shape, dtype=torch.uint8)]
+            name = f"segment-{number}{SUFFIX[format_]}"
+            write_program(
+                segment,
+                dict(zip(segment.inputs, examples, strict=False)),
+                segment.outputs,
+                directory / name,
+                format_,
+            )
+            native = native_shape(module, shapes[planned.point])
+            labels_shape = (1, *native[2:])
+            answer = f"answer-{native[2]}x{native[3]}{SUFFIX[format_]}"
+            if not (directory / answer).exists():
+                logits = {"logits": torch.zeros(native)}
+                write_program(LabelMap(size), logits, ["label_map"], directory / answer, format_)
+            rows.append(
+                {
+                    "exit_id": planned.exit_id,
+                    "segment": name,
+                    "outputs": segment.outputs,
+                    "answer": answer,
+                    "signal": None if planned.signal is None else planned.signal.to_json(),
+                    "threshold": planned.threshold,
+                    "exit_rate": planned.exit_rate,
+                    "macs": planned.macs,
+                }
+            )
+            start = planned.point
+            task.advance()
+    return rows
+
+
+def _histogram(signal: NDArray[np.float32]) -> dict[str, list[float]]:
+    # Most signals are shares; how far others reach shows on the calibration images alone.
+    ends = (min(0.0, float(signal.min())), max(1.0, float(signal.max())))
+    counts, edges = np.histogram(signal, bins=_HISTOGRAM_BINS, range=ends)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -1,0 +1,1 @@
+"""The overprovisioned network: backbones, candidate exits, heads, costs, weights."""

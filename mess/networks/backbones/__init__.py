@@ -1,0 +1,56 @@
+"""Backbones by name; adding one is a factory and a line in `BACKBONES`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from mess.common.plugins import imported
+from mess.config import BackboneConfig
+from mess.errors import ConfigError
+from mess.networks.backbones.base import Backbone
+from mess.networks.backbones.mobilenet import (
+    deeplabv3_mobilenet_v3_large,
+    segmentation_mobilenet_v2,
+)
+from mess.networks.backbones.resnet import deeplabv3_resnet50, deeplabv3_resnet101, drn50
+from mess.networks.backbones.small import small_resnet
+from mess.networks.backbones.timm_models import timm_model
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "small_resnet": small_resnet,
+    "mobilenet_v2": segmentation_mobilenet_v2,
+    "drn50": drn50,
+    "deeplabv3_resnet50": deeplabv3_resnet50,
+    "deeplabv3_resnet101": deeplabv3_resnet101,
+    "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
+    "timm": timm_model,
+}
+
+
+def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
+    """The configured backbone for `num_classes` classes.
+
+    Raises ConfigError for an unknown name, factory or option, WeightsError for weights that do
+    not fit.
+    """
+    factory = _factory(config.name)
+    try:
+        inspect.signature(factory).bind(num_classes, weights=config.weights, **config.options)
+    except TypeError as error:
+        raise ConfigError(
+            f"backbone {config.name!r} does not take the options {config.options}: {error}."
+        ) from error
+    backbone = factory(num_classes, weights=config.weights, **config.options)
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"backbone {config.name!r} returned {type(backbone).__name__}; a factory returns "
+            "mess.networks.backbones.base.Backbone."
+        )
+    return backbone
+
+
+def _factory(name: str) -> Callable[..., Backbone]:
+    if name in BACKBONES:
+        return BACKBONES[name]
+    return imported(name, "backbone", "package.module:factory", BACKBONES)

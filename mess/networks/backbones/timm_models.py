@@ -1,0 +1,116 @@
+"""Image classifiers of timm, dilated, with an FCN head."""
+
+from __future__ import annotations
+
+import difflib
+from itertools import dropwhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.segmentation.fcn import FCNHead
+
+from mess.errors import ConfigError
+from mess.networks.backbones.adapters import (
+    block_names,
+    checked_backbone,
+    first_line,
+    plain_sequential,
+)
+from mess.networks.backbones.base import Backbone, load_pretrained
+
+
+def timm_model(
+    num_classes: int, *, model: str, weights: str = "none", output_stride: int = 8
+) -> Backbone:
+    """The features of timm's `model` at `output_stride`, with an FCN head.
+
+    For models that are a chain, such as ResNets, MobileNets, EfficientNets, RegNets and ConvNeXts;
+    checked as in `from_torchvision`. Blocks are the residual blocks of its stages; dilation is
+    timm's own. `weights` is "none" or a safetensors file of the whole classifier. Raises
+    ConfigError where timm is not installed, has no such model, or not at this stride, and for a
+    model that is no chain.
+    """
+    timm = _library(model)
+    with torch.device("meta"):
+        plain = timm.create_model(model)
+    network = _dilated(timm, model, plain, output_stride)
+    last = network.feature_info[-1]
+    load_pretrained(network, weights, None, _dropped(plain, last["module"]))
+    head = FCNHead(last["num_chs"], num_classes)
+    title = f"timm's {model}"
+    blocks = block_names(network, title, last["module"], _is_list)
+    return checked_backbone(_Segmentation(network, last["module"], head), blocks, title)
+
+
+class _Segmentation(nn.Module):
+    """The features that leave the layer `last` of a classifier, and a head on them."""
+
+    def __init__(self, network: nn.Module, last: str, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = network
+        self.classifier = head
+        self._last = last
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        layer = self.backbone.get_submodule(self._last)
+        handle = layer.register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            # A feature extractor has no other forward.
+            getattr(self.backbone, "forward_features", self.backbone)(image_BCHW)
+        finally:
+            handle.remove()
+        return self.classifier(seen[-1])
+
+
+def _library(model: str) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(
+            "backbone.name = 'timm' needs timm, which is not installed; run: pip install mess[timm]"
+        ) from None
+    if not timm.is_model(model):
+        close = difflib.get_close_matches(model, timm.list_models(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ConfigError(f"timm has no model {model!r}{hint} timm.list_models() names them all.")
+    return timm
+
+
+def _dilated(timm: Any, model: str, plain: Any, output_stride: int) -> Any:
+    """The classifier; its feature extractor where timm dilates that alone, as MobileNetV3's."""
+    own = _stride(plain)
+    if own == output_stride:  # many models have no such option
+        return timm.create_model(model)
+    try:
+        try:
+            network = timm.create_model(model, output_stride=output_stride)
+        except TypeError:
+            network = timm.create_model(model, output_stride=output_stride, features_only=True)
+        reason = f"timm gives {_stride(network)}"
+    except Exception as error:  # an assertion, a TypeError or others, from model to model
+        network, reason = None, first_line(error)
+    if network is None or _stride(network) != output_stride:
+        raise ConfigError(
+            f"timm's {model} does not come at output_stride {output_stride}: {reason}. Set "
+            f"backbone.options.output_stride to its own, {own}, or choose a ResNet, MobileNet, "
+            "EfficientNet, RegNet or ConvNeXt, which come at 8, 16 and 32."
+        )
+    return network
+
+
+def _stride(network: Any) -> int:
+    return network.feature_info[-1]["reduction"]
+
+
+def _dropped(classifier: nn.Module, last: str) -> tuple[str, ...]:
+    """Key prefixes of what a classifier has behind its features, which leave the layer `last`."""
+    names = [name for name, _ in classifier.named_children()]
+    last = last.partition(".")[0]
+    return tuple(f"{name}." for name in list(dropwhile(lambda name: name != last, names))[1:])
+
+
+def _is_list(layer: nn.Module) -> bool:
+    """Whether a layer is a list of others; timm's stages are, beside plain ones."""
+    return plain_sequential(layer) or type(layer).__name__.endswith("Stage")

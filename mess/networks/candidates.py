@@ -1,0 +1,237 @@
+"""Exit points and the table of candidate exits of a configuration (MESS paper, §4.1-4.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mess.config import BackboneConfig, Config, ExitsConfig
+from mess.errors import ConfigError, nearest
+from mess.exits import FINAL, ExitArchitecture, architectures
+from mess.networks import macs
+from mess.networks.backbones import Backbone, build_backbone
+from mess.networks.heads import HEADS, MIN_HEAD_CHANNELS, build_exit
+
+KEPT = "kept"
+TRAINED = "trained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A row of exits.parquet. Costs are of one image at the configured size.
+
+    `exit_macs` and `params` are the exit's alone, `backbone_macs` and `backbone_params` those from
+    the input to its point. `crm`, `blocks`, `rdi` and `head` are None for the network's own head.
+    """
+
+    exit_id: str
+    point: int
+    block: str
+    crm: int | None
+    blocks: int | None
+    rdi: bool | None
+    head: str | None
+    exit_macs: int
+    backbone_macs: int
+    params: int
+    backbone_params: int
+    output_stride: int
+    channels: int
+    status: str
+
+    @property
+    def path_macs(self) -> int:
+        """Backbone up to the exit and the exit."""
+        return self.backbone_macs + self.exit_macs
+
+    @property
+    def architecture(self) -> ExitArchitecture | None:
+        """None for the network's own head."""
+        if self.crm is None or self.blocks is None or self.rdi is None or self.head is None:
+            return None
+        return ExitArchitecture(self.crm, self.blocks, self.rdi, self.head)
+
+
+@dataclass(frozen=True)
+class _Block:
+    name: str
+    macs: int
+    params: int
+    shape: tuple[int, ...]
+
+
+def equidistant_points(block_macs: Sequence[int], points: int) -> list[int]:
+    """Block indices (0-based) of N exit points, the last block included.
+
+    Early point i is the first block whose cumulative cost reaches i/N of the whole (MESS paper,
+    §4.1). Points are distinct: a pick that is taken, or is the last block, moves to the nearest
+    free earlier block, as it must where the last blocks are very dear.
+    """
+    blocks = len(block_macs)
+    if points > blocks:
+        raise ConfigError(f"exits.points = {points}: the backbone has only {blocks} blocks.")
+    total = sum(block_macs)
+    taken: set[int] = {blocks - 1}
+    cumulative = [sum(block_macs[: index + 1]) for index in range(blocks)]
+    for i in range(1, points):
+        pick = next(k for k in range(blocks) if cumulative[k] * points >= i * total)
+        while pick in taken:
+            pick -= 1
+        if pick < 0:
+            pick = min(set(range(blocks)) - taken)
+        taken.add(pick)
+    return sorted(taken)
+
+
+def named_points(names: Sequence[str], early: Sequence[str]) -> list[int]:
+    """Block indices of the named early points, and the last block."""
+    indices = []
+    for name in early:
+        if name not in names:
+            raise ConfigError(f"exits.points: no block is named {name!r}; {nearest(name, names)}")
+        indices.append(list(names).index(name))
+    if indices != sorted(set(indices)) or (indices and indices[-1] == len(names) - 1):
+        raise ConfigError(
+            f"exits.points = {list(early)}: name early blocks once each, from shallow to deep; the "
+            f"last block, {names[-1]!r}, is a point of its own accord."
+        )
+    return [*indices, len(names) - 1]
+
+
+def candidates(config: Config, num_classes: int) -> list[Candidate]:
+    """Every candidate exit from shallow to deep, the network's own head last.
+
+    Nothing is computed or downloaded: the network is laid out on the meta device. An exit that
+    costs too much or leaves too few channels is listed with the reason in `status`.
+    """
+    backbone = _meta_backbone(config.backbone, num_classes)
+    blocks = _profile(backbone, config.data.size)
+    points = _place_points(config.exits, backbone, blocks)
+    last = blocks[points[-1]]
+    head_macs, _ = macs.trace(backbone.head, last.shape)
+    baseline = sum(block.macs for block in blocks) + head_macs
+    rows = [
+        _candidate(config, num_classes, blocks, point, index, architecture, baseline)
+        for point, index in enumerate(points, start=1)
+        for architecture in _architectures(config.exits)
+    ]
+    rows.append(
+        _row(
+            config, FINAL, len(points), blocks, points[-1], None, head_macs,
+            macs.parameters(backbone.head), KEPT,
+        )
+    )  # fmt: skip
+    return rows
+
+
+def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
+    """The backbone without memory or weights."""
+    with torch.device("meta"):
+        return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
+
+
+def _place_points(config: ExitsConfig, backbone: Backbone, blocks: Sequence[_Block]) -> list[int]:
+    """Block indices of the exit points, chosen by cost or by name."""
+    if isinstance(config.points, int):
+        return equidistant_points([block.macs for block in blocks], config.points)
+    return named_points(backbone.names, config.points)
+
+
+def _profile(backbone: Backbone, size: tuple[int, int]) -> list[_Block]:
+    shape: tuple[int, ...] = (1, 3, *size)
+    blocks = []
+    for name, module in zip(backbone.names, backbone.blocks, strict=True):
+        cost, shape = macs.trace(module, shape)
+        blocks.append(_Block(name, cost, macs.parameters(module), shape))
+    return blocks
+
+
+def _architectures(config: ExitsConfig) -> list[ExitArchitecture]:
+    for head in config.heads:
+        if head not in HEADS:
+            raise ConfigError(f"exits.heads: no head is named {head!r}; {nearest(head, HEADS)}")
+    return architectures(config.crm, config.blocks, config.rdi, config.heads)
+
+
+def _candidate(
+    config: Config,
+    num_classes: int,
+    blocks: Sequence[_Block],
+    point: int,
+    index: int,
+    architecture: ExitArchitecture,
+    baseline: int,
+) -> Candidate:
+    exit_id = architecture.exit_id(point)
+    shape = blocks[index].shape
+    width = shape[1] // architecture.crm
+    if width < MIN_HEAD_CHANNELS:
+        status = (
+            f"excluded: channel reduction by {architecture.crm} leaves {width} channels, "
+            f"a head needs {MIN_HEAD_CHANNELS}"
+        )
+        return _row(config, exit_id, point, blocks, index, architecture, 0, 0, status)
+    module = _meta_exit(architecture, shape[1], num_classes, config.exits.dlb_channels)
+    cost, _ = macs.trace(module, shape)
+    path = sum(block.macs for block in blocks[: index + 1]) + cost
+    status = _status(config.exits, cost / baseline, path / baseline)
+    params = macs.parameters(module)
+    return _row(config, exit_id, point, blocks, index, architecture, cost, params, status)
+
+
+def _status(limits: ExitsConfig, cost: float, path: float) -> str:
+    """Kept, or why not; both costs in baselines."""
+    if path > limits.max_exit_cost:
+        return (
+            f"excluded: its path costs {path:.2f} baselines, "
+            f"max_exit_cost is {limits.max_exit_cost:g}"
+        )
+    if limits.max_exit_share is not None and cost > limits.max_exit_share:
+        return (
+            f"excluded: it costs {cost:.2f} baselines alone, "
+            f"max_exit_share is {limits.max_exit_share:g}"
+        )
+    return KEPT
+
+
+def _meta_exit(
+    architecture: ExitArchitecture, channels: int, num_classes: int, dlb_channels: int
+) -> nn.Module:
+    """An exit without memory."""
+    with torch.device("meta"):
+        return build_exit(architecture, channels, num_classes, dlb_channels)
+
+
+def _row(
+    config: Config,
+    exit_id: str,
+    point: int,
+    blocks: Sequence[_Block],
+    index: int,
+    architecture: ExitArchitecture | None,
+    exit_macs: int,
+    params: int,
+    status: str,
+) -> Candidate:
+    shape = blocks[index].shape
+    return Candidate(
+        exit_id=exit_id,
+        point=point,
+        block=blocks[index].name,
+        crm=architecture.crm if architecture else None,
+        blocks=architecture.blocks if architecture else None,
+        rdi=architecture.rdi if architecture else None,
+        head=architecture.head if architecture else None,
+        exit_macs=exit_macs,
+        backbone_macs=sum(block.macs for block in blocks[: index + 1]),
+        params=params,
+        backbone_params=sum(block.params for block in blocks[: index + 1]),
+        # Strides are powers of two, heights need not be multiples of them.
+        output_stride=2 ** round(math.log2(config.data.size[0] / shape[2])),
+        channels=shape[1],
+        status=status,
+    )

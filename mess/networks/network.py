@@ -1,0 +1,163 @@
+"""The overprovisioned network: a backbone with every kept candidate exit attached.
+
+Shapes: B images, C channels or classes, H×W pixels of the input, h×w of a feature map.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mess.common.files import atomic_path
+from mess.common.seeds import derive
+from mess.config import Config
+from mess.errors import WeightsError
+from mess.exits import FINAL, ExitArchitecture, parse_exit_id
+from mess.networks.backbones import Backbone, build_backbone
+from mess.networks.candidates import KEPT, TRAINED, Candidate
+from mess.networks.heads import build_exit
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class OverprovisionedNetwork(nn.Module):
+    """Backbone, its own head and all candidate exits.
+
+    `points` are the block indices of the exit points, the last block included; `exits` maps exit
+    identifiers to modules, `final` excepted: that one is the backbone's head.
+    """
+
+    def __init__(
+        self, backbone: Backbone, points: Sequence[int], exits: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.points = tuple(points)
+        self.exits = nn.ModuleDict(exits)
+
+    def segment(self, start: int, end: int) -> nn.Sequential:
+        """The blocks after point `start` up to point `end` (1-based; 0 is the input)."""
+        first = 0 if start == 0 else self.points[start - 1] + 1
+        return nn.Sequential(*self.backbone.blocks[first : self.points[end - 1] + 1])
+
+    def exit_module(self, exit_id: str) -> nn.Module:
+        """The exit's module; the backbone's head for `final`."""
+        return self.backbone.head if exit_id == FINAL else self.exits[exit_id]
+
+    def point(self, exit_id: str) -> int:
+        """The exit point (1-based) of an exit."""
+        return len(self.points) if exit_id == FINAL else parse_exit_id(exit_id)[0]
+
+    def features(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w) at every exit point, from one run of the backbone."""
+        maps = []
+        features = image_BCHW
+        wanted = set(self.points)
+        for index, block in enumerate(self.backbone.blocks):
+            features = block(features)
+            if index in wanted:
+                maps.append(features)
+        return maps
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Logits of the final exit at native resolution, (B, classes, h, w)."""
+        return self.backbone(image_BCHW)
+
+
+def build_network(
+    config: Config, rows: Iterable[Candidate], num_classes: int
+) -> OverprovisionedNetwork:
+    """The network of a configuration, newly initialised from its seed.
+
+    Each exit draws from a stream of its own, so the exits around it do not change its start.
+    """
+    rows = list(rows)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "backbone"))
+        backbone = build_backbone(config.backbone, num_classes)
+    blocks = {row.point: backbone.names.index(row.block) for row in rows}
+    exits = {
+        row.exit_id: seeded_exit(config, row.exit_id, row.architecture, row.channels, num_classes)
+        for row in rows
+        if row.architecture is not None and row.status in (KEPT, TRAINED)
+    }
+    points = [blocks[point] for point in sorted(blocks)]
+    network = OverprovisionedNetwork(backbone, points, exits)
+    return fast_layout(network)
+
+
+def seeded_exit(
+    config: Config, name: str, architecture: ExitArchitecture, channels: int, num_classes: int
+) -> nn.Module:
+    """An exit whose initialisation depends on the seed and its name alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "exit", name))
+        return build_exit(architecture, channels, num_classes, config.exits.dlb_channels)
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+
+
+def load_weights(network: nn.Module, path: Path, prefix: str = "") -> None:
+    """Read what `save_weights` wrote; raises WeightsError when it is of another network.
+
+    With a prefix, such as "backbone.", only the tensors whose names begin with it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            # An open safetensors file has keys but does not iterate.
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path} does not exist; train it with `mess train-overprovisioned`."
+        ) from None
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not safetensors: {error}.") from error
+    expected = {
+        name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefix)
+    }
+    for name in [*expected, *state]:
+        if name not in state or name not in expected:
+            raise WeightsError(f"{path} is of another network: {name!r} stands on one side alone.")
+        if expected[name].shape != state[name].shape:
+            raise WeightsError(
+                f"{path} is of another network: {name!r} has shape {list(state[name].shape)}, "
+                f"the configuration needs {list(expected[name].shape)}."
+            )
+    network.load_state_dict(state, strict=not prefix)
+
+
+def fast_layout(module: M) -> M:
+    """Channels last: convolutions of CPUs and of tensor cores are up to twice as fast with it."""
+    return _convert(module, torch.channels_last)
+
+
+def frozen(module: M) -> M:
+    """Put `module` into eval mode without gradients: batch statistics stay as they are."""
+    module.eval()
+    module.requires_grad_(False)
+    return module
+
+
+def export_copy(module: M) -> M:
+    """A copy on the CPU in eval mode, channels first."""
+    return frozen(_convert(copy.deepcopy(module).cpu(), torch.contiguous_format))
+
+
+def _convert(module: M, layout: torch.memory_format) -> M:
+    # torch's own signature leaves this overload of `to` out.
+    return module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]

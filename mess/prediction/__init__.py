@@ -1,0 +1,1 @@
+"""One pass of the network over a split: what every exit answers, counted."""

@@ -1,0 +1,1 @@
+"""Measuring latencies part by part."""

@@ -1,0 +1,215 @@
+"""The newest search's instance on the calibration split: what the report says and draws of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from mess.cache.predictions.store import PredictionStore
+from mess.common.metrics import iou
+from mess.common.progress import Silent
+from mess.errors import CacheError
+from mess.exits import FINAL
+from mess.report import figures as report_figures
+from mess.report.figures import Histogram
+from mess.runs.policies import observed_signals
+from mess.runs.run import Run
+from mess.runs.tables import CALIBRATION, cache_of, is_of_cache, load_costs, load_tables
+from mess.search.problem.request import ANYTIME
+from mess.search.problem.tables import Tables
+from mess.signals.decision import answering_exit
+
+_HISTOGRAM_BINS = 30
+_EXAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """The calibration tables, the manifest beside them, and path latencies by exit."""
+
+    tables: Tables
+    manifest: Mapping[str, Any]
+    latency_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """The instance of a search on the calibration split (M exits, I images).
+
+    `answer` holds, for each image, the position of the exit that answers it; None where the
+    instance has no rule to follow: every exit of an anytime instance answers.
+    """
+
+    result: Mapping[str, Any]
+    exits: NDArray[np.intp]
+    """(M,): indices into the tables."""
+    signals: Sequence[NDArray[np.float32] | None]
+    """M - 1 arrays of shape (I,), None where an exit has no signal."""
+    answer: NDArray[np.intp] | None
+
+
+def read_cache(run: Run, result: Mapping[str, Any] | None) -> Cache:
+    """The calibration cache; latencies come from the profile that the search of `result` used.
+
+    Raises CacheError when it is missing, unfinished or stale, MessError before training.
+    """
+    tables, manifest = load_tables(run, cache_of(result) if result else CALIBRATION)
+    try:
+        # Paths alone are shown, which take no signal.
+        bare = replace(tables, signals=tables.signals[:, :, :0], signal_names=())
+        costs = load_costs(run, bare, manifest, (result or {}).get("profile"))
+    except CacheError:
+        costs = {}  # the profile is gone, or stale; its own section says so
+    latency = {}
+    if "latency" in costs:
+        cost = costs["latency"]
+        paths = cost.backbone[tables.point] + cost.exit + cost.answer
+        latency = dict(zip(tables.exit_ids, paths.tolist(), strict=True))
+    return Cache(tables=tables, manifest=manifest, latency_ms=latency)
+
+
+def is_of(result: Mapping[str, Any], cache: Cache) -> bool:
+    """Whether a search ran on the cache's weights and data."""
+    return is_of_cache(result, cache.manifest)
+
+
+def instance_of(run: Run, cache: Cache, result: Mapping[str, Any]) -> Instance:
+    """Follow the exits and thresholds of `result` on every image of the cache."""
+    tables = cache.tables
+    exits = np.array([tables.exit_ids.index(row["exit_id"]) for row in result["exits"]])
+    early = result["exits"][:-1]
+    nobody = Instance(result=result, exits=exits, signals=(), answer=None)
+    if result["setting"] == ANYTIME:
+        return nobody
+    try:
+        signals = observed_signals(
+            run, cache_of(result), tables, cache.manifest, result["exits"], Silent()
+        )
+    except CacheError:  # a signal that is not memoised any more, or label maps that are gone
+        return nobody
+    answer = answering_exit(signals, [row["threshold"] for row in early], tables.images)
+    return Instance(result=result, exits=exits, signals=signals, answer=answer)
+
+
+def thresholds(cache: Cache, instance: Instance) -> dict[str, Any]:
+    """Histograms of the signals with their thresholds, and the IoU of every class."""
+    panels = _panels(instance)
+    return {
+        "figure": Markup(report_figures.histograms(panels)) if panels else None,
+        "routed": instance.answer is not None,
+        "images": cache.tables.images,
+        **_per_class(cache, instance),
+    }
+
+
+def _panels(instance: Instance) -> list[Histogram]:
+    panels: list[Histogram] = []
+    if instance.answer is None:
+        return panels
+    for position, signal in enumerate(instance.signals):
+        if signal is None:
+            continue
+        row = instance.result["exits"][position]
+        edges = np.histogram_bin_edges(signal.astype(np.float64), bins=_HISTOGRAM_BINS)
+        counts = [
+            np.histogram(signal[where], edges)[0]
+            for where in (
+                instance.answer == position,
+                instance.answer > position,
+                instance.answer < position,
+            )
+        ]
+        panels.append(
+            Histogram(
+                exit_id=row["exit_id"],
+                signal=row["signal"],
+                threshold=row["threshold"],
+                edges=edges,
+                answered=counts[0],
+                onward=counts[1],
+                earlier=counts[2],
+            )
+        )
+    return panels
+
+
+def _per_class(cache: Cache, instance: Instance) -> dict[str, Any]:
+    """IoU of every class: of the routed answers, or of each exit where all of them answer."""
+    tables = cache.tables
+    label = tables.label.sum(0)
+    images = np.arange(tables.images)
+
+    def of(exits: NDArray[np.intp] | int) -> list[float | None]:
+        hits = tables.intersection[exits, images].sum(0)
+        values = iou(hits, tables.predicted[exits, images].sum(0), label)
+        return [None if np.isnan(value) else float(value) for value in values]
+
+    if instance.answer is not None:
+        columns = {"instance": of(instance.exits[instance.answer])}
+    else:
+        ids = [tables.exit_ids[index] for index in instance.exits]
+        columns = {exit_id: of(ids_at) for exit_id, ids_at in zip(ids, instance.exits, strict=True)}
+        columns.pop(FINAL, None)
+    columns["baseline"] = of(tables.final)
+    shares = label / label.sum()
+    classes = [
+        {
+            "name": name,
+            "share": float(shares[i]),
+            "ious": [column[i] for column in columns.values()],
+        }
+        for i, name in enumerate(cache.manifest["classes"])
+    ]
+    return {"columns": list(columns), "classes": classes}
+
+
+def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
+    """Label maps of a few images, ordered by the first signal."""
+    palette = _palette(run)
+    if palette is None:
+        return {"reason": "No bundle tells the colours of the classes yet. Run `mess export`."}
+    tables, shapes = cache.tables, cache.manifest["native_shapes"]
+    signal = next((signal for signal in instance.signals if signal is not None), None)
+    order = None if signal is None else np.argsort(signal, kind="stable")
+    places = np.unique(np.linspace(0, tables.images - 1, _EXAMPLES).round().astype(int))
+    picked = places if order is None else order[places]
+    store = PredictionStore(run.cache(cache_of(instance.result)))
+    image_ids = [row["image_id"] for row in store.images(store.manifest())]
+    maps = store.label_maps([image_ids[index] for index in picked])
+    if not maps:
+        return {"reason": "The cache holds no label maps: memoise.label_maps is false."}
+    from mess.cache.compression import decompress
+
+    columns = list(dict.fromkeys([*(tables.exit_ids[index] for index in instance.exits), FINAL]))
+    rows = []
+    for index in picked:
+        answering = None if instance.answer is None else int(instance.answer[index])
+        rows.append(
+            {
+                "image_id": image_ids[index],
+                "signal": None if signal is None else float(signal[index]),
+                "answering": None if answering is None else columns[answering],
+                "maps": [
+                    report_figures.picture(
+                        decompress(maps[exit_id, image_ids[index]], shapes[exit_id]), palette
+                    )
+                    for exit_id in columns
+                ],
+            }
+        )
+    legend = list(zip(cache.manifest["classes"], palette, strict=False))
+    return {"reason": None, "columns": columns, "rows": rows, "legend": legend}
+
+
+def _palette(run: Run) -> list[list[int]] | None:
+    for file in sorted((run.path / "exports").glob("*/manifest.json")):
+        palette = json.loads(file.read_text(encoding="utf-8")).get("palette")
+        if palette:
+            return palette
+    return None

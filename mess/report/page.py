@@ -1,0 +1,210 @@
+"""The report: one self-contained HTML file about a run.
+
+Every section stands on its own: where its data is missing, it says so and names the command.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from mess import __version__
+from mess.cache.parquet import read_facts, read_rows
+from mess.cache.schema import EXITS, FRONT, LATENCY
+from mess.common.files import sha256, write_text
+from mess.common.metrics import mean_iou
+from mess.errors import MessError
+from mess.exits import FINAL
+from mess.report import figures as report_figures
+from mess.report.figures import FrontLine, Unit
+from mess.report.instance import Cache, examples, instance_of, is_of, read_cache, thresholds
+from mess.report.templates import templates
+from mess.runs.run import Run
+from mess.runs.tables import DEFAULT_PROFILE
+from mess.search.problem.request import ANYTIME
+
+_TEMPLATE = "report.html.jinja"
+_T = TypeVar("_T")
+
+
+def write_report(run: Run) -> Path:
+    """Write RUN/report.html and return its path.
+
+    Parts of the run that are missing or stale are named in the page; nothing is measured anew.
+    """
+    searches = [_search(run, search_id) for search_id in reversed(run.searches())]
+    newest = searches[0] if searches else None
+    result = newest["result"] if newest else None
+    weights = sha256(run.weights) if run.weights.exists() else None
+    cache, no_cache = _attempt(lambda: read_cache(run, result))
+    stale = result is not None and cache is not None and not is_of(result, cache)
+    instance = instance_of(run, cache, result) if cache and result and not stale else None
+    page: dict[str, Any] = {
+        "name": run.path.resolve().name,
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "version": __version__,
+        "newest": newest,
+        "stale": stale,
+        "no_cache": no_cache,
+        "candidates": _candidates(run, cache, result),
+        "searches": searches,
+        "fronts": _fronts(searches),
+        "thresholds": thresholds(cache, instance) if cache and instance else None,
+        "training": _training(run),
+        "profiles": _profiles(run, weights),
+        "examples": examples(run, cache, instance) if cache and instance else None,
+        "config": run.config_file.read_text(encoding="utf-8"),
+        "fingerprints": {
+            "weights (sha256)": weights,
+            "calibration data": cache.manifest["data"] if cache else None,
+        },
+    }
+    parts = (page["candidates"], page["thresholds"], page["training"])
+    figures = [page["fronts"], *(part["figure"] for part in parts if part)]
+    page["plotly"] = Markup(get_plotlyjs()) if any(figures) else None
+    write_text(run.report, _render(page))
+    return run.report
+
+
+def _render(page: dict[str, Any]) -> str:
+    """The template with the parts of `page`; undefined names raise, text is escaped."""
+    environment = templates()
+    environment.filters |= {
+        "percent": lambda value: "–" if value is None else f"{100 * value:.1f} %",
+        "count": _count,
+        "ms": lambda value: "–" if value is None else f"{value:.2f}",
+        "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
+        "seconds": lambda value: f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms",
+        "limit": lambda value: _count(value) if isinstance(value, float) and value > 1e3 else value,
+        "code": _code,
+    }
+    return environment.get_template(_TEMPLATE).render(page)
+
+
+def _attempt(read: Callable[[], _T]) -> tuple[_T | None, str | None]:
+    """What `read` returns, or the reason why there is nothing."""
+    try:
+        return read(), None
+    except MessError as error:
+        return None, str(error)
+
+
+def _search(run: Run, search_id: str) -> dict[str, Any]:
+    folder = run.search(search_id)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    front, no_front = _attempt(lambda: read_rows(folder / "front.parquet", FRONT))
+    return {"id": search_id, "result": result, "front": front or [], "no_front": no_front}
+
+
+def _candidates(
+    run: Run, cache: Cache | None, result: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Every exit with its figures, the excluded ones with the reason."""
+    if not run.exits.exists():
+        return None
+    rows = read_rows(run.exits, EXITS)
+    miou = {}
+    if cache is not None:
+        tables = cache.tables
+        values = mean_iou(tables.intersection.sum(1), tables.predicted.sum(1), tables.label.sum(0))
+        miou = dict(zip(tables.exit_ids, np.atleast_1d(values).tolist(), strict=True))
+    chosen = {row["exit_id"] for row in result["exits"]} if result else set()
+    known = [
+        {
+            **row,
+            "path_macs": row["backbone_macs"] + row["exit_macs"],
+            "miou": miou.get(row["exit_id"]),
+            "latency_ms": cache.latency_ms.get(row["exit_id"]) if cache else None,
+            "chosen": row["exit_id"] in chosen,
+        }
+        for row in rows
+        if row["status"] == "trained"
+    ]
+    unit = Unit.of(max((row["path_macs"] for row in known), default=0))
+    drawn = [row for row in known if row["miou"] is not None]
+    return {
+        "rows": known,
+        "excluded": [row for row in rows if row["status"] != "trained"],
+        "macs": unit,
+        "params": Unit.of(max((row["params"] for row in known), default=0)),
+        "figure": Markup(report_figures.candidates(drawn, unit)) if drawn else None,
+    }
+
+
+def _fronts(searches: Sequence[Mapping[str, Any]]) -> Markup | None:
+    lines = [
+        FrontLine(
+            name=search["id"],
+            # An anytime front counts the mean over the checkpoints, no mIoU of an answer.
+            points=[] if search["result"]["setting"] == ANYTIME else search["front"],
+            predicted=search["result"]["predicted"],
+        )
+        for search in searches
+    ]
+    if not lines:
+        return None
+    baseline = searches[0]["result"]["baseline"]
+    return Markup(report_figures.fronts(lines, baseline, Unit.of(baseline["macs"])))
+
+
+def _training(run: Run) -> dict[str, Any] | None:
+    if not run.metrics.exists():
+        return None
+    stages: dict[str, list[tuple[int, float]]] = {}
+    held_out: dict[str, dict[str, Any]] = {}
+    # A line without its end is still being written.
+    for line in run.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        row = json.loads(line) if line.endswith("\n") else {}
+        if "mean" in row:
+            stages.setdefault(row["stage"], []).append((row["iteration"], row["mean"]))
+        elif FINAL in row:
+            early = [row[key] for key in row if key not in ("stage", "iteration", FINAL)]
+            held_out[row["stage"].removesuffix("-holdout")] = {
+                "iteration": row["iteration"],
+                "final": row[FINAL],
+                "best": max(early, default=None),
+                "worst": min(early, default=None),
+            }
+    figure = Markup(report_figures.losses(stages)) if stages else None
+    return {"figure": figure, "held_out": held_out}
+
+
+def _profiles(run: Run, weights: str | None) -> list[dict[str, Any]]:
+    """The default profile first."""
+    files = sorted(
+        (run.path / "latency").glob("*.parquet"), key=lambda f: (f.stem != DEFAULT_PROFILE, f.stem)
+    )
+    profiles = []
+    for file in files:
+        rows, reason = _attempt(lambda file=file: read_rows(file, LATENCY))
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for row in rows or []:
+            kinds.setdefault(row["kind"], []).append(row)
+        facts = {} if rows is None else read_facts(file)
+        stale = facts.pop("weights", weights) != weights
+        profiles.append(
+            {"name": file.stem, "facts": facts, "kinds": kinds, "reason": reason, "stale": stale}
+        )
+    return profiles
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:,.{1 if value >= 100 * scale else 2}f} {suffix}"
+    return f"{value:g}"
+
+
+def _code(text: str) -> Markup:
+    """`text` with what stands in backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -1,0 +1,64 @@
+"""What each exit computes, as a fingerprint of its weights. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mess.common.images import MEAN, PREPROCESSING, STD
+from mess.config import Config
+from mess.errors import WeightsError
+from mess.exits import FINAL
+
+_VERSION = 3
+"""Raise it with any change to networks, counts or signals that changes a number."""
+
+_BACKBONE, _EXITS = "backbone.", "exits."
+
+
+def pipeline_fingerprint(config: Config) -> str:
+    """sha256 (hexadecimal) over what decides predictions besides weights and images."""
+    backbone = {"name": config.backbone.name, "options": config.backbone.options}
+    content = [_VERSION, PREPROCESSING, MEAN, STD, backbone]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def exit_fingerprints(weights: Path, exit_ids: Iterable[str], config: Config) -> dict[str, str]:
+    """By exit, sha256 (hexadecimal) over pipeline, backbone, head and the exit's weights.
+
+    The head is part of every exit's, since exits are compared with the final one. Images and their
+    size have fingerprints of their own.
+    """
+    header = pipeline_fingerprint(config).encode()
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            # An open safetensors file has keys but does not iterate.
+            names = sorted(file.keys())
+            trunk = _digest(file, [name for name in names if name.startswith(_BACKBONE)], header)
+            return {
+                exit_id: trunk.hexdigest()
+                if exit_id == FINAL
+                else _digest(
+                    file,
+                    [name for name in names if name.startswith(f"{_EXITS}{exit_id}.")],
+                    trunk.digest(),
+                ).hexdigest()
+                for exit_id in exit_ids
+            }
+    except SafetensorError as error:
+        raise WeightsError(f"{weights} is not safetensors: {error}.") from error
+
+
+def _digest(file: Any, names: Iterable[str], start: bytes) -> Any:
+    digest = hashlib.sha256(start)
+    for name in names:
+        tensor = np.ascontiguousarray(file.get_tensor(name))
+        digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+        digest.update(tensor.data)
+    return digest

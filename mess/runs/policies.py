@@ -1,0 +1,111 @@
+"""The tables of a policy: its signals alone, or the comparisons of pairs of exits. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.cache.predictions.parts import remedy
+from mess.common.progress import Reporter
+from mess.errors import CacheError, MessError, nearest
+from mess.runs.pair_signals import pair_signals
+from mess.runs.run import Run
+from mess.runs.tables import load_tables
+from mess.search.exact.workers import Team
+from mess.search.problem.tables import Tables
+from mess.signals.registry import PAIR_SIGNALS, policies, signal_from_json
+
+ANY = "any"
+"""Every signal of the exits together: each early exit has the one that serves best."""
+
+ALL = "all"
+"""Every policy, one search each: `mess.commands.compare`."""
+
+PREFERRED = ("share", ANY)
+"""What is searched where no policy is named: that of the MESS paper where it was memoised."""
+
+
+def known_policies(manifest: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The signals of every policy that a cache can be searched with, by the policy's name."""
+    own = [signal_from_json(signal) for signal in manifest["signals"]]
+    every = {ANY: tuple(signal.name for signal in own)}
+    return policies([*own, *PAIR_SIGNALS.values()]) | every
+
+
+def policy_tables(
+    place: Run, cache: str, policy: str | None, reporter: Reporter, team: Team | None = None
+) -> tuple[Tables, dict[str, Any], str]:
+    """Tables that have the signals of a policy alone, the cache's manifest, the policy's name.
+
+    For one that compares exits this computes what no earlier search has; of a `team` the first
+    process does. Raises MessError that names the policies there are.
+    """
+    tables, manifest = load_tables(place, cache)
+    known = known_policies(manifest)
+    if policy is None:
+        policy = next(name for name in PREFERRED if name in known)
+    if policy not in known:
+        raise MessError(
+            f"the cache {cache!r} has no signals for the policy {policy!r}; "
+            f"{nearest(policy, known)} memoise.signals says what is memoised."
+        )
+    names = known[policy]
+    if policy in PAIR_SIGNALS:
+        points = dict(zip(tables.exit_ids, tables.point.tolist(), strict=True))
+        if team and team.rank:
+            team.gather(b"")
+        pairs = pair_signals(place, cache, manifest, points, reporter)
+        if team and not team.rank:
+            team.gather(b"")
+        return _comparing(tables, names, pairs), manifest, policy
+    columns = [tables.signal_names.index(name) for name in names]
+    return (
+        replace(tables, signals=tables.signals[:, :, columns].copy(), signal_names=names),
+        manifest,
+        policy,
+    )
+
+
+def observed_signals(
+    place: Run,
+    cache: str,
+    tables: Tables,
+    manifest: Mapping[str, Any],
+    exits: Sequence[Mapping[str, Any]],
+    reporter: Reporter,
+) -> list[NDArray[np.float32] | None]:
+    """The signal of every image at each exit of an instance but the last, None where it has none.
+
+    `exits` are those of result.json. Raises CacheError for a signal the cache does not have.
+    """
+    position = [tables.exit_ids.index(row["exit_id"]) for row in exits]
+    names = [row["signal"] for row in exits[:-1]]
+    pairs = None
+    if any(name in PAIR_SIGNALS for name in names):
+        wanted = np.zeros((tables.exits, tables.exits), dtype=np.bool_)
+        wanted[position[:-2], position[1:-1]] = True
+        points = dict(zip(tables.exit_ids, tables.point.tolist(), strict=True))
+        pairs = pair_signals(place, cache, manifest, points, reporter, wanted)
+    found: list[NDArray[np.float32] | None] = []
+    for depth, name in enumerate(names):
+        if name is None:
+            found.append(None)
+        elif name in PAIR_SIGNALS and pairs is not None:
+            found.append(pairs[position[depth - 1], position[depth]])
+        elif name in tables.signal_names:
+            found.append(tables.signals[position[depth], :, tables.signal_names.index(name)])
+        else:
+            raise CacheError(
+                f"the cache {cache!r} has no signal {name!r} any more. Add it to memoise.signals "
+                f"and run {remedy(place.cache(cache))} again."
+            )
+    return found
+
+
+def _comparing(tables: Tables, names: tuple[str, ...], pairs: NDArray[np.float32]) -> Tables:
+    nothing = np.zeros((tables.exits, tables.images, 0), dtype=np.float32)
+    return replace(tables, signals=nothing, signal_names=names, pairs=pairs)

@@ -1,0 +1,219 @@
+"""The run directory: where everything of one trained network lies."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from mess.common.files import write_text
+from mess.config import Config, load_config
+from mess.errors import ConfigError, MessError, nearest
+from mess.signals.registry import configured_signals
+
+RUNS = Path("runs")
+
+_held: set[IO[str]] = set()
+"""Lock files of this process."""
+
+
+def _close_held() -> None:
+    # A forked data-loading worker would keep the lock for seconds after its parent was killed.
+    for file in _held:
+        os.close(file.fileno())
+
+
+os.register_at_fork(after_in_child=_close_held)
+
+
+class Run:
+    """Paths within a run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def best_epoch(self) -> Path:
+        return self.path / "best-epoch.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "network.safetensors"
+
+    @property
+    def classes(self) -> Path:
+        return self.path / "classes.json"
+
+    @property
+    def exits(self) -> Path:
+        return self.path / "exits.parquet"
+
+    def written_by_training(self) -> list[Path]:
+        """Files whose leftovers a training that was killed may have left behind."""
+        return [
+            self.checkpoint, self.best_epoch, self.metrics, self.classes, self.exits, self.weights,
+        ]  # fmt: skip
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def command(self, verb: str) -> str:
+        """A command on this run, as messages show it."""
+        return f"`mess {verb} --run {self.path}`"
+
+    def cache(self, name: str) -> Path:
+        return self.path / "cache" / name
+
+    def caches(self) -> list[str]:
+        """Names of the prediction caches, in alphabetical order."""
+        return sorted(folder.name for folder in (self.path / "cache").glob("*") if folder.is_dir())
+
+    def latency(self, name: str) -> Path:
+        return self.path / "latency" / f"{name}.parquet"
+
+    def search(self, search_id: str) -> Path:
+        return self.path / "searches" / search_id
+
+    def study(self, key: str) -> Path:
+        return self.path / "studies" / f"{key}.journal"
+
+    def bundle(self, name: str) -> Path:
+        return self.path / "exports" / name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training or memoising in this run meanwhile."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MessError(
+                    f"another process is at work in {self.path}. Wait for it, or name another "
+                    "folder with --run."
+                ) from None
+            _held.add(file)
+            try:
+                yield
+            finally:
+                _held.discard(file)
+
+    def config(self) -> Config:
+        """The resolved configuration the run was begun with."""
+        return load_config(self.config_file)
+
+    def searches(self) -> list[str]:
+        """Identifiers of finished searches, oldest first."""
+        folders = (self.path / "searches").glob("*/result.json")
+        return [file.parent.name for file in sorted(folders, key=_written)]
+
+    def require_weights(self) -> Path:
+        """The trained weights; raises MessError where training has not finished."""
+        if not self.weights.exists():
+            raise MessError(
+                f"{self.path} has no trained network yet. "
+                f"Run {self.command('train-overprovisioned')} to go on."
+            )
+        return self.weights
+
+    def require_search(self, search_id: str | None) -> str:
+        """`search_id`, or the newest; raises MessError where it does not exist."""
+        known = self.searches()
+        if not known:
+            raise MessError(f"{self.path} has no search yet. Run {self.command('search')} first.")
+        if search_id is None:
+            return known[-1]
+        if search_id not in known:
+            raise MessError(f"{self.path} has no search {search_id!r}; {nearest(search_id, known)}")
+        return search_id
+
+
+def find_run(path: Path | None) -> Run:
+    """The run at `path`, or the newest below ./runs; raises MessError where there is none."""
+    if path is not None:
+        if not (path / "config.toml").is_file():
+            raise MessError(
+                f"{path} is no run: it has no config.toml. Train one with "
+                f"`mess train-overprovisioned --run {path}`."
+            )
+        return Run(path)
+    runs = _runs()
+    if not runs:
+        raise MessError(
+            f"there is no run below {RUNS.resolve()}. Train one with `mess train-overprovisioned`, "
+            "or name its folder with --run."
+        )
+    return runs[-1]
+
+
+def begin_run(path: Path | None, config: Config, name: str) -> Run:
+    """The run to train in: `path`, else the newest whose weights `config` gives, else a new one.
+
+    What weights do not depend on, such as `memoise` or where the data lies, may change; the run's
+    configuration is then written anew. Raises ConfigError when `path` holds other weights' run, and
+    for signals that do not exist, which would show only after training.
+    """
+    configured_signals(config.memoise)
+    if path is None:
+        same = [run for run in _runs() if _trains(run, config)]
+        path = same[-1].path if same else RUNS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run = Run(path)
+    if run.config_file.exists() and run.config().of_weights() != config.of_weights():
+        raise ConfigError(
+            f"{path} was begun with another configuration ({run.config_file}). Choose another "
+            "folder with --run, or leave CONFIG and --set out to go on with that one."
+        )
+    if not run.config_file.exists() or run.config() != config:
+        write_text(run.config_file, config.to_toml())
+    return run
+
+
+def _trains(run: Run, config: Config) -> bool:
+    try:
+        return run.config().of_weights() == config.of_weights()
+    except ConfigError:
+        return False  # of another version, or edited by hand
+
+
+def new_folder(parent: Path, stem: str) -> Path:
+    """A new folder below `parent`, named `stem`, or `stem-2`, `stem-3`, ... where that is taken."""
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", stem).strip("-")
+    for number in itertools.count(1):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def _runs() -> list[Run]:
+    folders = [file.parent for file in RUNS.glob("*/config.toml")]
+    return [Run(folder) for folder in sorted(folders, key=lambda f: _written(f / "config.toml"))]
+
+
+def _written(file: Path) -> tuple[int, str]:
+    return os.stat(file).st_mtime_ns, str(file)

@@ -1,0 +1,1 @@
+"""Running a bundle: numpy, Pillow and one runtime. No torch but for torch programs."""

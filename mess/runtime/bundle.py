@@ -1,0 +1,223 @@
+"""Running a bundle: numpy and onnxruntime, no torch.
+
+A bundle is a folder with manifest.json, one program a segment and one that turns logits into the
+label map. Segment programs take the features of the segment before (the first the image) and give
+the next features, the logits and, where an image may leave, the signal. Where a signal compares two
+exits, the first one's program gives its label map too, and the second one's takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from mess.common.files import sha256
+from mess.common.images import normalise, read_image, resize_image
+from mess.errors import BundleError
+from mess.signals.decision import leaves
+
+MANIFEST = "manifest.json"
+BUNDLE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The label map of the exit that answered, and what made the image leave there."""
+
+    label_map: NDArray[np.uint8]
+    """(H, W) class ids at the bundle's input size, whatever the size of the image was."""
+    exit_id: str
+    exit_index: int
+    """0-based, in order of depth."""
+    signal: float | None
+    """None at an exit without one, such as the last."""
+
+
+class Program(Protocol):
+    """A loaded program; values are the runtime's own, so features are not copied between two."""
+
+    def __init__(self, path: Path, threads: int) -> None: ...
+
+    def __call__(self, *values: Any) -> Sequence[Any]: ...
+
+    @staticmethod
+    def to_value(array: NDArray[Any]) -> Any: ...
+
+    @staticmethod
+    def to_array(value: Any) -> NDArray[Any]: ...
+
+
+class OnnxProgram:
+    """An ONNX graph on the CPU, with a fixed number of threads."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads of one session would slow the next one down.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = [input_.name for input_ in self._session.get_inputs()]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, *values: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
+        inputs = dict(zip(self._inputs, values, strict=True))
+        return self._session.run_with_ort_values(self._outputs, inputs)
+
+    @staticmethod
+    def to_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    @staticmethod
+    def to_array(value: onnxruntime.OrtValue) -> NDArray[Any]:
+        return value.numpy()
+
+
+class _Found(NamedTuple):
+    """What a segment gave; `passed_on` is what the next one takes."""
+
+    logits: Any
+    signal: float | None
+    passed_on: list[Any]
+
+
+class Bundle:
+    """An exported instance, ready to run; made by `load_bundle`.
+
+    Calling it answers one image the way the bundle's setting asks for: an input-dependent instance
+    stops at the first exit whose signal reaches its threshold, every other runs to its last exit.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], threads: int) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.size: tuple[int, int] = tuple(manifest["input"]["size"])
+        self._load = _loader(manifest["format"], path, threads)
+        self._exits = manifest["exits"]
+        self._segments = [self._load(exit_["segment"]) for exit_ in self._exits]
+        self._answers = {name: self._load(name) for name in {e["answer"] for e in self._exits}}
+
+    def __call__(self, image: Path | str | NDArray[np.uint8]) -> Answer:
+        """Answer one image: a path, or RGB of any size, (H, W, 3) uint8."""
+        return self.answer(self.preprocess(image))
+
+    def preprocess(self, image: Path | str | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Rescale to the bundle's size and normalise; (3, H, W) float32."""
+        array = read_image(Path(image)) if isinstance(image, str | Path) else image
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise BundleError(
+                f"an image is RGB of shape (H, W, 3), uint8; got {array.shape}, {array.dtype}."
+            )
+        settings = self.manifest["input"]
+        return normalise(resize_image(array, self.size), settings["mean"], settings["std"])
+
+    def answer(self, image_3HW: NDArray[np.float32], *, until: int | None = None) -> Answer:
+        """Answer one normalised image of shape (3, H, W): what a latency measures.
+
+        `until` (0-based) makes that exit answer if none before it did: an anytime instance whose
+        deadline is known.
+        """
+        last = len(self._exits) - 1 if until is None else until
+        values = self._start(image_3HW)
+        for index in range(last):
+            found = self._segment(index, values)
+            if self._leaves(index, found.signal):
+                return self._answer(index, found)
+            values = found.passed_on
+        return self._answer(last, self._segment(last, values))
+
+    def stream(self, image: Path | str | NDArray[np.uint8]) -> Iterator[Answer]:
+        """Every exit's answer in turn, each as soon as it is there (anytime inference)."""
+        values = self._start(self.preprocess(image))
+        for index in range(len(self._exits)):
+            found = self._segment(index, values)
+            yield self._answer(index, found)
+            values = found.passed_on
+
+    def _leaves(self, index: int, signal: float | None) -> bool:
+        threshold = self._exits[index]["threshold"]
+        return signal is not None and threshold is not None and bool(leaves(signal, threshold))
+
+    def _start(self, image_3HW: NDArray[np.float32]) -> list[Any]:
+        if image_3HW.shape != (3, *self.size):
+            raise BundleError(
+                f"the bundle takes images of shape {(3, *self.size)}, got {image_3HW.shape}."
+            )
+        return [self._segments[0].to_value(image_3HW[None])]
+
+    def _segment(self, index: int, values: Sequence[Any]) -> _Found:
+        program = self._segments[index]
+        outputs = dict(zip(self._exits[index]["outputs"], program(*values), strict=True))
+        signal = outputs.get("signal")
+        return _Found(
+            logits=outputs["logits"],
+            signal=None if signal is None else float(program.to_array(signal)[0]),
+            passed_on=[outputs[name] for name in ("next_features", "labels") if name in outputs],
+        )
+
+    def _answer(self, index: int, found: _Found) -> Answer:
+        program = self._answers[self._exits[index]["answer"]]
+        label_map = program.to_array(program(found.logits)[0])[0]
+        return Answer(
+            label_map=label_map,
+            exit_id=self._exits[index]["exit_id"],
+            exit_index=index,
+            signal=found.signal,
+        )
+
+
+def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
+    """Load a bundle after checking that no file of it was altered.
+
+    `threads` is the number of threads within an operator; the predicted latencies hold for the
+    number they were measured with. Raises BundleError that names the file at fault.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name, digest in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"bundle {path} lacks {name}. Export it again.")
+        if sha256(file) != digest:
+            raise BundleError(f"bundle file {file} was altered after its export. Export it again.")
+    return Bundle(path, manifest, threads)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the bundle at `path`."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
+    except ValueError as error:
+        raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
+    if manifest.get("bundle_version") != BUNDLE_VERSION:
+        raise BundleError(
+            f"{file} has bundle version {manifest.get('bundle_version')}, this version of mess "
+            f"reads {BUNDLE_VERSION}."
+        )
+    return manifest
+
+
+def _loader(format_: str, path: Path, threads: int) -> Any:
+    if format_ == "onnx":
+        return lambda name: OnnxProgram(path / name, threads)
+    try:  # only this form needs torch
+        from mess.runtime.torch_program import TorchProgram
+    except ImportError as error:
+        raise BundleError(
+            f"bundle {path} holds torch programs, and torch is not installed. Install it, or "
+            "export with --format onnx."
+        ) from error
+
+    return lambda name: TorchProgram(path / name, threads)

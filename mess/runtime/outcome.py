@@ -1,0 +1,100 @@
+"""Running bundles on a split: the label maps they give, the exits they take, the time they need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.common.metrics import VOID, mean_iou
+from mess.common.progress import Task
+from mess.runtime.bundle import Answer, Bundle
+
+_WARM_UP = 3
+
+
+@dataclass
+class Outcome:
+    """What a bundle did on a split; counts are (C,), times in milliseconds.
+
+    `until` is the exit that answers at the latest, the last one where it is None.
+    """
+
+    bundle: Bundle
+    until: int | None = None
+    intersection: NDArray[np.int64] = field(init=False)
+    predicted: NDArray[np.int64] = field(init=False)
+    label: NDArray[np.int64] = field(init=False)
+    taken: list[int] = field(default_factory=list)
+    """Position of the exit that answered each image."""
+    signal: list[float | None] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        classes = len(self.bundle.manifest["classes"])
+        self.intersection, self.predicted, self.label = np.zeros((3, classes), np.int64)
+
+    def add(self, answer: Answer, label_HW: NDArray[np.uint8], milliseconds: float) -> None:
+        """Count one image."""
+        classes = len(self.label)
+        valid = label_HW != VOID
+        label, predicted = label_HW[valid], answer.label_map[valid]
+        self.intersection += np.bincount(label[label == predicted], minlength=classes)
+        self.predicted += np.bincount(predicted, minlength=classes)
+        self.label += np.bincount(label, minlength=classes)
+        self.taken.append(answer.exit_index)
+        self.signal.append(answer.signal)
+        self.milliseconds.append(milliseconds)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes with a non-zero union."""
+        return float(mean_iou(self.intersection, self.predicted, self.label))
+
+    @property
+    def exit_rates(self) -> list[float]:
+        """Share of the images each exit answered."""
+        exits = len(self.bundle.manifest["exits"])
+        return (np.bincount(self.taken, minlength=exits) / len(self.taken)).tolist()
+
+    @property
+    def macs(self) -> float:
+        """Mean MACs of an image."""
+        costs = [exit_["macs"] for exit_ in self.bundle.manifest["exits"]]
+        return float(np.mean([costs[index] for index in self.taken]))
+
+    @property
+    def latency_ms(self) -> float:
+        """Median time of the images of each exit, weighted with the exit's rate.
+
+        A mean of single times would carry every pause of the machine; this is also how latencies
+        are predicted.
+        """
+        taken, times = np.array(self.taken), np.array(self.milliseconds)
+        exits = np.unique(taken)
+        return float(sum(np.median(times[taken == e]) * (taken == e).mean() for e in exits))
+
+
+def run_in_turns(
+    outcomes: Sequence[Outcome],
+    images: Iterable[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+    task: Task,
+) -> None:
+    """Run every outcome's bundle on every image, (3, H, W) normalised with its label (H, W).
+
+    They take turns image by image, in alternating order, so that a slow moment of the machine
+    falls on all of them.
+    """
+    for number, (image, label) in enumerate(images):
+        if number == 0:
+            for outcome in outcomes:
+                for _ in range(_WARM_UP):
+                    outcome.bundle.answer(image, until=outcome.until)
+        for outcome in outcomes if number % 2 else reversed(outcomes):
+            start = time.perf_counter()
+            answer = outcome.bundle.answer(image, until=outcome.until)
+            outcome.add(answer, label, 1000 * (time.perf_counter() - start))
+        task.advance()

@@ -1,0 +1,1 @@
+"""Training schemes, their stages, the loop, the losses."""

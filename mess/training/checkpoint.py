@@ -1,0 +1,97 @@
+"""Checkpoints of a training: safetensors with the position as metadata, written atomically."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mess.common.files import atomic_path
+from mess.compute.processes import Processes
+from mess.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where training stands: `iteration` steps of `stage` are done, with this state.
+
+    `configuration` is the TOML the state was reached under; another one must not continue it.
+    """
+
+    stage: str
+    iteration: int
+    configuration: str
+    tensors: Mapping[str, Tensor]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, shares: Sequence[str] = ()) -> None:
+    """Replace the checkpoint at `path`; a kill leaves the old one.
+
+    `shares` are files beside it that hold the rest of its tensors.
+    """
+    position = {
+        "stage": checkpoint.stage,
+        "iteration": checkpoint.iteration,
+        "configuration": checkpoint.configuration,
+        "shares": list(shares),
+    }
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"position": json.dumps(position)})
+
+
+def save_divided(path: Path, checkpoint: Checkpoint, processes: Processes) -> None:
+    """Replace the checkpoint at `path` by one of which every process has tensors of its own."""
+    step = f"{checkpoint.stage}-{checkpoint.iteration}"
+    shares = [f"{path.stem}-{step}-{rank}{path.suffix}" for rank in range(1, processes.count)]
+    if not processes.is_first:
+        save_checkpoint(path.with_name(shares[processes.rank - 1]), checkpoint)
+    processes.wait()
+    if processes.is_first:
+        save_checkpoint(path, checkpoint, shares=shares)
+        _remove_shares(path, kept=shares)
+
+
+def load_checkpoint(
+    path: Path, remedy: str = "Delete it to train from the start."
+) -> Checkpoint | None:
+    """The checkpoint at `path`, with its shares, or None where there is none.
+
+    Raises TrainingError, which ends in `remedy`, where it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        position, tensors = _read(path)
+        for share in position.pop("shares", []):
+            tensors |= _read(path.with_name(share))[1]
+        return Checkpoint(tensors=tensors, **position)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"checkpoint {path} is damaged ({error}). {remedy}") from error
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete the checkpoint at `path` and its shares, where there are any."""
+    path.unlink(missing_ok=True)
+    _remove_shares(path, kept=())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        position = json.loads(file.metadata()["position"])
+        # An open safetensors file has keys but does not iterate.
+        return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _remove_shares(path: Path, kept: Sequence[str]) -> None:
+    for share in path.parent.glob(f"{path.stem}-*-*-*{path.suffix}"):
+        if share.name not in kept:
+            share.unlink()

@@ -1,0 +1,214 @@
+"""Losses at label resolution, and the bilinear upsampling they share.
+
+Shapes: B images, C classes, H×W label pixels, h×w native output pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mess.common.metrics import VOID
+
+
+@dataclass(frozen=True)
+class PixelGrid:
+    """The label pixels a loss looks at: every `stride`-th, starting at (row, column)."""
+
+    stride: int = 1
+    row: int = 0
+    column: int = 0
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.row, None, self.stride)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.column, None, self.stride)
+
+
+def upsample(logits_BChw: Tensor, size: tuple[int, int], grid: PixelGrid | None = None) -> Tensor:
+    """Bilinear (align_corners=False) to `size`, at the pixels of `grid`.
+
+    Two small matrix products; equal to `F.interpolate` and several times faster with its backward
+    on a CPU, and only the pixels asked for are computed.
+    """
+    grid = grid or PixelGrid()
+    rows_Hh = _weights(size[0], logits_BChw.shape[2], logits_BChw.device)[grid.rows]
+    columns_Ww = _weights(size[1], logits_BChw.shape[3], logits_BChw.device)[grid.columns]
+    return rows_Hh @ logits_BChw.contiguous() @ columns_Ww.T
+
+
+@lru_cache(maxsize=64)
+def _weights(outputs: int, inputs: int, device: torch.device) -> Tensor:
+    # Interpolating the identity gives the interpolation's own matrix. It stays on the device: a
+    # copy for every exit would stop a GPU's stream.
+    eye = torch.eye(inputs).unsqueeze(0)
+    matrix = F.interpolate(eye, size=outputs, mode="linear", align_corners=False)[0].T
+    return matrix.contiguous().to(device)
+
+
+class ExitLoss(Protocol):
+    """The loss of a batch, prepared once for all exits."""
+
+    def loss(self, logits_BChw: Tensor) -> Tensor:
+        """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
+        ...
+
+
+def cross_entropy(
+    logits_BChw: Tensor, label_BHW: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; 0 for a batch without any.
+
+    `class_weights` (C,) multiply a pixel's by the weight of its label.
+    """
+    logits = upsample(logits_BChw, (label_BHW.shape[1], label_BHW.shape[2]))
+    total = F.cross_entropy(logits, label_BHW, class_weights, ignore_index=VOID, reduction="sum")
+    return total / (label_BHW != VOID).sum().clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """How much of what an exit learns from: a · CE + b · KL(teacher ‖ student) at every pixel.
+
+    With `filtered`, the cross-entropy is left out where the teacher is wrong.
+    """
+
+    cross_entropy: float
+    distillation: float
+    filtered: bool = False
+
+
+def mixture(name: str, alpha: float) -> Mixture:
+    """The mixtures of Table 6 of the MESS paper by their names in the configuration.
+
+    `alpha` weighs the two terms of "pfd" (Eq. 3) alone.
+    """
+    return {
+        "pfd": Mixture(cross_entropy=alpha, distillation=1.0 - alpha, filtered=True),
+        "ce": Mixture(cross_entropy=1.0, distillation=0.0),
+        "kd": Mixture(cross_entropy=0.0, distillation=1.0),
+        "self-distill": Mixture(cross_entropy=1.0, distillation=1.0),
+    }[name]
+
+
+class SoftTarget:
+    """A mixture of cross-entropy and distillation, averaged over the labelled pixels.
+
+    Both terms are cross-entropies, so their sum is one against the soft target
+    W = a · onehot + b · teacher, up to a constant:
+
+        loss = (Σ S · logsumexp(z) - Σ W · z) / pixels + constant,   S = Σ_classes W
+
+    z is linear in the exit's native logits, so Σ W · z needs no upsampling: W goes down to native
+    resolution once for all exits of that resolution.
+    """
+
+    def __init__(
+        self,
+        teacher_BChw: Tensor,
+        label_BHW: Tensor,
+        mix: Mixture,
+        grid: PixelGrid | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """`class_weights` (C,) multiply the cross-entropy by the weight of a pixel's label."""
+        self._grid = grid or PixelGrid()
+        self._size = (label_BHW.shape[1], label_BHW.shape[2])
+        label = label_BHW[:, self._grid.rows, self._grid.columns]
+        labelled_B1HW = (label != VOID).unsqueeze(1)
+        self._pixels = labelled_B1HW.sum().clamp(min=1)
+        shape = (len(label), teacher_BChw.shape[1], *label.shape[1:])
+        onehot = torch.zeros(shape, dtype=teacher_BChw.dtype, device=label.device).scatter_(
+            1, label.where(label != VOID, 0).unsqueeze(1), 1.0
+        )
+        if class_weights is not None:
+            onehot *= class_weights.view(1, -1, 1, 1)
+        target, self._constant = mix.cross_entropy * onehot * labelled_B1HW, 0.0
+        if mix.distillation or mix.filtered:
+            logits = upsample(teacher_BChw.detach(), self._size, self._grid)
+            log_teacher = F.log_softmax(logits, dim=1)
+            teacher = log_teacher.exp() * labelled_B1HW
+            if mix.filtered:
+                target *= (logits.argmax(1) == label).unsqueeze(1)
+            target += mix.distillation * teacher
+            self._constant = mix.distillation * (teacher * log_teacher).sum() / self._pixels
+        self._weight_BHW = target.sum(1)
+        self._target_BCHW = target
+        self._native: dict[tuple[int, int], Tensor] = {}
+
+    def loss(self, logits_BChw: Tensor) -> Tensor:
+        """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
+        logits = upsample(logits_BChw, self._size, self._grid)
+        normaliser = (self._weight_BHW * logits.logsumexp(1)).sum()
+        agreement = (self._at_native(logits_BChw) * logits_BChw).sum()
+        return (normaliser - agreement) / self._pixels + self._constant
+
+    def _at_native(self, logits_BChw: Tensor) -> Tensor:
+        size = (logits_BChw.shape[2], logits_BChw.shape[3])
+        if size not in self._native:
+            device = logits_BChw.device
+            rows = _weights(self._size[0], size[0], device)[self._grid.rows]
+            columns = _weights(self._size[1], size[1], device)[self._grid.columns]
+            self._native[size] = rows.T @ self._target_BCHW @ columns
+        return self._native[size]
+
+
+class LovaszSoftmax:
+    """Lovász-Softmax (Berman et al., CVPR 2018) over all labelled pixels of a batch.
+
+    The mean over the classes that are labelled of the Lovász extension of the Jaccard loss, at the
+    errors |onehot - probability| of the class.
+    """
+
+    def __init__(self, label_BHW: Tensor, grid: PixelGrid | None = None) -> None:
+        self._grid = grid or PixelGrid()
+        self._size = (label_BHW.shape[1], label_BHW.shape[2])
+        self._label_P = label_BHW[:, self._grid.rows, self._grid.columns].flatten()
+
+    def loss(self, logits_BChw: Tensor) -> Tensor:
+        """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
+        probability_BCHW = upsample(logits_BChw, self._size, self._grid).softmax(1)
+        probability_CP = probability_BCHW.movedim(1, 0).flatten(1)
+        class_C1 = torch.arange(len(probability_CP), device=self._label_P.device).unsqueeze(1)
+        truth_CP = (self._label_P == class_C1).to(probability_CP.dtype)
+        # Void pixels come last and weigh nothing: their error is 0.
+        error_CP = (truth_CP - probability_CP).abs() * (self._label_P != VOID)
+        error_CP, order_CP = error_CP.sort(dim=1, descending=True)
+        slope_CP = _jaccard_slope(truth_CP.gather(1, order_CP))
+        labelled_C = (truth_CP.sum(1) > 0).to(error_CP.dtype)
+        return ((error_CP * slope_CP).sum(1) * labelled_C).sum() / labelled_C.sum().clamp(min=1)
+
+
+def _jaccard_slope(truth_CP: Tensor) -> Tensor:
+    """By how much each further wrong pixel, in order, raises the Jaccard loss of its class."""
+    pixels_C1 = truth_CP.sum(1, keepdim=True)
+    hits_CP = pixels_C1 - truth_CP.cumsum(1)
+    union_CP = pixels_C1 + (1 - truth_CP).cumsum(1)
+    loss_CP = 1 - hits_CP / union_CP.clamp(min=1)
+    return loss_CP.diff(dim=1, prepend=torch.zeros_like(pixels_C1))
+
+
+def exit_loss(
+    name: str,
+    teacher_BChw: Tensor,
+    label_BHW: Tensor,
+    *,
+    alpha: float = 0.5,
+    grid: PixelGrid | None = None,
+    class_weights: Tensor | None = None,
+) -> ExitLoss:
+    """The loss called `name` in the configuration, for the exits of a batch.
+
+    `teacher_BChw` are the final exit's logits, which cross-entropy and Lovász-Softmax do not use.
+    """
+    if name == "lovasz":
+        return LovaszSoftmax(label_BHW, grid)
+    return SoftTarget(teacher_BChw, label_BHW, mixture(name, alpha), grid, class_weights)

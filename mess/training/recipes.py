@@ -1,0 +1,105 @@
+"""Training schemes as recipes over the stages: the papers' and what they compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mess.compute.processes import ALONE, Processes, divided
+from mess.config import Config
+from mess.errors import ConfigError
+from mess.networks.candidates import Candidate
+from mess.networks.network import OverprovisionedNetwork
+from mess.training.loop import Stage
+from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the network is trained.
+
+    pretraining: of the backbone before its exits, "exit-aware" (MESS paper, Eq. 2) or "plain"; or
+        "joint", everything at once and no second stage.
+    loss: what the exits learn from, a name of `mess.training.losses.exit_loss`.
+    keep: weights of the last iteration, or of the best epoch on the holdout.
+    """
+
+    pretraining: Literal["exit-aware", "plain", "joint"]
+    loss: str
+    keep: Literal["last", "best"] = "last"
+
+
+RECIPES = {
+    "two-stage": Recipe(pretraining="exit-aware", loss="pfd"),
+    "kd": Recipe(pretraining="exit-aware", loss="kd"),
+    "self-distill": Recipe(pretraining="exit-aware", loss="self-distill"),
+    "frozen": Recipe(pretraining="plain", loss="ce"),
+    "e2e": Recipe(pretraining="joint", loss="ce"),
+    "branches": Recipe(pretraining="joint", loss="lovasz", keep="best"),
+}
+"""By `training.scheme`: MESS with the losses of its Table 6, the baselines of Table 5, and
+BranDeepLabV3's training of branches."""
+
+
+_MACS_PER_LOGIT = 300
+"""Multiply-adds of an exit that take about as long as one upsampled logit of its loss on a CPU."""
+
+
+def keeps_best(config: Config) -> bool:
+    """Whether the best epoch counts; raises ConfigError where nothing is held out to tell it."""
+    training = config.training
+    best = (training.keep or RECIPES[training.scheme].keep) == "best"
+    if best and not config.data.holdout:
+        raise ConfigError(
+            "the best epoch is told on held-out images, and data.holdout is 0. Hold some out, such "
+            'as data.holdout = 0.1, or set training.keep = "last".'
+        )
+    return best
+
+
+def stages_of(
+    network: OverprovisionedNetwork,
+    config: Config,
+    rows: Iterable[Candidate],
+    num_classes: int,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> list[Stage]:
+    """The stages of the configured scheme, in order."""
+    rows = list(rows)
+    recipe = RECIPES[config.training.scheme]
+    loss = config.training.loss or recipe.loss
+    if recipe.pretraining == "joint":
+        return [JointTraining(network, config, num_classes, device, loss=loss, processes=processes)]
+    channels = {row.point: row.channels for row in rows}
+    early = recipe.pretraining == "exit-aware"
+    pretraining = ExitAwarePretraining(
+        network, config, channels, num_classes, device, early=early, processes=processes
+    )
+    groups = config.training.stage2.groups
+    params = {row.exit_id: row.params for row in rows if row.exit_id in network.exits}
+    height, width = config.data.size
+    logits = height * width * num_classes / config.training.stage2.pixel_stride**2
+    costs = {row.exit_id: row.exit_macs + _MACS_PER_LOGIT * logits for row in rows}
+    name = ExitTraining.seed_name
+    return [
+        pretraining,
+        *(
+            ExitTraining(
+                network,
+                config,
+                num_classes,
+                device,
+                loss=loss,
+                exits=exits,
+                name=name if groups == 1 else f"{name}-{number}of{groups}",
+                costs=costs,
+                processes=processes,
+            )
+            for number, exits in enumerate(divided(params, groups), start=1)
+            if exits
+        ),
+    ]

@@ -1,0 +1,127 @@
+"""Stage 2 of MESS training: candidate exits on the frozen backbone (MESS paper, §4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mess.common.seeds import derive
+from mess.compute.processes import ALONE, Processes
+from mess.config import Config
+from mess.networks.network import OverprovisionedNetwork, frozen
+from mess.training.best_epoch import Unit
+from mess.training.losses import ExitLoss, PixelGrid, exit_loss
+from mess.training.stages.optimiser import PolySGD, class_weights, precision
+
+
+class ExitTraining:
+    """Stage 2, frozen backbone: candidate exits from the same features, by `loss`.
+
+    Exits share nothing, so each one's forward, backward and step is done before the next begins:
+    the memory in use is one exit's. For the same reason processes divide the exits among them, and
+    groups of exits can be trained one after another: every exit ends with the same weights.
+    """
+
+    seed_name = "stage2"
+    shares_batches = False
+
+    def __init__(
+        self,
+        network: OverprovisionedNetwork,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        *,
+        loss: str,
+        exits: Sequence[str] | None = None,
+        name: str = seed_name,
+        costs: Mapping[str, float] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        """`exits` are all where they are not given, `costs` decide how processes divide them."""
+        self.name = name
+        self.settings = config.training.stage2
+        exits = tuple(network.exits) if exits is None else exits
+        self.units = {exit_id: Unit((f"exits.{exit_id}.",), (exit_id,)) for exit_id in exits}
+        costs = costs or {}
+        self.mine = processes.share_of({exit_id: costs.get(exit_id, 1.0) for exit_id in exits})
+        self._network = network
+        self._config = config
+        self._loss = loss
+        self._device = device
+        self._class_weights = class_weights(config, num_classes, device)
+        self._optimisers = {
+            exit_id: PolySGD(
+                [(network.exits[exit_id].parameters(), self.settings.learning_rate)], config
+            )
+            for exit_id in self.mine
+        }
+
+    def begin(self) -> None:
+        frozen(self._network.backbone)
+        for exit_id, optimiser in self._optimisers.items():
+            self._network.exits[exit_id].to(self._device).train()
+            optimiser.prepare()
+
+    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+        amp = precision(self.settings, images.device)
+        with torch.no_grad(), amp:
+            maps = self._network.features(images)
+            teacher = self._network.backbone.head(maps[-1]).float()
+        target = batch_loss(
+            self._loss, teacher, labels, iteration, self._config, self._class_weights
+        )
+        losses = {}
+        for exit_id, optimiser in self._optimisers.items():
+            torch.manual_seed(derive(self._config.seed, self.seed_name, iteration, exit_id))
+            with amp:
+                logits = self._network.exits[exit_id](maps[self._network.point(exit_id) - 1])
+            loss = target.loss(logits.float())
+            loss.backward()
+            optimiser.step(self.settings, iteration)
+            losses[exit_id] = loss.detach()
+        return losses
+
+    def end(self) -> None:
+        for exit_id, optimiser in self._optimisers.items():
+            optimiser.forget()
+            self._network.exits[exit_id].cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for exit_id, optimiser in self._optimisers.items():
+            state |= optimiser.momentum(f"momentum.{exit_id}")
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for exit_id, optimiser in self._optimisers.items():
+            self._network.exits[exit_id].to(self._device)
+            optimiser.restore(f"momentum.{exit_id}", state)
+
+
+def batch_loss(
+    loss: str,
+    teacher: Tensor,
+    labels: Tensor,
+    iteration: int,
+    config: Config,
+    class_weights: Tensor | None,
+) -> ExitLoss:
+    """The exits' loss of a batch, on the pixels of the iteration's grid."""
+    return exit_loss(
+        loss,
+        teacher,
+        labels,
+        alpha=config.training.stage2.alpha,
+        grid=pixel_grid(config, iteration),
+        class_weights=class_weights,
+    )
+
+
+def pixel_grid(config: Config, iteration: int) -> PixelGrid:
+    """The label pixels that exits learn from in an iteration."""
+    stride = config.training.stage2.pixel_stride
+    offset = derive(config.seed, "grid", iteration) % (stride * stride)
+    return PixelGrid(stride, offset // stride, offset % stride)

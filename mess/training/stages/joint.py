@@ -1,0 +1,106 @@
+"""Everything at once: the E2E baseline of the MESS paper, and BranDeepLabV3's branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mess.common.seeds import derive
+from mess.compute.processes import ALONE, Processes
+from mess.config import Config, Stage1Config
+from mess.exits import FINAL
+from mess.networks.network import OverprovisionedNetwork
+from mess.training.best_epoch import Unit
+from mess.training.stages.data_parallel import DataParallel
+from mess.training.stages.exits import batch_loss, pixel_grid
+from mess.training.stages.optimiser import PolySGD, class_weights, precision
+
+
+class JointTraining:
+    """Backbone, head and all candidate exits at once, by the sum of their losses.
+
+    Each exit's graph is freed before the next one's is made: gradients gather at the feature maps
+    and go through the backbone together, once. Processes share each batch; Lovász-Softmax, which
+    is no mean over pixels, is then each process's own, weighed by its labelled pixels.
+    """
+
+    name = seed_name = "joint"
+    shares_batches = True
+
+    def __init__(
+        self,
+        network: OverprovisionedNetwork,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        *,
+        loss: str,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.settings: Stage1Config = config.training.stage1
+        self.units = {"network": Unit(("backbone.", "exits."), (*network.exits, FINAL))}
+        self.mine = tuple(self.units)
+        self._network = network
+        self._config = config
+        self._loss = loss
+        self._device = device
+        self._class_weights = class_weights(config, num_classes, device)
+        rate = self.settings.learning_rate
+        head_rate = self.settings.head_learning_rate or rate
+        exit_rate = self.settings.exit_learning_rate or head_rate
+        self._optimiser = PolySGD(
+            [
+                (network.backbone.blocks.parameters(), rate),
+                (network.backbone.head.parameters(), head_rate),
+                (network.exits.parameters(), exit_rate),
+            ],
+            config,
+        )
+        self._together = DataParallel(processes, config, self._optimiser)
+
+    def begin(self) -> None:
+        self._network.backbone.train().requires_grad_(True)
+        self._network.exits.to(self._device).train()
+        self._together.begin(self._network)
+
+    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+        seed = derive(self._config.seed, self.name, iteration)
+        self._together.seed(seed)
+        amp = precision(self.settings, images.device)
+        with amp:
+            maps = self._network.features(images)
+            leaves = [features.detach().requires_grad_() for features in maps]
+            final = self._network.backbone.head(leaves[-1]).float()
+        target = batch_loss(self._loss, final, labels, iteration, self._config, self._class_weights)
+        grid = pixel_grid(self._config, iteration)
+        share = self._together.share(labels[:, grid.rows, grid.columns])
+
+        def backward(logits: Tensor) -> Tensor:
+            loss = share * target.loss(logits)
+            loss.backward()
+            return loss.detach()
+
+        losses = {FINAL: backward(final)}
+        for exit_id, module in self._network.exits.items():
+            self._together.seed(derive(self._config.seed, self.name, iteration, exit_id))
+            with amp:
+                logits = module(leaves[self._network.point(exit_id) - 1])
+            losses[exit_id] = backward(logits.float())
+        # A point whose exits were all left out has no gradient of its own.
+        reached = [point for point, leaf in enumerate(leaves) if leaf.grad is not None]
+        torch.autograd.backward(
+            [maps[point] for point in reached], [leaves[point].grad for point in reached]
+        )
+        return self._together.step(self.settings, iteration, losses)
+
+    def end(self) -> None:
+        self._together.end()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._optimiser.momentum("momentum")
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._network.exits.to(self._device)
+        self._optimiser.restore("momentum", state)

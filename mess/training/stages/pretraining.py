@@ -1,0 +1,115 @@
+"""Stage 1 of MESS training: backbone and final head (MESS paper, §4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mess.common.seeds import derive
+from mess.compute.processes import ALONE, Processes
+from mess.config import Config, Stage1Config
+from mess.exits import FINAL, ExitArchitecture
+from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
+from mess.training.best_epoch import Unit
+from mess.training.losses import cross_entropy
+from mess.training.stages.data_parallel import DataParallel
+from mess.training.stages.optimiser import PolySGD, class_weights, precision
+
+
+class ExitAwarePretraining:
+    """Stage 1, end to end: the backbone, its head, and one plain FCN head an iteration (Eq. 2).
+
+    The FCN heads of the early points serve this stage alone; they are not candidate exits. With
+    `early` false the backbone is trained without any. Processes share each batch.
+    """
+
+    name = seed_name = "stage1"
+    shares_batches = True
+    units: Mapping[str, Unit] = {"backbone": Unit(("backbone.",), (FINAL,))}
+    mine = tuple(units)
+
+    def __init__(
+        self,
+        network: OverprovisionedNetwork,
+        config: Config,
+        channels: Mapping[int, int],
+        num_classes: int,
+        device: torch.device,
+        *,
+        early: bool = True,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.settings: Stage1Config = config.training.stage1
+        self._network = network
+        self._config = config
+        self._class_weights = class_weights(config, num_classes, device)
+        points = sorted(channels)[:-1] if early else []
+        self._heads = nn.ModuleDict(
+            {
+                f"p{point}": seeded_exit(
+                    config, f"stage1-p{point}", ExitArchitecture(), channels[point], num_classes
+                )
+                for point in points
+            }
+        ).to(device)
+        fast_layout(self._heads)
+        heads = [*network.backbone.head.parameters(), *self._heads.parameters()]
+        body = network.backbone.blocks.parameters()
+        rate = self.settings.learning_rate
+        head_rate = self.settings.head_learning_rate or rate
+        self._optimiser = PolySGD([(body, rate), (heads, head_rate)], config)
+        self._together = DataParallel(processes, config, self._optimiser)
+
+    def begin(self) -> None:
+        self._network.backbone.train().requires_grad_(True)
+        self._heads.train()
+        self._together.begin(self._network.backbone, self._heads)
+
+    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+        self._together.seed(derive(self._config.seed, self.name, iteration))
+        with precision(self.settings, images.device):
+            maps = self._network.features(images)
+            logits = {FINAL: self._network.backbone.head(maps[-1])}
+            points = len(maps) if self._heads else 1
+            for point in active_exits(self.settings.exit_dropout, iteration, points):
+                logits[f"p{point}"] = self._heads[f"p{point}"](maps[point - 1])
+        share = self._together.share(labels)
+        losses = {
+            name: share * cross_entropy(values.float(), labels, self._class_weights)
+            for name, values in logits.items()
+        }
+        torch.stack(list(losses.values())).sum().backward()
+        return self._together.step(self.settings, iteration, losses)
+
+    def end(self) -> None:
+        self._together.end()
+
+    def state(self) -> dict[str, Tensor]:
+        heads = {f"heads.{name}": tensor for name, tensor in self._heads.state_dict().items()}
+        return heads | self._optimiser.momentum("momentum")
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._heads.load_state_dict(
+            {
+                name.removeprefix("heads."): tensor
+                for name, tensor in state.items()
+                if name.startswith("heads.")
+            }
+        )
+        self._optimiser.restore("momentum", state)
+
+
+def active_exits(exit_dropout: str, iteration: int, points: int) -> list[int]:
+    """Early exits (1-based) that iteration `iteration` (0-based) of stage 1 trains.
+
+    "round-robin" is the text of §4.3, one exit in turn; "modulo" is Eq. 2 to the letter, under
+    which exit i takes part whenever i divides the iteration's number and exit 1 always does.
+    """
+    early = points - 1
+    if early == 0:
+        return []
+    if exit_dropout == "round-robin":
+        return [iteration % early + 1]
+    return [point for point in range(1, points) if (iteration + 1) % point == 0]

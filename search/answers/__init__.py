@@ -1,0 +1,1 @@
+"""What a search tells: the answer, why, and what a limit costs."""

@@ -1,0 +1,1 @@
+"""Searches that cover their whole space."""

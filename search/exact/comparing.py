@@ -1,0 +1,186 @@
+"""Early exits whose signal compares them with the selected exit before: exhaustive search.
+
+The first selected exit is only compared with. Three exits then have one threshold, four have two.
+For the kernels the exit before is the signal: signal `a` of exit `b` is what `b` has after `a`, and
+costs what `a` costs besides. So ties go by exit, the exit before it, threshold. Two thresholds are
+searched apart for every exit that is the first to have one, for the next is compared with it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from mess.search.exact.bound import Frame
+from mess.search.exact.input_dependent import (
+    OFFSET,
+    Done,
+    EarlyExits,
+    Task,
+    decode_steps,
+    require_numbers,
+    threshold_grid,
+)
+from mess.search.exact.one_exit import search_single
+from mess.search.exact.packing import pack_prices
+from mess.search.exact.workers import ALL_CORES, Workers
+from mess.search.kernels.scan import Prices
+from mess.search.kernels.screen import NOBODY
+from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.goal import Goal
+from mess.search.problem.ladder import Ladder, pair_ladder
+from mess.search.problem.progress import Arrays, Found
+from mess.search.problem.tables import Tables
+
+_SPAN = 2**62
+"""Above any code of a kernel."""
+
+_CHUNK = 4
+"""Exits before the first one with a threshold that are searched together."""
+
+
+def pair_ladders(goal: Goal) -> dict[int, Ladder]:
+    """Thresholds by number of early exits that have one: all for one, a grid for two."""
+    request, tables = goal.request, goal.tables
+    most = min(request.max_exits, tables.points) - 2
+    rungs = {
+        early: pair_ladder(
+            tables, threshold_grid(goal, early), shared=request.shared_threshold and early > 1
+        )
+        for early in range(1, most + 1)
+    }
+    for early, steps in rungs.items():
+        require_numbers(steps, early)
+    return rungs
+
+
+def count_pairs(tables: Tables, rungs: Ladder, early: int, *, shared: bool = False) -> int:
+    """Configurations with `early` thresholds."""
+    number, point = rungs.number, np.asarray(tables.point)
+    lasts_E = (point[None, :] > point[:, None]).sum(axis=1)
+    if early == 1:
+        return int((number.sum(axis=1) * lasts_E).sum())
+    follows = (number > 0).astype(np.int64)
+    if shared:
+        # One threshold for both: as many as there are, in any exits that follow each other.
+        ways = follows.sum(axis=1)[None, :] * follows * lasts_E[:, None]
+        return int(ways.sum()) * int(number.max())
+    return int((number.sum(axis=1)[None, :] * number * lasts_E[:, None]).sum())
+
+
+def search_pairs(
+    goal: Goal,
+    found: Found,
+    rungs: dict[int, Ladder],
+    collect: bool = True,
+    workers: Workers = ALL_CORES,
+    done: Done = lambda _early, _share: None,
+) -> None:
+    """Single exits, then every configuration with one and two thresholds.
+
+    `rungs` come from `pair_ladders`. Best configuration and front as in `search_dependent`.
+    """
+    search_single(goal, found, range(goal.tables.exits))
+    frame = Frame.of(goal.tables)
+    if 1 in rungs:
+        prices = _with_exit_before(pack_prices(goal), goal)
+        single = EarlyExits(
+            goal, frame, rungs[1], 1, workers, prices=prices, decode=partial(_decode, rungs[1])
+        )
+        single.run_all(found, collect, partial(done, 1))
+    middles = _middles(rungs[2]) if 2 in rungs else []
+    # One at a time: together they would take as much memory as all triples of exits.
+    for position, exit_ in enumerate(middles):
+        middle = _Middle(goal, frame, rungs[2], exit_, workers)
+        middle.run_best(found, lambda share, n=position: done(2, (n + share) / len(middles)))
+    found.proven = True
+    if collect:
+        for position, exit_ in enumerate(middles):
+            middle = _Middle(goal, frame, rungs[2], exit_, workers)
+            middle.run_front(found, lambda share, n=position: done(2, (n + share) / len(middles)))
+        found.front_proven = True
+
+
+class _Middle(EarlyExits):
+    """Two early exits with thresholds, the first of which is given.
+
+    Its signals are the exits `before` it; the one signal of each deeper exit compares with it.
+    """
+
+    same_signal = False
+
+    def __init__(
+        self, goal: Goal, frame: Frame, steps: Ladder, middle: int, workers: Workers
+    ) -> None:
+        before = np.flatnonzero(steps.number[middle])
+        self._place = int(np.flatnonzero(frame.order_E == middle)[0])
+        deeper = np.flatnonzero(steps.number[:, middle])
+        none = np.zeros(0, dtype=np.float64)
+        exits, images = goal.tables.exits, goal.tables.images
+        values = [[none] * len(before) for _ in range(exits)]
+        number = np.zeros((exits, len(before)), dtype=np.int64)
+        bins = np.zeros((exits, len(before), images), dtype=np.int32)
+        values[middle] = [steps.values[middle][a] for a in before]
+        number[middle], bins[middle] = steps.number[middle, before], steps.bins[middle, before]
+        for exit_ in deeper:
+            values[exit_][0] = steps.values[exit_][middle]
+            number[exit_, 0] = steps.number[exit_, middle]
+            bins[exit_, 0] = steps.bins[exit_, middle]
+        own = Ladder(values, number, bins)
+        bound_number = number[:, :1].copy()
+        bound_number[middle] = 0
+        prices = pack_prices(goal)
+        signal_MEK = np.repeat(prices.signal_MEK, len(before), axis=2)
+        signal_MEK[:, middle] += _before(goal, prices)[:, before]
+        super().__init__(
+            goal,
+            frame,
+            own,
+            2,
+            workers,
+            prices=prices._replace(signal_MEK=signal_MEK),
+            bound_steps=Ladder([row[:1] for row in values], bound_number, bins[:, :1]),
+            offset=2 * OFFSET + middle * _SPAN,
+            decode=partial(_decode_middle, own, before),
+        )
+
+    def tasks(self) -> list[Task]:
+        """Some of the exits before the middle one each."""
+        tasks = []
+        for start in range(0, self.sorted_number.shape[1], _CHUNK):
+            number = self.sorted_number.copy()
+            number[self._place, :start] = number[self._place, start + _CHUNK :] = 0
+            tasks.append(Task(NOBODY, 0, np.array([self._place]), number))
+        return tasks
+
+
+def _middles(steps: Ladder) -> list[int]:
+    """Exits that can be the first of two with a threshold."""
+    return np.flatnonzero(steps.number.any(axis=1) & steps.number.any(axis=0)).tolist()
+
+
+def _with_exit_before(prices: Prices, goal: Goal) -> Prices:
+    """Prices where the signal `a` of an exit costs what exit `a` does, too."""
+    return prices._replace(signal_MEK=prices.signal_MEK + _before(goal, prices)[:, None, :])
+
+
+def _before(goal: Goal, prices: Prices) -> Arrays:
+    """Cost of an exit that is only compared with, (M, E)."""
+    compared = np.stack([goal.ticks[metric].compared for metric in goal.metrics])
+    return prices.exit_ME + prices.resume_ME + compared
+
+
+def _decode(steps: Ladder, code: int) -> Configuration:
+    (exit_, before, step), (last, _, _) = decode_steps(steps, len(steps.values), 1, code)
+    threshold = float(steps.values[exit_][before][step])
+    return Choice(before), Choice(exit_, 0, threshold), Choice(last)
+
+
+def _decode_middle(steps: Ladder, before: Arrays, code: int) -> Configuration:
+    middle, deep, (last, _, _) = decode_steps(steps, len(steps.values), 2, code)
+    return (
+        Choice(int(before[middle[1]])),
+        *(Choice(e, 0, float(steps.values[e][signal][step])) for e, signal, step in (middle, deep)),
+        Choice(last),
+    )

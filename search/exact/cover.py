@@ -1,0 +1,155 @@
+"""Exhaustive search of the space of a request's setting, and the statement of that space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mess.errors import ConfigError
+from mess.search.exact.anytime import count_choices, search_anytime
+from mess.search.exact.comparing import count_pairs, pair_ladders, search_pairs
+from mess.search.exact.input_dependent import (
+    MOST_EXITS,
+    count_configurations,
+    ladders,
+    search_dependent,
+    threshold_grid,
+)
+from mess.search.exact.one_exit import search_single
+from mess.search.exact.workers import ALL_CORES, Workers
+from mess.search.problem.goal import Goal
+from mess.search.problem.progress import Found
+from mess.search.problem.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
+
+Progress = Callable[[int, int], None]
+"""Hears how much of a search is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covered:
+    """Findings, the number of configurations of the space, and the space in words and numbers."""
+
+    found: Found
+    configurations: int
+    space: dict[str, Any]
+
+
+def cover(
+    goal: Goal,
+    collect: bool = True,
+    progress: Progress | None = None,
+    workers: Workers = ALL_CORES,
+) -> Covered:
+    """Search the whole space; `collect` asks for the front besides the best configuration.
+
+    An interrupt (Ctrl-C) ends the search early: `found.proven` and `found.front_proven` say what is
+    complete. It is passed on as long as nothing has been found, and in a team.
+    """
+    hear = progress or (lambda _done, _total: None)
+    if goal.request.setting == INPUT_DEPENDENT:
+        return _cover_dependent(goal, collect, hear, workers)
+    if goal.request.setting == ANYTIME:
+        return _cover_anytime(goal, collect, hear, workers)
+    exits, statement = np.arange(goal.tables.exits), "every exit alone"
+    if goal.request.setting == FINAL_ONLY:
+        exits = exits[goal.tables.point == goal.tables.points]
+        statement = "every exit at the last point alone"
+    found = Found()
+    search_single(goal, found, exits.tolist())
+    found.proven = found.front_proven = True
+    hear(len(exits), len(exits))
+    space = _space(goal, statement, exits=len(exits))
+    return Covered(found=found, configurations=len(exits), space=space)
+
+
+def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
+    tables, shared = goal.tables, goal.request.shared_threshold
+    compares = tables.pairs is not None
+    if min(goal.request.max_exits, tables.points) > MOST_EXITS:
+        sampled = ", or search with `--algorithm optuna`, which proves nothing"
+        raise ConfigError(
+            f"the exhaustive search covers at most {MOST_EXITS} exits in all, got "
+            f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}"
+            f"{'' if compares or shared else sampled}"
+        )
+    found, rungs = Found(), pair_ladders(goal) if compares else ladders(goal)
+    count = count_pairs if compares else count_configurations
+    counts = {0: tables.exits} | {
+        early: count(tables, steps, early, shared=shared) for early, steps in rungs.items()
+    }
+    total = sum(counts.values())
+    work = total + (sum(n for early, n in counts.items() if early > 1) if collect else 0)
+
+    def done(early: int, share: float) -> None:
+        before = sum(n for size, n in counts.items() if size < early)
+        again = total - counts[0] - counts[1] if found.proven else 0
+        hear(before + again + int(share * counts[early]), work)
+
+    with _interruptible(found, workers):
+        explore = search_pairs if compares else search_dependent
+        explore(goal, found, rungs, collect, workers, done)
+    sizes = {early: threshold_grid(goal, early) for early in rungs}
+    exits = {early: early + 2 if compares and early else early + 1 for early in counts}
+    space = _space(
+        goal,
+        _statement(compares=compares, shared=shared),
+        max_exits=goal.request.max_exits,
+        signals=list(tables.signal_names),
+        thresholds={str(early): "all" if size is None else size for early, size in sizes.items()},
+        configurations_by_exits={str(exits[early]): count for early, count in counts.items()},
+    )
+    return Covered(found=found, configurations=total, space=space)
+
+
+def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
+    found = Found()
+    with _interruptible(found, workers):
+        search_anytime(goal, found, collect, workers, lambda share: hear(int(1000 * share), 1000))
+    space = _space(
+        goal,
+        "every choice of early exits, at most one a point before the last, and the network's own "
+        "head at the end, at most max_exits exits in all",
+        max_exits=goal.request.max_exits,
+        checkpoint_metric=goal.front_metric,
+    )
+    configurations = count_choices(goal.tables, goal.request.max_exits)
+    return Covered(found=found, configurations=configurations, space=space)
+
+
+def _statement(*, compares: bool, shared: bool) -> str:
+    exits = "every choice of up to max_exits exits, at most one a point, the last at any point"
+    if compares:
+        policy = ", the first compared with alone, every other early one with a threshold"
+        number, of_each = "threshold", "pair of exits"
+    else:
+        policy = ", with every signal of every early exit"
+        number, of_each = "early exit", "exit and signal"
+    if shared:
+        return (
+            f"{exits}{policy}; one signal and one threshold for all of them: with one {number} "
+            "every distinct one, with more a grid of at most so many quantiles of the distinct "
+            "thresholds of all exits together"
+        )
+    return (
+        f"{exits}{policy}; with one {number} every distinct threshold, with more a grid of at most "
+        f"so many quantiles of the distinct thresholds of each {of_each}"
+    )
+
+
+@contextmanager
+def _interruptible(found: Found, workers: Workers) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Processes of a team are interrupted at different places.
+        if found.best is None or workers.team:
+            raise
+
+
+def _space(goal: Goal, statement: str, **details: Any) -> dict[str, Any]:
+    sizes = {"candidates": goal.tables.exits, "points": goal.tables.points}
+    return {"statement": statement, **sizes, "images": goal.tables.images, **details}

@@ -1,0 +1,1 @@
+"""Searches that sample, unproven; the only place that knows Optuna."""

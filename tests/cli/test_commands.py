@@ -1,0 +1,82 @@
+"""The command tree is a contract: a change here is a deliberate act."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from mess.cli.app import app, main
+from mess.runs.run import Run
+
+RUN = {"run"}
+TREE = {
+    "train-overprovisioned": {"config", "overrides", "device"} | RUN,
+    "exits": {"config", "overrides", "as_json"},
+    "memoise": {"split", "name", "root", "device"} | RUN,
+    "profile": {"runtime", "threads", "rounds", "name"} | RUN,
+    "search": {
+        "setting", "target", "max_error", "min_miou", "max_latency", "max_macs", "max_params",
+        "checkpoint", "latency_stat", "profile", "cache", "policy", "shared_threshold", "max_exits",
+        "thresholds", "no_front", "fresh", "algorithm", "trials", "sampler", "as_json",
+    } | RUN,
+    "export": {"search", "format", "output"} | RUN,
+    "evaluate": {"bundle", "split", "threads", "as_json"} | RUN,
+    "predict": {"bundle", "images", "output", "threads", "as_json"},
+    "report": RUN,
+    "cache info": {"as_json"} | RUN,
+    "cache verify": {"name", "as_json"} | RUN,
+    "cache prune": {"name", "dry_run", "as_json"} | RUN,
+}  # fmt: skip
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
+def test_command_tree() -> None:
+    found = {
+        name: {parameter.name for parameter in command.params if parameter.name != "help"}
+        for name, command in commands(typer.main.get_command(app))
+    }
+    assert found == TREE
+
+
+@pytest.mark.parametrize("name", [*TREE, "cache"])
+def test_help_fits_one_screen(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mess", *name.split(), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) <= 50
+
+
+def test_json_is_all_that_stdout_holds(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["search", "--run", str(run.path), "--target", "macs", "--max-error", "0.05", "--json"]
+    monkeypatch.setattr("sys.argv", ["mess", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert Path(result["path"]).is_dir()
+    assert result["target"] == "macs"
+
+
+def test_wrong_usage_is_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mess", "search", "--target", "speed"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2

@@ -1,0 +1,143 @@
+"""What a search says about its answer, in sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mess.cli import tables as console
+from mess.cli.tables import explanation_lines, print_policies, print_search
+
+CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A result as `workflow.search` returns it."""
+    figures = {"miou": 0.57, "macs": 4e8, "latency_ms": 9.02, "params": 1000}
+    explanation = {
+        "metric": "latency",
+        "unit": "ms",
+        "binding": ["max_error"],
+        "buys": [
+            {
+                "request": {"max_error": 0.02},
+                "step": 0.01,
+                "unit": "mIoU",
+                "changes": "cost",
+                "from": 9.02,
+                "to": 7.84,
+                "gain": 1.18,
+                "share": 0.131,
+                "configuration": CHOSEN,
+            },
+            {
+                "request": {"target": "accuracy", "max_latency_ms": 10.02},
+                "step": 1.0,
+                "unit": "ms",
+                "changes": "miou",
+                "from": 0.57,
+                "to": 0.5751,
+                "gain": 0.0051,
+                "share": None,
+                "configuration": CHOSEN | {"miou": 0.5751},
+            },
+        ],
+        "next": {"cheaper": CHOSEN, "better": None},
+    }
+    return {
+        "setting": "input-dependent",
+        "constraints": {"max_error": 0.01, "checkpoints": [[5.0, 0.6], [9.0, 0.7]]},
+        "exits": [{"exit_id": "final", "signal": None, "threshold": None, "exit_rate": 1.0}],
+        "predicted": figures,
+        "baseline": figures,
+        "error": 0.01,
+        "search": {"optimal": True, "configurations": 9, "seconds": 2.0, "source": None},
+        "explanation": explanation | changes,
+        "path": "searches/this",
+    }
+
+
+def test_three_lines_for_limit_purchases_and_neighbours() -> None:
+    assert explanation_lines(result()) == [
+        "Held back by --max-error 0.01. 0.01 less mIoU (--max-error 0.02) saves 1.18 ms (13%): "
+        "9.02 ms -> 7.84 ms, p1-a + final.",
+        "1 ms more (--target accuracy --max-latency 10.02) buys 0.0051 mIoU: 0.5700 -> 0.5751, "
+        "p1-a + final.",
+        "On the front, the next cheaper has 7.84 ms and 0.5600 mIoU, error 0.0200 (p1-a + final).",
+    ]
+
+
+def test_steps_that_buy_nothing_and_units_of_other_metrics() -> None:
+    offer = result()["explanation"]["buys"][1] | {"request": None, "step": 14.5e6, "gain": 0.0}
+    assert explanation_lines(result(unit="MACs", buys=[offer], binding=[], next={})) == [
+        "14.5 M MACs more buys nothing."
+    ]
+
+
+def test_checkpoints_are_named_as_options() -> None:
+    told = result(binding=["checkpoints[1]", "max_error"], buys=[], next={}) | {
+        "setting": "anytime"
+    }
+    assert explanation_lines(told) == ["Held back by --checkpoint 9=0.7 and by --max-error 0.01."]
+
+
+@pytest.mark.parametrize("explanation", [None, {}, {"binding": []}])
+def test_without_an_explanation_nothing_is_said(explanation: dict[str, Any] | None) -> None:
+    assert explanation_lines(result() | {"explanation": explanation}) == []
+
+
+def test_where_an_answer_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    told = result()
+    print_search(told)
+    assert "among 9 configurations in 2.0 s; error" in capsys.readouterr().out
+    told["search"]["source"] = "that"
+    print_search(told)
+    assert "among 9 configurations, read off the front of that; error" in capsys.readouterr().out
+
+
+def test_a_sampled_answer_claims_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    told = result()
+    told["search"] |= {"optimal": False, "gap": None, "evaluated": 2000}
+    print_search(told)
+    assert "best of 2,000 trials, not proven, among 9 configurations" in capsys.readouterr().out
+
+
+def policies(*names: str) -> dict[str, Any]:
+    figures = {"miou": 0.57, "macs": 4e8, "latency_ms": None, "params": 1000}
+    rows = [
+        {
+            "policy": name,
+            "shared_threshold": True,
+            "search": name,
+            "exits": ["final"],
+            "predicted": figures,
+            "failure_prediction": None,
+            "optimal": True,
+        }
+        for name in names
+    ]
+    rows.append({"policy": "vi", "shared_threshold": False, "infeasible": "no label maps"})
+    return {"policies": rows, "baseline": figures, "best": names[0], "path": "comparisons/this"}
+
+
+def test_names_of_policies_are_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ("share-entropy-plain", "share-entropy-edges")
+    print_policies(policies(*names))
+    told = capsys.readouterr().out
+    first_column = "".join(line.split("│")[1].strip() for line in told.splitlines() if "│" in line)
+    assert all(name in first_column for name in names)
+    assert "vi: no label maps" in told
+
+
+def test_where_nothing_can_be_drawn_long_tasks_say_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
+    with console.reporter() as reporter, reporter.task("stage 1", 20, 10) as task:
+        reporter.message("begun")
+        task.advance(5, loss=0.25)
+    assert capsys.readouterr().err.splitlines() == ["begun", "stage 1: 15 of 20 loss 0.2500"]

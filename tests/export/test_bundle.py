@@ -1,0 +1,441 @@
+"""Bundles: what they answer, where they stop, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+import mess.export.bundle
+from mess.common.files import sha256
+from mess.common.images import normalise
+from mess.common.progress import Silent
+from mess.errors import BundleError
+from mess.export.bundle import PlannedExit, export_bundle
+from mess.networks.candidates import candidates
+from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.runtime.bundle import Answer, OnnxProgram, load_bundle
+from mess.signals.decision import threshold_between
+from mess.signals.maps import PixelMaps, measure
+from mess.signals.registry import ConfidentShare
+from tests.conftest import MakeConfig
+
+CLASSES = 4
+SIZE = (32, 48)
+EXITS = ("p1-crm1-b0-dlb", "p2-crm1-b0-fcn", "final")
+FACTS = {"setting": "input-dependent", "classes": list("abcd"), "palette": [[0, 0, 0]] * CLASSES}
+
+
+def pictures() -> list[NDArray[np.uint8]]:
+    """From nearly flat to full contrast, so that confidences differ."""
+    rng = np.random.default_rng(0)
+    coarse = rng.random((9, 4, 6, 3)) - 0.5
+    return [
+        (127 + 250 * (i + 1) / 9 * np.kron(block, np.ones((8, 8, 1)))).clip(0, 255).astype(np.uint8)
+        for i, block in enumerate(coarse)
+    ]
+
+
+@dataclass
+class Instance:
+    """A network with two early exits, and what it answers to each picture at each exit."""
+
+    network: OverprovisionedNetwork
+    planned: list[PlannedExit]
+    logits: list[list[Tensor]]
+    """By exit, then picture; (1, C, h, w) at native resolution."""
+    signals: list[list[float]]
+    """By early exit, then picture."""
+    taken: list[int]
+    """The exit that answers each picture, by the definition."""
+
+
+def native_logits(network: OverprovisionedNetwork, exit_id: str, image: Tensor) -> Tensor:
+    with torch.inference_mode():
+        features = network.segment(0, network.point(exit_id))(image)
+        return network.exit_module(exit_id)(features)
+
+
+def widest_gap(values: Tensor) -> float:
+    """A threshold that no value is near to, somewhere in the middle of them."""
+    ordered = values.flatten().sort().values
+    middle = ordered[len(ordered) // 3 : -len(ordered) // 3]
+    index = int(middle.diff().argmax())
+    return float((middle[index] + middle[index + 1]) / 2)
+
+
+@pytest.fixture(scope="module")
+def instance(make_config: MakeConfig) -> Instance:
+    config = make_config(
+        backbone={"name": "small_resnet", "options": {"width": 4}},
+        exits={
+            "points": ["block1", "block3"],
+            "crm": [1],
+            "blocks": [0],
+            "rdi": [False],
+            "heads": ["fcn", "dlb"],
+            "dlb_channels": 4,
+            "max_exit_cost": 99,
+        },
+    )
+    network = build_network(config, candidates(config, CLASSES), CLASSES)
+    network.train()
+    with torch.no_grad():
+        images = torch.from_numpy(np.stack([normalise(p) for p in pictures()]))
+        for _ in range(20):  # batch statistics, as training would leave them
+            maps = network.features(images)
+            for exit_id in EXITS:
+                network.exit_module(exit_id)(maps[network.point(exit_id) - 1])
+        for exit_id in EXITS:
+            list(network.exit_module(exit_id).parameters())[-2].mul_(6)
+    network.eval()
+    logits = [[native_logits(network, e, image[None]) for image in images] for e in EXITS]
+    planned, observed = [], []
+    for number, exit_id in enumerate(EXITS[:-1]):
+        pixel = widest_gap(
+            torch.cat([PixelMaps(each).confidence("top1").flatten() for each in logits[number]])
+        )
+        spec = ConfidentShare("top1", pixel, edge_enhanced=number == 1)
+        shares = [measure(PixelMaps(each), [spec], SIZE).item() for each in logits[number]]
+        observed.append(shares)
+        distinct = sorted(set(shares))
+        half = 2 * len(distinct) // 3
+        planned.append(
+            PlannedExit(
+                exit_id=exit_id,
+                point=number + 1,
+                macs=1000.0 * (number + 1),
+                signal=spec,
+                threshold=threshold_between(distinct[half - 1], distinct[half]),
+                exit_rate=0.3,
+                calibration_signal=np.array(shares, np.float32),
+            )
+        )
+    planned.append(
+        PlannedExit(
+            exit_id="final",
+            point=3,
+            macs=5000.0,
+            signal=None,
+            threshold=None,
+            exit_rate=0.4,
+            calibration_signal=None,
+        )
+    )
+    taken = []
+    for image in range(len(images)):
+        reached = [
+            e for e in (0, 1) if observed[e][image] >= (planned[e].threshold or float("inf"))
+        ]
+        taken.append(min(reached, default=2))
+    return Instance(network, planned, logits, observed, taken)
+
+
+def written(instance: Instance, directory: Path, format_: Any = "onnx") -> Path:
+    return export_bundle(
+        instance.network,
+        instance.planned,
+        directory,
+        size=SIZE,
+        format_=format_,
+        facts=FACTS,
+        reporter=Silent(),
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(instance: Instance, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(instance, tmp_path_factory.mktemp("exports") / "bundle")
+
+
+@pytest.fixture
+def bundle_path(exported: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def edit_manifest(path: Path, **changes: Any) -> None:
+    file = path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def assert_same_map(found: NDArray[np.uint8], logits: Tensor) -> None:
+    """Equal to torch's argmax wherever that is not a matter of rounding."""
+    whole = F.interpolate(logits, size=SIZE, mode="bilinear", align_corners=False)[0]
+    best = whole.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-4).numpy()
+    assert found.shape == SIZE
+    assert found.dtype == np.uint8
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(found[clear], whole.argmax(0).numpy()[clear])
+
+
+def assert_answers(found: Answer, instance: Instance, exit_index: int, image: int) -> None:
+    assert found.exit_index == exit_index
+    assert found.exit_id == EXITS[exit_index]
+    assert_same_map(found.label_map, instance.logits[exit_index][image])
+    if exit_index < 2:
+        assert found.signal == pytest.approx(instance.signals[exit_index][image], abs=1e-5)
+    else:
+        assert found.signal is None
+
+
+# ---- Answers
+
+
+def test_the_instance_splits_the_pictures_over_all_exits(instance: Instance) -> None:
+    assert set(instance.taken) == {0, 1, 2}
+    assert len(set(instance.logits[2][0].argmax(1).flatten().tolist())) > 1
+
+
+def test_a_bundle_answers_as_torch_does(exported: Path, instance: Instance) -> None:
+    bundle = load_bundle(exported)
+    for image, picture in enumerate(pictures()):
+        assert_answers(bundle(picture), instance, instance.taken[image], image)
+
+
+def test_the_torch_form_answers_as_torch_does(instance: Instance, tmp_path: Path) -> None:
+    bundle = load_bundle(written(instance, tmp_path / "torch", "torch"))
+    for image, picture in enumerate(pictures()):
+        assert_answers(bundle(picture), instance, instance.taken[image], image)
+
+
+def test_a_bundle_runs_no_segment_beyond_the_answering_exit(
+    exported: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    run = OnnxProgram.__call__
+
+    def counted(program: OnnxProgram, value: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return run(program, value)
+
+    monkeypatch.setattr(OnnxProgram, "__call__", counted)
+    bundle = load_bundle(exported)
+    for image, picture in enumerate(pictures()):
+        calls = 0
+        bundle(picture)
+        segments = instance.taken[image] + 1
+        assert calls == segments + 1  # and one program for the label map
+
+
+def test_stream_yields_every_exit_in_turn(exported: Path, instance: Instance) -> None:
+    bundle = load_bundle(exported)
+    for image, picture in enumerate(pictures()[:3]):
+        answers = list(bundle.stream(picture))
+        assert len(answers) == 3
+        for exit_index, answer in enumerate(answers):
+            assert_answers(answer, instance, exit_index, image)
+
+
+def test_stream_gives_an_answer_before_it_computes_the_next(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(exported)
+    stream = bundle.stream(pictures()[0])
+    assert next(stream).exit_index == 0
+
+    def fails(*_: object) -> None:
+        raise AssertionError("ran ahead")
+
+    monkeypatch.setattr(OnnxProgram, "__call__", fails)
+    with pytest.raises(AssertionError, match="ran ahead"):
+        next(stream)
+
+
+def test_without_thresholds_a_bundle_runs_to_its_last_exit(bundle_path: Path) -> None:
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    edit_manifest(bundle_path, exits=[exit_ | {"threshold": None} for exit_ in exits])
+    bundle = load_bundle(bundle_path)
+    assert {bundle(picture).exit_id for picture in pictures()} == {"final"}
+
+
+def test_a_signal_exactly_at_the_threshold_leaves(bundle_path: Path) -> None:
+    signal = load_bundle(bundle_path).stream(pictures()[0])
+    observed = next(signal).signal
+    assert observed is not None
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    for threshold, leaves in ((observed, True), (float(np.nextafter(observed, 2)), False)):
+        edit_manifest(bundle_path, exits=[exits[0] | {"threshold": threshold}, *exits[1:]])
+        assert (load_bundle(bundle_path)(pictures()[0]).exit_index == 0) is leaves
+
+
+# ---- Images
+
+
+def test_a_path_and_its_pixels_are_answered_alike(exported: Path, tmp_path: Path) -> None:
+    Image.fromarray(pictures()[1]).save(tmp_path / "picture.png")
+    bundle = load_bundle(exported)
+    expected = bundle(pictures()[1])
+    for path in (tmp_path / "picture.png", str(tmp_path / "picture.png")):
+        found = bundle(path)
+        assert found.signal == expected.signal
+        np.testing.assert_array_equal(found.label_map, expected.label_map)
+
+
+def test_an_image_of_another_size_is_rescaled(exported: Path) -> None:
+    large = np.kron(pictures()[1], np.ones((3, 2, 1), np.uint8))
+    assert load_bundle(exported)(large).label_map.shape == SIZE
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        (np.zeros((32, 48), np.uint8), r"\(32, 48\)"),
+        (np.zeros((32, 48, 4), np.uint8), r"\(32, 48, 4\)"),
+        (np.zeros((32, 48, 3), np.float32), "float32"),
+    ],
+)
+def test_what_is_no_rgb_image_is_refused(exported: Path, image: Any, named: str) -> None:
+    with pytest.raises(BundleError, match=named):
+        load_bundle(exported)(image)
+
+
+def test_a_normalised_image_of_another_shape_is_refused_with_both(exported: Path) -> None:
+    with pytest.raises(BundleError, match=r"\(3, 32, 48\), got \(3, 32, 40\)"):
+        load_bundle(exported).answer(np.zeros((3, 32, 40), np.float32))
+
+
+# ---- What a bundle holds
+
+
+def test_the_manifest_says_what_the_bundle_is(exported: Path, instance: Instance) -> None:
+    manifest = load_bundle(exported).manifest
+    assert manifest["bundle_version"] == 1
+    assert manifest["format"] == "onnx"
+    assert manifest["input"]["size"] == list(SIZE)
+    assert {key: manifest[key] for key in FACTS} == FACTS
+    assert [exit_["exit_id"] for exit_ in manifest["exits"]] == list(EXITS)
+    for exit_, planned in zip(manifest["exits"], instance.planned, strict=True):
+        assert exit_["threshold"] == planned.threshold
+        assert exit_["macs"] == planned.macs
+        assert exit_["exit_rate"] == planned.exit_rate
+    histogram = manifest["histograms"][EXITS[0]]
+    assert sum(histogram["counts"]) == len(pictures())
+    assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    assert set(manifest["histograms"]) == set(EXITS[:-1])
+
+
+def test_every_file_of_a_bundle_has_its_hash(exported: Path) -> None:
+    files = {file.name for file in exported.iterdir()} - {"manifest.json"}
+    assert set(load_bundle(exported).manifest["files"]) == files
+    assert {"segment-1.onnx", "segment-2.onnx", "segment-3.onnx"} < files
+
+
+def test_a_bundle_runs_without_torch(exported: Path) -> None:
+    code = (
+        "import sys, numpy, mess\n"
+        "answer = mess.load_bundle(sys.argv[1])(numpy.zeros((32, 48, 3), numpy.uint8))\n"
+        "print(answer.exit_id, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[1] == "False"
+
+
+# ---- Refusals
+
+
+@pytest.mark.parametrize("name", ["segment-2.onnx", "answer-4x6.onnx"])
+def test_an_altered_file_is_refused_by_name(bundle_path: Path, name: str) -> None:
+    data = bytearray((bundle_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle_path / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} was altered"):
+        load_bundle(bundle_path)
+
+
+def test_a_missing_file_is_refused_by_name(bundle_path: Path) -> None:
+    (bundle_path / "segment-3.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks segment-3\.onnx"):
+        load_bundle(bundle_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, None])
+def test_another_bundle_version_is_refused_with_both(
+    bundle_path: Path, version: int | None
+) -> None:
+    edit_manifest(bundle_path, bundle_version=version)
+    with pytest.raises(
+        BundleError, match=f"bundle version {version}, this version of mess reads 1"
+    ):
+        load_bundle(bundle_path)
+
+
+def test_a_folder_without_or_with_a_broken_manifest_is_refused(bundle_path: Path) -> None:
+    (bundle_path / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
+        load_bundle(bundle_path)
+    (bundle_path / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="is no bundle"):
+        load_bundle(bundle_path)
+    with pytest.raises(BundleError, match="is no bundle"):
+        load_bundle(bundle_path / "nowhere")
+
+
+# ---- Writing
+
+
+@pytest.fixture
+def _no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are written in an instant."""
+
+    def write(module: Any, outputs: Any, shape: Any, path: Path, format_: Any) -> None:
+        path.write_bytes(b"program")
+
+    monkeypatch.setattr(mess.export.bundle, "write_program", write)
+
+
+@pytest.mark.usefixtures("_no_programs")
+def test_a_folder_that_holds_something_else_is_not_overwritten(
+    instance: Instance, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BundleError, match="is no bundle"):
+        written(instance, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.usefixtures("_no_programs")
+def test_an_older_bundle_is_replaced_whole(instance: Instance, tmp_path: Path) -> None:
+    path = written(instance, tmp_path / "bundle")
+    (path / "segment-9.onnx").write_bytes(b"of the older bundle")
+    with pytest.raises(BundleError, match="is no bundle"):
+        written(instance, path)  # whose file that is, nobody knows
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["segment-9.onnx"] = sha256(path / "segment-9.onnx")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    written(instance, path)
+    assert not (path / "segment-9.onnx").exists()
+    assert (path / "manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("_no_programs")
+def test_a_failed_export_leaves_the_older_bundle_and_nothing_else(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(instance, tmp_path / "bundle")
+    before = (path / "manifest.json").read_text()
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(mess.export.bundle, "write_program", fails)
+    with pytest.raises(RuntimeError, match="disk full"):
+        written(instance, path)
+    assert (path / "manifest.json").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]

@@ -1,0 +1,336 @@
+"""What every backbone promises, and weights that do not fit."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import WeightsEnum, mobilenet_v2
+from torchvision.models.segmentation import (
+    deeplabv3_resnet50,
+    deeplabv3_resnet101,
+    fcn_resnet50,
+)
+
+from mess.config import BackboneConfig
+from mess.errors import ConfigError, WeightsError
+from mess.networks.backbones import BACKBONES, Backbone, build_backbone
+
+CLASSES = 5
+
+CUSTOM = """
+    from torch import nn
+    from mess.backbones import Backbone
+
+    def tiny(num_classes, *, weights="none", width=4):
+        blocks = {
+            "stem": nn.Conv2d(3, width, 3, stride=8, padding=1),
+            "body": nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        }
+        return Backbone(blocks, nn.Conv2d(width, num_classes, 1))
+
+    def wrong(num_classes, *, weights="none"):
+        return nn.Conv2d(3, num_classes, 1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_backbones.py").write_text(textwrap.dedent(CUSTOM))
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def build(name: str, weights: str = "none", **options: Any) -> Backbone:
+    config = BackboneConfig(name=name, weights=str(weights), options=options)
+    return build_backbone(config, CLASSES)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mobilenet_v2": {"width": 0.25},
+    "timm": {"model": "mobilenetv3_small_050"},
+}
+"""Options of backbones that need some, or are large without."""
+
+STRIDE = {"deeplabv3_mobilenet_v3_large": 16}
+"""Output strides other than 8."""
+
+
+def small(name: str) -> Backbone:
+    return build(name, **SMALL.get(name, {}))
+
+
+def filled(module: nn.Module) -> nn.Module:
+    """A module from the meta device with cheap, tame, reproducible weights, in eval mode."""
+    module = module.to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        if name.endswith(("running_var", "num_batches_tracked")):
+            tensor.fill_(1)
+        elif tensor.dim() == 4:
+            bound = (3 / tensor[0].numel()) ** 0.5
+            tensor.uniform_(-bound, bound, generator=generator)
+        else:
+            tensor.uniform_(0.0, 1.0, generator=generator)
+    return module
+
+
+# ---- The contract suite: every backbone, one of one's own included
+
+NAMES = [*BACKBONES, "own_backbones:tiny"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backbone_is_blocks_in_order_and_a_head(name: str) -> None:
+    with torch.device("meta"):
+        backbone = small(name).eval()
+        image = torch.empty(2, 3, 32, 48)
+    assert isinstance(backbone, Backbone)
+    assert len(backbone.names) == len(backbone.blocks) == len(set(backbone.names))
+    features = image
+    for block in backbone.blocks:
+        features = block(features)
+        assert features.dim() == 4
+    logits = backbone.head(features)
+    stride = STRIDE.get(name, 8)
+    assert logits.shape == (2, CLASSES, 32 // stride, 48 // stride)
+    assert backbone(image).shape == logits.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_leave_their_inputs_as_they_are(name: str) -> None:
+    """Exits read them too."""
+    backbone = cast(Backbone, filled(small(name)))
+    features = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for block in [*backbone.blocks, backbone.head]:
+            before = features.clone()
+            output = block(features)
+            assert torch.equal(features, before)
+            features = output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_block_names_can_be_exit_points(name: str) -> None:
+    with torch.device("meta"):
+        names = small(name).names
+    assert all(isinstance(block, str) and block for block in names)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "drn50", "deeplabv3_resnet101"])
+def test_output_stride_can_be_chosen_and_others_are_refused(name: str) -> None:
+    with torch.device("meta"):
+        for stride in (8, 16, 32):
+            backbone = build(name, output_stride=stride).eval()
+            assert backbone(torch.empty(1, 3, 64, 96)).shape[2:] == (64 // stride, 96 // stride)
+        with pytest.raises(ConfigError, match=r"8, 16 or 32 .* got 4"):
+            build(name, output_stride=4)
+
+
+def test_a_backbone_without_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one block"):
+        Backbone({}, nn.Identity())
+
+
+# ---- Against torchvision
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("deeplabv3_resnet50", deeplabv3_resnet50),
+        ("deeplabv3_resnet101", deeplabv3_resnet101),
+        ("drn50", fcn_resnet50),
+    ],
+)
+def test_blocks_run_in_order_are_torchvisions_network_bit_for_bit(name: str, reference) -> None:
+    with torch.device("meta"):
+        ours, theirs = (
+            build(name),
+            reference(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False),
+        )
+    filled(ours)
+    # Both list their layers in the order of execution.
+    state = ours.state_dict().values()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), state, strict=True)), assign=True)
+    theirs.eval()
+    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        features = image
+        for block in ours.blocks:
+            features = block(features)
+        native = ours.head(features)
+        found = F.interpolate(native, size=(32, 48), mode="bilinear", align_corners=False)
+        expected = theirs(image)["out"]
+    assert native.shape[2:] == (4, 6)
+    assert expected.std() > 1e-3
+    assert torch.equal(found, expected)
+
+
+def test_mobilenet_at_its_own_stride_is_torchvisions() -> None:
+    ours = filled(build("mobilenet_v2", width=0.25, output_stride=32))
+    theirs = mobilenet_v2(width_mult=0.25).eval()
+    own = cast(Backbone, ours)
+    body = list(own.blocks.state_dict().values())
+    names = [n for n in theirs.state_dict() if not n.startswith(("classifier.", "features.18."))]
+    theirs.load_state_dict(dict(zip(names, body, strict=True)), strict=False)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found, expected = image, image
+        for block in own.blocks:
+            found = block(found)
+        for layer in theirs.features[:18]:
+            expected = layer(expected)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_dilated_mobilenet_computes_the_strided_one_in_between(stride: int) -> None:
+    """With dilation for stride, every n-th feature is the strided network's, borders included."""
+    dense = cast(Backbone, filled(build("mobilenet_v2", width=0.25, output_stride=stride)))
+    strided = cast(Backbone, build("mobilenet_v2", width=0.25, output_stride=32).eval())
+    strided.load_state_dict(dense.state_dict())
+    image = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        every, few = image, image
+        for dense_block, strided_block in zip(dense.blocks, strided.blocks, strict=True):
+            every, few = dense_block(every), strided_block(few)
+    step = 32 // stride
+    assert few.shape[2:] == (3, 2)
+    torch.testing.assert_close(every[:, :, ::step, ::step], few, rtol=1e-4, atol=1e-5)
+
+
+# ---- Weights
+
+
+def pretrained() -> dict[str, Tensor]:
+    """Classification weights as a download would give them, a quarter wide."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = mobilenet_v2(width_mult=0.25)
+    return network.state_dict()
+
+
+def saved(tmp_path: Path, state: Mapping[str, Tensor]) -> str:
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return str(path)
+
+
+def narrow(weights: str) -> Backbone:
+    return build("mobilenet_v2", weights, width=0.25)
+
+
+def body_of(state: Mapping[str, Tensor]) -> list[Tensor]:
+    unused = ("classifier.", "features.18.")
+    return [tensor for name, tensor in state.items() if not name.startswith(unused)]
+
+
+def test_a_weights_file_fills_the_blocks(tmp_path: Path) -> None:
+    state = pretrained()
+    backbone = narrow(saved(tmp_path, state))
+    loaded = list(backbone.blocks.state_dict().values())
+    assert len(loaded) == len(body_of(state))
+    assert all(torch.equal(a, b) for a, b in zip(loaded, body_of(state), strict=True))
+
+
+def test_parts_that_segmentation_drops_may_be_absent(tmp_path: Path) -> None:
+    kept = {
+        name: tensor
+        for name, tensor in pretrained().items()
+        if not name.startswith(("classifier.", "features.18.", "features.0.1.num_batches"))
+    }
+    backbone = narrow(saved(tmp_path, kept))
+    assert torch.equal(backbone.blocks.state_dict()["0.0.0.weight"], kept["features.0.0.weight"])
+
+
+def test_half_precision_weights_load_as_single(tmp_path: Path) -> None:
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in pretrained().items()
+    }
+    loaded = list(narrow(saved(tmp_path, state)).blocks.state_dict().values())
+    for found, expected in zip(loaded, body_of(state), strict=True):
+        assert found.dtype in (torch.float32, torch.int64)
+        assert torch.equal(found, expected.to(found.dtype))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"/nowhere\.safetensors does not exist"):
+        narrow("/nowhere.safetensors")
+
+
+def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK\x03\x04 a pickle")
+    with pytest.raises(WeightsError, match=r"weights\.pth is not safetensors"):
+        narrow(str(path))
+
+
+def test_a_wrong_shape_names_the_key_and_both_shapes(tmp_path: Path) -> None:
+    state = pretrained() | {"features.3.conv.0.0.weight": torch.zeros(2, 3, 1, 1)}
+    with pytest.raises(WeightsError) as refusal:
+        narrow(saved(tmp_path, state))
+    assert "'features.3.conv.0.0.weight'" in str(refusal.value)
+    assert "[2, 3, 1, 1]" in str(refusal.value)
+    expected = list(pretrained()["features.3.conv.0.0.weight"].shape)
+    assert str(expected) in str(refusal.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    state = pretrained()
+    del state["features.5.conv.1.0.weight"]
+    with pytest.raises(WeightsError, match=r"lack 'features\.5\.conv\.1\.0\.weight'"):
+        narrow(saved(tmp_path, state))
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    state = pretrained() | {"features.99.weight": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"hold 'features\.99\.weight'"):
+        narrow(saved(tmp_path, state))
+
+
+def test_torchvisions_download_is_checked_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = pretrained()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    loaded = list(narrow("torchvision").blocks.state_dict().values())
+    assert torch.equal(loaded[0], state["features.0.0.weight"])
+    with pytest.raises(WeightsError, match=r"torchvision: 'features\.0\.0\.weight' has shape \[8,"):
+        build("mobilenet_v2", "torchvision")
+
+
+def test_a_backbone_without_pretrained_weights_says_so() -> None:
+    with pytest.raises(WeightsError, match="small_resnet has no pretrained weights, got 'torchv"):
+        build("small_resnet", "torchvision")
+
+
+# ---- Names and options
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mobilenet_v2'") as refusal:
+        build("mobilenetv2")
+    assert "'mobilenetv2'" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["own_backbones:absent", "no_such_package:factory"])
+def test_a_factory_that_cannot_be_imported_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name!r} cannot be imported"):
+        build(name)
+
+
+def test_a_factory_of_something_else_is_refused() -> None:
+    with pytest.raises(ConfigError, match="returned Conv2d"):
+        build("own_backbones:wrong")
+
+
+def test_options_reach_the_factory_and_unknown_ones_are_refused() -> None:
+    assert build("own_backbones:tiny", width=6).head.in_channels == 6
+    with pytest.raises(ConfigError, match=r"does not take the options {'widht': 0.5}"):
+        build("mobilenet_v2", widht=0.5)

@@ -1,0 +1,75 @@
+"""The DeepLab head is torchvision's to the last parameter, whatever is left out of computing it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from mess.networks import macs
+from mess.networks.heads import deeplab_head
+
+CHANNELS, CLASSES, WIDTH = 16, 5, 8
+
+
+def torchvisions(ours: nn.Module) -> nn.Module:
+    """The head with torchvision's own ASPP and the same weights."""
+    theirs = copy.deepcopy(ours)
+    assert isinstance(theirs, nn.Sequential)
+    theirs[0] = ASPP(CHANNELS, [12, 24, 36], WIDTH).to(torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs
+
+
+def head() -> nn.Module:
+    torch.manual_seed(0)
+    module = deeplab_head(CHANNELS, CLASSES, WIDTH).to(torch.float64)
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return module
+
+
+# Below 12, between the dilations on one axis or both, on them exactly, and beyond them all.
+SIZES = [(6, 8), (9, 30), (21, 27), (12, 24), (13, 25), (36, 37), (40, 50)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_and_gradients_are_those_of_torchvision(
+    size: tuple[int, int], training: bool
+) -> None:
+    ours = head().train(training)
+    theirs = torchvisions(ours).train(training)
+    for part in theirs.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    features = torch.randn(2, CHANNELS, *size, dtype=torch.float64, requires_grad=True)
+    expected, found = theirs(features), ours(features)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    step = torch.randn_like(expected)
+    expected = torch.autograd.grad(expected, [features, *theirs.parameters()], step)
+    found = torch.autograd.grad(found, [features, *ours.parameters()], step)
+    for mine, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_the_state_dict_and_its_draws_are_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours = deeplab_head(CHANNELS, CLASSES, WIDTH)[0]
+    torch.manual_seed(0)
+    theirs = ASPP(CHANNELS, [12, 24, 36], WIDTH)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for mine, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_every_tap_counts_as_it_does_in_the_papers() -> None:
+    with torch.device("meta"):
+        ours = deeplab_head(CHANNELS, CLASSES, WIDTH)
+        theirs = nn.Sequential(ASPP(CHANNELS, [12, 24, 36], WIDTH), *list(ours)[1:])
+    shape = (1, CHANNELS, 9, 30)
+    assert macs.trace(ours, shape) == macs.trace(theirs, shape)
