@@ -15,8 +15,9 @@ import numpy as np
 
 from mess import workflow
 from mess.common.metrics import mean_iou
+from mess.runs.identity import exit_rows
 from mess.runs.run import Run
-from mess.runs.tables import exit_rows, load_tables
+from mess.runs.tables import load_tables
 
 SPLITS = ("calibration", "test")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mess import workflow
 from mess.errors import InfeasibleError
-from mess.profiling.timing import machine_facts
+from mess.profiling.machine import machine_facts
 
 
 def main() -> None:

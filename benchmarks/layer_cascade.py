@@ -38,10 +38,11 @@ from mess.networks.candidates import candidates
 from mess.networks.heads import build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.prediction.predict import predict
+from mess.runs.costs import load_costs
+from mess.runs.identity import CALIBRATION
 from mess.runs.network import trained_network
 from mess.runs.policies import policy_tables
 from mess.runs.run import find_run
-from mess.runs.tables import CALIBRATION, load_costs
 from mess.search.answers.answer import search
 from mess.search.problem.costs import Cost
 from mess.search.problem.request import Request

@@ -39,22 +39,23 @@ from mess.config import parse_config
 from mess.data import open_split
 from mess.data.loader import evaluation_loader
 from mess.exits import FINAL
-from mess.export.segments import Segment, write_program
+from mess.export.programs import write_program
+from mess.export.segments import Segment
 from mess.networks.candidates import candidates
 from mess.networks.network import build_network
 from mess.profiling.timing import interleaved
 from mess.runs.network import trained_network
 from mess.runs.run import Run
-from mess.runtime.bundle import OnnxProgram
-from mess.signals.maps import PixelMaps, SignalModule, joint_histogram, maps_at, variation
-from mess.signals.registry import (
-    FULL,
+from mess.runtime.onnx_program import OnnxProgram
+from mess.signals.builtin import (
     ConfidentShare,
     MeanConfidence,
     NormalisedEntropy,
-    Signal,
     VariationOfInformation,
 )
+from mess.signals.maps import PixelMaps, joint_histogram, variation
+from mess.signals.measure import SignalModule, maps_at
+from mess.signals.signal import FULL, Signal
 from mess.signals.variation import variations
 
 SIZE, STRIDE, CLASSES = 520, 8, 21

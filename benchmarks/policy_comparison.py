@@ -23,9 +23,9 @@ from results import Results, Row, machine_facts
 from mess import workflow
 from mess.common.metrics import mean_iou
 from mess.common.progress import Silent
+from mess.runs.identity import CALIBRATION
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
-from mess.runs.tables import CALIBRATION
 from mess.search.answers.failure_prediction import ranking
 
 QUANTILES = (0.1, 0.5, 0.9)

@@ -49,7 +49,7 @@ from mess.config import Config, load_config
 from mess.exits import FINAL
 from mess.networks.candidates import Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
-from mess.training.loop import Stage
+from mess.training.stage import Stage
 from mess.training.stages import ExitTraining
 
 CLASSES, BATCH, CROP = 11, 8, (162, 216)

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from results import Results, Row, machine_facts
 
-from mess.commands.train import exit_mious, train_network
+from mess.commands.train import train_network
 from mess.common.progress import Silent
 from mess.config import load_config
 from mess.data import open_split
 from mess.exits import FINAL
 from mess.runs.network import trained_network
 from mess.runs.run import begin_run
+from mess.training.judge import exit_mious
 
 PRETRAINING, EXITS, BRANCHES, LONG_BRANCHES = 300, 200, 100, 400
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.

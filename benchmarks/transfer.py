@@ -18,9 +18,9 @@ import numpy as np
 
 from mess import workflow
 from mess.common.progress import Silent
+from mess.runs.costs import load_costs
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
-from mess.runs.tables import load_costs
 from mess.search.answers.answer import search
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.evaluate import Choice, evaluate

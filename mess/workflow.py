@@ -17,8 +17,9 @@ from mess.cache.parquet import read_facts
 from mess.common.files import sha256
 from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
+from mess.runs.costs import DEFAULT_PROFILE
+from mess.runs.identity import CALIBRATION
 from mess.runs.run import Run, begin_run, find_run
-from mess.runs.tables import CALIBRATION, DEFAULT_PROFILE
 from mess.search.exact.workers import Team
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
 
@@ -258,7 +259,8 @@ def evaluate(
     `bundle` is the newest of the run by default. On the calibration split the report says how far
     the bundle agrees with what the search predicted.
     """
-    from mess.commands.evaluate import evaluate_bundle, run_of
+    from mess.commands.evaluate import evaluate_bundle
+    from mess.runs.bundles import run_of
 
     place = find_run(run_of(bundle) if run is None and bundle is not None else run)
     return evaluate_bundle(place, bundle, split, threads, reporter)

@@ -18,9 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mess.cache.content import STEM, SUFFIX, find_parts, matches, repeated_strings, require_whole
 from mess.cache.parquet import read_facts, read_table, write_table
-from mess.cache.predictions.parts import STEM, SUFFIX, find_parts, repeated_strings, require_whole
-from mess.cache.predictions.store import matches
 from mess.cache.schema import PAIRS, SCHEMA_VERSION
 from mess.common.files import write_named_by_content
 from mess.errors import CacheError, DamagedPartError

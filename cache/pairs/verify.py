@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.cache.content import find_parts, parquet_files
 from mess.cache.pairs.store import (
     PairPart,
     PairStore,
@@ -19,7 +20,6 @@ from mess.cache.pairs.store import (
     open_pair_part,
     read_signals,
 )
-from mess.cache.predictions.parts import find_parts, parquet_files
 from mess.errors import CacheError
 
 _ABANDONED_SECONDS = 3600.0

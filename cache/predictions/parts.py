@@ -7,7 +7,6 @@ or truncated one is known by its name, and writers cannot overwrite each other's
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mess.cache.content import STEM, SUFFIX, remedy, repeated_strings, require_whole
 from mess.cache.parquet import read_facts, read_table, write_table
 from mess.cache.schema import PREDICTIONS, SCHEMA_VERSION
-from mess.common.files import CONTENT_DIGITS, sha256, write_named_by_content
+from mess.common.files import write_named_by_content
 from mess.errors import DamagedPartError
 
 Maps = NDArray[np.object_]
 """Compressed maps as bytes, or None."""
 
-STEM, SUFFIX = "part", ".parquet"
-
-_NAME = re.compile(rf"{STEM}-([0-9a-f]{{{CONTENT_DIGITS}}}){re.escape(SUFFIX)}")
 
 _REPEATING = ("exit_id", "image_id", "signals.list.element")
 """Columns with a dictionary: that of counts would take more room than the counts."""
@@ -88,22 +85,6 @@ def write_part(
     )
 
 
-def find_parts(folder: Path) -> list[Path]:
-    """Files in `folder` that are named like parts, in the order of their names."""
-    return [path for path in parquet_files(folder) if _NAME.fullmatch(path.name)]
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """What someone who reads `folder` as a data set takes for parts, in the order of the names."""
-    return sorted(folder.glob("*.parquet"))
-
-
-def remedy(cache: Path) -> str:
-    """The command that brings the cache RUN/cache/NAME up to date."""
-    name = "" if cache.name == "calibration" else f" --name {cache.name}"
-    return f"`mess memoise{name} --run {cache.parent.parent}`"
-
-
 def open_part(path: Path) -> Part:
     """What a part is of; raises DamagedPartError where its content is not what its name says."""
     again = f"Run {remedy(path.parent.parent)} to compute it again; the rest of the cache stays."
@@ -112,17 +93,6 @@ def open_part(path: Path) -> Part:
     if part is None:
         raise DamagedPartError(f"{path} is of another version of mess. {again}")
     return part
-
-
-def require_whole(path: Path, again: str) -> None:
-    """Raise DamagedPartError, which ends with `again`, where a part is not what its name says."""
-    match = _NAME.fullmatch(path.name)
-    try:
-        digits = sha256(path)[:CONTENT_DIGITS]
-    except FileNotFoundError:
-        raise DamagedPartError(f"{path} is gone. {again}") from None
-    if match is None or digits != match[1]:
-        raise DamagedPartError(f"{path} was altered or cut short. {again}")
 
 
 def describe_part(path: Path) -> Part | None:
@@ -209,13 +179,6 @@ def _table(rows: PartRows) -> pa.Table:
         "confidence_map": pa.array(rows.confidence_map.ravel().tolist(), pa.binary()),
     }
     return pa.table(columns, schema=PREDICTIONS)
-
-
-def repeated_strings(index: NDArray[np.intp], values: Sequence[str]) -> pa.Array:
-    """The values at each index, as a column."""
-    return pa.DictionaryArray.from_arrays(pa.array(index), pa.array(values, pa.string())).cast(
-        pa.string()
-    )
 
 
 def _lists(values: NDArray[Any], column: str) -> pa.Array:

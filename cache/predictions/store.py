@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.cache.content import find_parts, matches, remedy
 from mess.cache.parquet import read_table
-from mess.cache.predictions.parts import Part, find_parts, open_part, read_counts, read_maps, remedy
+from mess.cache.predictions.parts import Part, open_part, read_counts, read_maps
 from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.common.files import sha256, write_json
 from mess.errors import CacheError
@@ -202,20 +203,6 @@ class PredictionStore:
                 for e in overlap.part_exits:
                     maps[part_exits[e], part_images[i]] = label_map[i, e]
         return maps
-
-
-def matches(
-    own: Mapping[str, str], wanted: Mapping[str, str]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Positions in `own` and in `wanted` of the ids that have the same fingerprint in both."""
-    position = {name: index for index, name in enumerate(wanted)}
-    pairs = [
-        (index, position[name])
-        for index, (name, fingerprint) in enumerate(own.items())
-        if wanted.get(name) == fingerprint
-    ]
-    both = np.array(pairs, dtype=np.intp).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -11,18 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from mess.cache.content import find_parts, parquet_files, remedy
 from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import unneeded_pairs, verify_pairs
-from mess.cache.predictions.parts import (
-    Part,
-    describe_part,
-    find_parts,
-    open_part,
-    parquet_files,
-    read_counts,
-    remedy,
-    row_ids,
-)
+from mess.cache.predictions.parts import Part, describe_part, open_part, read_counts, row_ids
 from mess.cache.predictions.store import Overlap, PredictionStore
 from mess.errors import CacheError, DamagedPartError
 

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.cache.content import find_parts, parquet_files
 from mess.cache.parquet import write_rows
 from mess.cache.predictions.parts import (
     Part,
     PartRows,
     excerpt,
-    find_parts,
     open_part,
-    parquet_files,
     read_rows_of,
     write_part,
 )

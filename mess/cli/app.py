@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mess import __version__, workflow
+from mess.cli.options import (
+    Algorithm,
+    BundleFormat,
+    CacheArgument,
+    ConfigArgument,
+    DeviceOption,
+    JsonOption,
+    LatencyStat,
+    RunOption,
+    Runtime,
+    Sampler,
+    SetOption,
+    Setting,
+    Target,
+    ThreadsOption,
+)
+from mess.cli.progress import reporter
 from mess.cli.tables import (
-    be_quiet,
-    complain,
     print_caches,
     print_evaluation,
     print_exits,
-    print_json,
     print_policies,
     print_predictions,
     print_search,
     print_verification,
-    reporter,
-    say,
 )
+from mess.cli.terminal import be_quiet, complain, print_json, say
 from mess.errors import InterruptedWork, MessError
 
 app = typer.Typer(
@@ -37,64 +49,6 @@ app = typer.Typer(
 
 cache = typer.Typer(no_args_is_help=True, help="Look after the stored predictions of a run.")
 app.add_typer(cache, name="cache")
-
-
-class Setting(StrEnum):
-    input_dependent = "input-dependent"
-    anytime = "anytime"
-    budgeted = "budgeted"
-    final_only = "final-only"
-
-
-class Target(StrEnum):
-    latency = "latency"
-    macs = "macs"
-    params = "params"
-    accuracy = "accuracy"
-
-
-class Algorithm(StrEnum):
-    exhaustive = "exhaustive"
-    optuna = "optuna"
-
-
-class Sampler(StrEnum):
-    tpe = "tpe"
-    nsga2 = "nsga2"
-
-
-class LatencyStat(StrEnum):
-    mean = "mean"
-    p90 = "p90"
-
-
-class Runtime(StrEnum):
-    onnxruntime = "onnxruntime"
-    torch = "torch"
-
-
-class BundleFormat(StrEnum):
-    onnx = "onnx"
-    torch = "torch"
-
-
-RunOption = Annotated[
-    Path | None, typer.Option("--run", help="Run directory; the newest below ./runs by default.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
-]
-CacheArgument = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="Cache, such as calibration; all by default.")
-]
-ConfigArgument = Annotated[
-    str | None,
-    typer.Argument(help="A shipped configuration, or a TOML file. [default: quickstart]"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,16 +8,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from mess.cache.content import find_parts, remedy
 from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import count_pairs, pair_bytes
-from mess.cache.predictions.parts import find_parts, remedy
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.verify import missing, unneeded, verify
 from mess.common.progress import Reporter
-from mess.data import open_split
-from mess.errors import CacheError, ConfigError, DataError, MessError, nearest
+from mess.errors import CacheError, DataError, MessError, nearest
+from mess.runs.freshness import data_changes, why_stale
 from mess.runs.run import Run
-from mess.runs.tables import exit_rows, expected_identity
 
 
 def describe_caches(place: Run) -> list[dict[str, Any]]:
@@ -41,7 +40,7 @@ def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict
         faults = list(found.faults)
         try:
             manifest = store.manifest()
-            faults += filter(None, [_stale(place, store), data_changes(place, store, manifest)])
+            faults += filter(None, [why_stale(place, store), data_changes(place, store, manifest)])
         except DataError as error:
             reporter.message(f"Cache {cache} was not held against its data: {error}")
         except CacheError:
@@ -74,46 +73,6 @@ def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[st
     return rows
 
 
-def require_current_data(
-    place: Run, store: PredictionStore, manifest: Mapping[str, Any], reporter: Reporter
-) -> None:
-    """Raise CacheError where the data is not what was memoised; say so where it is not there."""
-    try:
-        changes = data_changes(place, store, manifest)
-    except DataError as error:
-        reporter.message(f"The cache was not held against its data: {error}")
-        return
-    if changes:
-        raise CacheError(changes)
-
-
-def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]) -> str | None:
-    """How the data differs from what was memoised; raises DataError where it cannot be read."""
-    config, source = place.config(), manifest["source"]
-    data = config.data
-    if source["root"] is not None:
-        data = data.model_copy(update={"root": Path(source["root"])})
-    try:
-        now = open_split(data, source["split"], config.seed).image_fingerprints()
-    except ConfigError as error:
-        raise DataError(str(error)) from error
-    then = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
-    if list(now.items()) == list(then.items()):
-        return None
-    changed = [name for name in now if name in then and now[name] != then[name]]
-    added, removed = [n for n in now if n not in then], [n for n in then if n not in now]
-    counts = ", ".join(
-        f"{len(names)} {what} (such as {names[0]})"
-        for what, names in (("changed", changed), ("new", added), ("gone", removed))
-        if names
-    )
-    return (
-        f"{store.directory} is stale, for its images are no longer what they were: "
-        f"{counts or 'their order changed'}. Run {remedy(store.directory)} again; "
-        "only what changed is computed."
-    )
-
-
 def _described(place: Run, name: str) -> dict[str, Any]:
     store = PredictionStore(place.cache(name))
     paths = find_parts(store.parts_folder)
@@ -136,17 +95,8 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         "signals": [signal["name"] for signal in manifest["signals"]],
         "label_maps": manifest["label_maps"],
         "pairs": _pairs(store, manifest),
-        "state": _stale(place, store) or _holes(store) or "ready",
+        "state": why_stale(place, store) or _holes(store) or "ready",
     }
-
-
-def _stale(place: Run, store: PredictionStore) -> str | None:
-    """Why a search would refuse the cache, apart from its data."""
-    try:
-        store.checked_manifest(expected_identity(place, place.config(), exit_rows(place)))
-    except MessError as error:
-        return str(error)
-    return None
 
 
 def _holes(store: PredictionStore) -> str | None:

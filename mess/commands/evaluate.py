@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mess.commands.export import BASELINE, baseline_path
 from mess.common.images import normalise
 from mess.common.progress import Reporter
 from mess.data import open_split
 from mess.errors import BundleError, DataError
+from mess.runs.bundles import baseline_path, newest_bundle
+from mess.runs.identity import CALIBRATION
 from mess.runs.policies import observed_signals
 from mess.runs.run import Run
-from mess.runs.tables import CALIBRATION, load_tables
+from mess.runs.tables import load_tables
 from mess.runtime.bundle import load_bundle
 from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.problem.request import ANYTIME, INPUT_DEPENDENT
@@ -78,24 +79,6 @@ def evaluate_bundle(
     if split == CALIBRATION and data.fingerprint() == source["data"]:
         report["agreement"] = _agreement(place, source["name"], bundle.manifest, ours, reporter)
     return report
-
-
-def newest_bundle(place: Run) -> Path:
-    """The bundle exported last; raises BundleError where there is none."""
-    bundles = [
-        file.parent
-        for file in (place.path / "exports").glob("*/manifest.json")
-        if not file.parent.name.startswith(BASELINE)
-    ]
-    if not bundles:
-        raise BundleError(f"{place.path} has no bundle yet. Run {place.command('export')} first.")
-    return max(bundles, key=lambda bundle: (bundle / "manifest.json").stat().st_mtime_ns)
-
-
-def run_of(bundle: Path) -> Path | None:
-    """The run a bundle lies in, where it lies in one."""
-    folder = bundle.resolve().parent.parent
-    return folder if (folder / "config.toml").is_file() else None
 
 
 def _figures(outcome: Outcome) -> dict[str, float]:

@@ -14,17 +14,16 @@ from mess.config import Config
 from mess.errors import BundleError, MessError
 from mess.exits import FINAL
 from mess.export.bundle import PlannedExit, export_bundle
-from mess.export.segments import Format
+from mess.export.programs import Format
 from mess.networks.network import OverprovisionedNetwork
+from mess.runs.bundles import baseline_path
+from mess.runs.identity import cache_of, exit_rows, is_of_cache
 from mess.runs.network import class_table, trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.run import Run
-from mess.runs.tables import cache_of, exit_rows, is_of_cache, load_tables
-from mess.runtime.bundle import read_manifest
+from mess.runs.tables import load_tables
+from mess.runtime.manifest import read_manifest
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
-
-BASELINE = "baseline"
-"""Stem of the bundle that holds the network run to its end."""
 
 
 def export_search(
@@ -49,11 +48,6 @@ def export_search(
     suffix = "" if format_ == "onnx" else f"-{format_}"
     directory = output or place.bundle(search_id + suffix)
     return _export(place, config, network, result, source, directory, format_, reporter)
-
-
-def baseline_path(place: Run, format_: str) -> Path:
-    """Where the bundle of the network run to its end lies."""
-    return place.bundle(BASELINE if format_ == "onnx" else f"{BASELINE}-{format_}")
 
 
 def _export_baseline(

@@ -17,22 +17,26 @@ from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.writer import CacheWriter, Identity, Task
+from mess.common.metrics import label_counts
 from mess.common.progress import Reporter
-from mess.compute.processes import ALONE, Processes, local_device
+from mess.compute.device import local_device, pick_device
+from mess.compute.processes import ALONE, Processes
 from mess.config import Config, MemoiseConfig
 from mess.data import DATASETS, SPLITS, SegmentationData, open_split
 from mess.data.base import fingerprint_of
 from mess.data.loader import evaluation_loader
 from mess.errors import CacheError, ConfigError, DataError, MessError
-from mess.export.segments import native_shapes, require_exportable
+from mess.export.programs import require_exportable
+from mess.export.segments import native_shapes
 from mess.networks.network import OverprovisionedNetwork
-from mess.prediction.predict import label_counts, predict
+from mess.prediction.predict import predict
 from mess.prediction.statistics import ExitPrediction
 from mess.runs.fingerprints import exit_fingerprints
-from mess.runs.network import class_table, pick_device, trained_network
+from mess.runs.identity import CALIBRATION, exit_rows, expected_identity
+from mess.runs.network import class_table, trained_network
 from mess.runs.run import Run
-from mess.runs.tables import CALIBRATION, exit_rows, expected_identity
-from mess.signals.registry import Signal, configured_signals
+from mess.signals.registry import configured_signals
+from mess.signals.signal import Signal
 
 _PART_IMAGES = 32
 

@@ -10,7 +10,8 @@ from mess.cache.parquet import write_rows
 from mess.cache.schema import LATENCY
 from mess.common.files import sha256
 from mess.common.progress import Reporter
-from mess.profiling import timing as latency
+from mess.profiling.machine import machine_facts
+from mess.profiling.timing import profile
 from mess.runs.network import trained_network
 from mess.runs.run import Run
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
@@ -25,7 +26,7 @@ def measure_run(
     """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for."""
     config = place.config()
     signals = [*configured_signals(config.memoise), *PAIR_SIGNALS.values()]
-    timings = latency.profile(
+    timings = profile(
         trained_network(place, config, torch.device("cpu")),
         config.data.size,
         signals,
@@ -34,7 +35,7 @@ def measure_run(
         rounds=rounds,
         reporter=reporter,
     )
-    facts = latency.machine_facts(runtime, threads) | {
+    facts = machine_facts(runtime, threads) | {
         "weights": sha256(place.weights),
         "signals": [signal.name for signal in signals],
         "size": list(config.data.size),

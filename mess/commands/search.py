@@ -11,20 +11,21 @@ from typing import Any
 from mess.cache.parquet import write_rows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import FRONT
-from mess.commands.caches import require_current_data
 from mess.common.files import write_json
 from mess.common.progress import Reporter, Task
 from mess.errors import CacheError, MessError, nearest
+from mess.runs.costs import DEFAULT_PROFILE, load_costs
+from mess.runs.freshness import require_current_data
 from mess.runs.fronts import dependencies, earlier_answer, sealed
+from mess.runs.identity import CALIBRATION, excluded_exits
 from mess.runs.policies import PREFERRED, policy_tables
 from mess.runs.run import Run, new_folder
-from mess.runs.tables import CALIBRATION, DEFAULT_PROFILE, excluded_exits, load_costs
 from mess.search.answers.answer import Answer, search
 from mess.search.exact.workers import Team
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import ACCURACY, INPUT_DEPENDENT, Request
-from mess.search.sampled.sample import SAMPLERS
+from mess.search.sampled.study import SAMPLERS
 from mess.signals.registry import PAIR_SIGNALS
 
 EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"

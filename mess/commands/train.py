@@ -6,37 +6,33 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
 from mess.common.files import remove_leftovers, write_json
-from mess.common.metrics import mean_iou
 from mess.common.progress import Reporter
 from mess.common.seeds import derive
+from mess.compute.device import local_device, pick_device
 from mess.compute.memory import keep_memory
-from mess.compute.processes import ALONE, Processes, local_device
+from mess.compute.processes import ALONE, Processes
 from mess.config import Config
 from mess.data import SegmentationData, open_split
-from mess.data.loader import evaluation_loader, training_loader
-from mess.errors import DataError
-from mess.exits import FINAL
-from mess.export.segments import require_exportable
+from mess.data.loader import training_loader
+from mess.export.programs import require_exportable
 from mess.networks.candidates import KEPT, TRAINED, Candidate, candidates
-from mess.networks.network import OverprovisionedNetwork, build_network, load_weights, save_weights
-from mess.prediction.predict import label_counts, predict
-from mess.runs.network import pick_device, without_weights
+from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.networks.weights import load_weights, save_weights
+from mess.runs.identity import CALIBRATION
+from mess.runs.network import without_weights
 from mess.runs.run import Run, find_run
-from mess.runs.tables import CALIBRATION
 from mess.signals.registry import configured_signals
 from mess.training.best_epoch import remove_best_epochs
 from mess.training.checkpoint import remove_checkpoint
-from mess.training.loop import Judge, train
-from mess.training.metrics_log import HOLDOUT, MetricsLog
+from mess.training.judge import holdout_judge
+from mess.training.logs import MetricsLog, TensorBoardLog
+from mess.training.loop import train
 from mess.training.recipes import keeps_best, stages_of
-from mess.training.tensorboard_log import TensorBoardLog
 
 
 def train_network(
@@ -98,7 +94,7 @@ def train_network(
         reporter=reporter,
         device=device,
         judge=(
-            _judge(network, held_out, config, device, log, reporter, processes)
+            holdout_judge(network, held_out, config, device, log, reporter, processes)
             if held_out
             else None
         ),
@@ -124,37 +120,6 @@ def remove_progress(place: Run) -> None:
     remove_checkpoint(place.checkpoint)
 
 
-def _judge(
-    network: OverprovisionedNetwork,
-    held_out: SegmentationData,
-    config: Config,
-    device: torch.device,
-    log: MetricsLog,
-    reporter: Reporter,
-    processes: Processes,
-) -> Judge:
-    """Measures exits on the held-out images, and says and logs what it found."""
-
-    def judge(
-        stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
-    ) -> dict[str, float]:
-        mine = list(dict.fromkeys([*mine, FINAL])) if processes.is_first else list(mine)
-        measured = exit_mious(network, held_out, config, mine, device) if mine else {}
-        miou = processes.merge(measured, list(dict.fromkeys([*exits, FINAL])))
-        if not processes.is_first:
-            return miou
-        log.append(stage + HOLDOUT, iteration, **miou)
-        early = [miou[exit_id] for exit_id in exits if exit_id != FINAL]
-        others = f", of {len(early)} exits {np.mean(early):.3f} on average" if early else ""
-        reporter.message(
-            f"{stage}, iteration {iteration}: mIoU of the final exit {miou[FINAL]:.3f}{others}, on "
-            f"{len(held_out)} held-out images."
-        )
-        return miou
-
-    return judge
-
-
 def _open_log(place: Run, config: Config) -> MetricsLog:
     if config.training.tensorboard:
         return TensorBoardLog(place.metrics, place.tensorboard)
@@ -167,29 +132,3 @@ def _check(data: SegmentationData, reporter: Reporter) -> None:
         for index in range(len(data)):
             data.read(index)
             task.advance()
-
-
-def exit_mious(
-    network: OverprovisionedNetwork,
-    data: SegmentationData,
-    config: Config,
-    exits: list[str],
-    device: torch.device,
-) -> dict[str, float]:
-    """The mIoU of each exit on a split."""
-    classes = data.classes.num_classes
-    label = np.zeros(classes, np.int64)
-    for index in range(len(data)):
-        label += label_counts(data.sized(index)[1], classes)
-    if not label.any():
-        raise DataError(f"{data.where} has no labelled pixel, so mIoU is undefined.")
-    sums = {exit_id: np.zeros((2, classes), np.int64) for exit_id in exits}
-    loader = evaluation_loader(data, config.data, batch_size=config.memoise.batch_size)
-    for _, predictions in predict(network, loader, [], device=device, exits=exits):
-        for exit_id, counts in sums.items():
-            prediction = predictions[exit_id]
-            counts += [prediction.intersection.sum(0), prediction.predicted.sum(0)]
-    return {
-        exit_id: float(mean_iou(intersection, predicted, label))
-        for exit_id, (intersection, predicted) in sums.items()
-    }

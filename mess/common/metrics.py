@@ -31,3 +31,8 @@ def mean_iou(
     count = present.sum(axis=-1)
     total = np.where(present, per_class, 0.0).sum(axis=-1)
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)[()]
+
+
+def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.int32]:
+    """Pixels of each class, (C,), void left out."""
+    return np.bincount(label_HW.ravel(), minlength=VOID + 1)[:num_classes].astype(np.int32)

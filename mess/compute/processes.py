@@ -159,22 +159,3 @@ def _of_this_attempt(store: Store) -> Store:
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return store
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine.
-
-    Raises MessError where processes would have to share one, which their messages cannot.
-    """
-    here = ALONE.here
-    if device.type != "cuda" or not dist.is_torchelastic_launched() or here == 1:
-        return device
-    if device.index is not None or here > torch.cuda.device_count():
-        raise MessError(
-            f"{here} processes on this machine cannot share --device {device}; it has "
-            f"{torch.cuda.device_count()} GPUs. Start one process a GPU with --device cuda, or use "
-            "--device cpu."
-        )
-    chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(chosen)
-    return chosen

@@ -16,19 +16,12 @@ from mess.common.files import sha256, write_json
 from mess.common.images import MEAN, STD
 from mess.common.progress import Reporter
 from mess.errors import BundleError
-from mess.export.segments import (
-    SUFFIX,
-    Format,
-    LabelMap,
-    Segment,
-    native_shape,
-    point_shapes,
-    write_program,
-)
+from mess.export.programs import SUFFIX, Format, write_program
+from mess.export.segments import LabelMap, Segment, native_shape, point_shapes
 from mess.networks.network import OverprovisionedNetwork
-from mess.runtime.bundle import BUNDLE_VERSION, MANIFEST, read_manifest
-from mess.signals.maps import SignalModule
-from mess.signals.registry import Signal
+from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, read_manifest
+from mess.signals.measure import SignalModule
+from mess.signals.signal import Signal
 
 _HISTOGRAM_BINS = 20
 

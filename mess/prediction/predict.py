@@ -11,16 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mess.common.metrics import VOID
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
-from mess.prediction.statistics import (
-    BatchStatistics,
-    CompiledStatistics,
-    ExitPrediction,
-    TensorStatistics,
-)
-from mess.signals.registry import Signal
+from mess.prediction.compiled import CompiledStatistics
+from mess.prediction.in_torch import TensorStatistics
+from mess.prediction.statistics import BatchStatistics, ExitPrediction
+from mess.signals.signal import Signal
 
 
 def predict(
@@ -87,11 +83,6 @@ def _first(prediction: ExitPrediction, count: int) -> ExitPrediction:
         label_map=prediction.label_map[:count],
         confidence_map=None if confidence is None else confidence[:count],
     )
-
-
-def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.int32]:
-    """Pixels of each class, (C,), void left out."""
-    return np.bincount(label_HW.ravel(), minlength=VOID + 1)[:num_classes].astype(np.int32)
 
 
 def _statistics(

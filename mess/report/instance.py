@@ -18,9 +18,11 @@ from mess.errors import CacheError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
 from mess.report.figures import Histogram
+from mess.runs.costs import load_costs
+from mess.runs.identity import CALIBRATION, cache_of, is_of_cache
 from mess.runs.policies import observed_signals
 from mess.runs.run import Run
-from mess.runs.tables import CALIBRATION, cache_of, is_of_cache, load_costs, load_tables
+from mess.runs.tables import load_tables
 from mess.search.problem.request import ANYTIME
 from mess.search.problem.tables import Tables
 from mess.signals.decision import answering_exit

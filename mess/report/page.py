@@ -27,8 +27,8 @@ from mess.report import figures as report_figures
 from mess.report.figures import FrontLine, Unit
 from mess.report.instance import Cache, examples, instance_of, is_of, read_cache, thresholds
 from mess.report.templates import templates
+from mess.runs.costs import DEFAULT_PROFILE
 from mess.runs.run import Run
-from mess.runs.tables import DEFAULT_PROFILE
 from mess.search.problem.request import ANYTIME
 
 _TEMPLATE = "report.html.jinja"

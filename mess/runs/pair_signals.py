@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.cache.compression import decompress
+from mess.cache.content import remedy
 from mess.cache.pairs.store import PairBlock, PairStore, blocks
-from mess.cache.predictions.parts import remedy
 from mess.cache.predictions.store import PredictionStore
 from mess.common.progress import Reporter, Task
 from mess.errors import CacheError

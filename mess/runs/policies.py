@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.cache.predictions.parts import remedy
+from mess.cache.content import remedy
 from mess.common.progress import Reporter
 from mess.errors import CacheError, MessError, nearest
 from mess.runs.pair_signals import pair_signals

@@ -8,23 +8,20 @@ exits, the first one's program gives its label map too, and the second one's tak
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from mess.common.files import sha256
 from mess.common.images import normalise, read_image, resize_image
 from mess.errors import BundleError
+from mess.runtime.manifest import read_manifest
+from mess.runtime.onnx_program import OnnxProgram
 from mess.signals.decision import leaves
-
-MANIFEST = "manifest.json"
-BUNDLE_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,48 +35,6 @@ class Answer:
     """0-based, in order of depth."""
     signal: float | None
     """None at an exit without one, such as the last."""
-
-
-class Program(Protocol):
-    """A loaded program; values are the runtime's own, so features are not copied between two."""
-
-    def __init__(self, path: Path, threads: int) -> None: ...
-
-    def __call__(self, *values: Any) -> Sequence[Any]: ...
-
-    @staticmethod
-    def to_value(array: NDArray[Any]) -> Any: ...
-
-    @staticmethod
-    def to_array(value: Any) -> NDArray[Any]: ...
-
-
-class OnnxProgram:
-    """An ONNX graph on the CPU, with a fixed number of threads."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Spinning threads of one session would slow the next one down.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self._inputs = [input_.name for input_ in self._session.get_inputs()]
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, *values: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
-        inputs = dict(zip(self._inputs, values, strict=True))
-        return self._session.run_with_ort_values(self._outputs, inputs)
-
-    @staticmethod
-    def to_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-    @staticmethod
-    def to_array(value: onnxruntime.OrtValue) -> NDArray[Any]:
-        return value.numpy()
 
 
 class _Found(NamedTuple):
@@ -190,23 +145,6 @@ def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
         if sha256(file) != digest:
             raise BundleError(f"bundle file {file} was altered after its export. Export it again.")
     return Bundle(path, manifest, threads)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the bundle at `path`."""
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
-    except ValueError as error:
-        raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
-    if manifest.get("bundle_version") != BUNDLE_VERSION:
-        raise BundleError(
-            f"{file} has bundle version {manifest.get('bundle_version')}, this version of mess "
-            f"reads {BUNDLE_VERSION}."
-        )
-    return manifest
 
 
 def _loader(format_: str, path: Path, threads: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,16 +11,9 @@ from torch import Tensor
 from mess.compute.processes import ALONE, Processes
 from mess.networks.network import OverprovisionedNetwork
 from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mess.training.stage import Unit
 
 _SCORE, _WEIGHTS = "score.", "network."
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Weights that are trained together, by prefixes of their names, and the exits they serve."""
-
-    prefixes: tuple[str, ...]
-    exits: tuple[str, ...]
 
 
 class BestEpoch:

@@ -13,7 +13,7 @@ from mess.config import Config
 from mess.errors import ConfigError
 from mess.networks.candidates import Candidate
 from mess.networks.network import OverprovisionedNetwork
-from mess.training.loop import Stage
+from mess.training.stage import Stage
 from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
 
 

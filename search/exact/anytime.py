@@ -14,22 +14,12 @@ import numpy as np
 from mess.errors import ConfigError
 from mess.search.exact.packing import pack_aim, pack_prices
 from mess.search.exact.workers import ALL_CORES, Workers, run_rounds
-from mess.search.kernels.scan import Aim, Checkpoints, Early, Last, Prices, scan_anytime
+from mess.search.kernels.anytime import Checkpoints, Early, Last, scan_anytime
+from mess.search.kernels.arrays import Aim, Prices
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import Goal, miou_steps
 from mess.search.problem.progress import Arrays, Found, Scan
-from mess.search.problem.tables import Tables
-
-
-def count_choices(tables: Tables, max_exits: int) -> int:
-    """Choices of early exits, none included, that with the last one are at most `max_exits`."""
-    by_size = [1] + [0] * (max_exits - 1)
-    for point in range(1, tables.points):
-        here = int((tables.point == point).sum())
-        for size in range(max_exits - 1, 0, -1):
-            by_size[size] += by_size[size - 1] * here
-    return sum(by_size)
 
 
 def search_anytime(

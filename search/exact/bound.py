@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.search.kernels.scan import Prices
-from mess.search.kernels.screen import EPSILON, GROUPS, MARGIN, MEAN, Counts, Window, spreads
+from mess.search.kernels.arrays import EPSILON, GROUPS, MARGIN, MEAN, Counts, Prices, Window
+from mess.search.kernels.spreads import spreads
 from mess.search.problem.evaluate import Configuration
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal

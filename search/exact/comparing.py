@@ -13,24 +13,16 @@ from functools import partial
 import numpy as np
 
 from mess.search.exact.bound import Frame
-from mess.search.exact.input_dependent import (
-    OFFSET,
-    Done,
-    EarlyExits,
-    Task,
-    decode_steps,
-    require_numbers,
-    threshold_grid,
-)
+from mess.search.exact.input_dependent import EarlyExits, Task
 from mess.search.exact.one_exit import search_single
 from mess.search.exact.packing import pack_prices
 from mess.search.exact.workers import ALL_CORES, Workers
-from mess.search.kernels.scan import Prices
-from mess.search.kernels.screen import NOBODY
+from mess.search.kernels.arrays import NOBODY, Prices
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.ladder import Ladder, pair_ladder
 from mess.search.problem.progress import Arrays, Found
+from mess.search.problem.space import OFFSET, Done, decode_steps, require_numbers, threshold_grid
 from mess.search.problem.tables import Tables
 
 _SPAN = 2**62

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from mess.errors import ConfigError
-from mess.search.exact.anytime import count_choices, search_anytime
+from mess.search.exact.anytime import search_anytime
 from mess.search.exact.comparing import count_pairs, pair_ladders, search_pairs
-from mess.search.exact.input_dependent import (
-    MOST_EXITS,
-    count_configurations,
-    ladders,
-    search_dependent,
-    threshold_grid,
-)
+from mess.search.exact.input_dependent import search_dependent
 from mess.search.exact.one_exit import search_single
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.problem.goal import Goal
 from mess.search.problem.progress import Found
 from mess.search.problem.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
+from mess.search.problem.space import (
+    MOST_EXITS,
+    count_choices,
+    count_configurations,
+    ladders,
+    threshold_grid,
+)
 
 Progress = Callable[[int, int], None]
 """Hears how much of a search is done, and of how much."""

@@ -8,91 +8,23 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from mess.errors import ConfigError
 from mess.search.exact.bound import Frame, along, bands, reaching, window
 from mess.search.exact.one_exit import search_single
 from mess.search.exact.packing import pack_aim, pack_pixels, pack_prices
 from mess.search.exact.shared_threshold import one_threshold_space, with_one_threshold
 from mess.search.exact.workers import ALL_CORES, Workers, run_rounds
-from mess.search.kernels.scan import Aim, Prices, scan_rows
-from mess.search.kernels.screen import MEAN, NOBODY, Window, screen
+from mess.search.kernels.arrays import MEAN, NOBODY, Aim, Prices, Window
+from mess.search.kernels.scan import scan_rows
+from mess.search.kernels.screen import screen
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import Ladder, grid_size, ladder
+from mess.search.problem.ladder import Ladder
 from mess.search.problem.progress import NOTHING, Arrays, Found, Scan
-from mess.search.problem.tables import Tables
-
-MOST_EXITS = 4
-"""Exits in all that the exhaustive search covers."""
-
-Done = Callable[[int, float], None]
-"""Hears which share of the configurations with a number of early exits is done."""
+from mess.search.problem.space import OFFSET, Done, decode_steps
 
 FrontArrays = tuple[Arrays, Arrays, Arrays]
 
 _NO_FRONT = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-
-OFFSET = 2**63
-"""Above any code of a kernel: configurations with fewer exits come first in order."""
-
-
-def count_configurations(tables: Tables, rungs: Ladder, early: int, *, shared: bool = False) -> int:
-    """Configurations with `early` early exits and one last exit."""
-    if shared and early > 1:
-        chains = _count_chains(tables, np.ones(tables.exits, dtype=np.int64), early)
-        return chains * int(rungs.number.max(axis=0).sum())
-    return _count_chains(tables, rungs.number.sum(axis=1), early)
-
-
-def _count_chains(tables: Tables, ways_E: Arrays, early: int) -> int:
-    """Choices of `early` early exits, each in so many ways, and one last exit."""
-    chains = [1] + [0] * early
-    total = 0
-    for point in range(1, tables.points + 1):
-        here = tables.point == point
-        total += chains[early] * int(here.sum())
-        ways = int(ways_E[here].sum())
-        for size in range(early, 0, -1):
-            chains[size] += chains[size - 1] * ways
-    return total
-
-
-def ladders(goal: Goal) -> dict[int, Ladder]:
-    """Thresholds by number of early exits: all of them for one, a grid for more.
-
-    Empty without signals: no image can leave early then.
-    """
-    request = goal.request
-    most = min(request.max_exits, goal.tables.points) - 1 if goal.tables.signal_names else 0
-    rungs = {
-        early: ladder(
-            goal.tables,
-            threshold_grid(goal, early),
-            shared=request.shared_threshold and early > 1,
-        )
-        for early in range(1, most + 1)
-    }
-    for early, steps in rungs.items():
-        require_numbers(steps, early)
-    return rungs
-
-
-def require_numbers(steps: Ladder, early: int) -> None:
-    """Raise ConfigError where configurations have no number a kernel can hold."""
-    exits, signals = steps.number.shape
-    if (exits * signals * int(steps.number.max())) ** early * exits >= NOTHING:
-        raise ConfigError(
-            f"{exits} exits with {signals} signals and {steps.number.max()} thresholds give more "
-            "configurations than can be numbered; lower thresholds or max_exits"
-        )
-
-
-def threshold_grid(goal: Goal, early: int) -> int | None:
-    """Size of the grid of `early` exits with thresholds; one that is shared has no other beside."""
-    request = goal.request
-    if request.shared_threshold and early > 1:
-        return request.thresholds
-    return grid_size(early, request.thresholds)
 
 
 def search_dependent(
@@ -305,16 +237,3 @@ def _decode(steps: Ladder, exits: int, early: int, code: int) -> Configuration:
         *(Choice(e, signal, float(steps.values[e][signal][step])) for e, signal, step in choices),
         Choice(last[0]),
     )
-
-
-def decode_steps(steps: Ladder, exits: int, early: int, code: int) -> list[tuple[int, int, int]]:
-    """Exit, signal and threshold (all indices) of each exit behind a kernel's code."""
-    radix = max(1, int(steps.number.max()))
-    code, last = divmod(code, exits)
-    found = [(last, 0, 0)]
-    for _ in range(early):
-        code, step = divmod(code, radix)
-        code, signal = divmod(code, steps.number.shape[1])
-        code, exit_ = divmod(code, exits)
-        found.append((exit_, signal, step))
-    return found[::-1]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mess.search.kernels.scan import Aim, Pixels, Prices
-from mess.search.kernels.screen import MEAN, P90, STORED
+from mess.search.kernels.arrays import MEAN, P90, STORED, Aim, Pixels, Prices
 from mess.search.problem.costs import LATENCY, PARAMS
 from mess.search.problem.goal import Goal
 from mess.search.problem.progress import NOTHING

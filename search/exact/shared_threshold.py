@@ -5,7 +5,7 @@ All exits then have the thresholds of a signal in common, so that equal indices 
 
 from __future__ import annotations
 
-from mess.search.kernels.screen import NOBODY
+from mess.search.kernels.arrays import NOBODY
 from mess.search.problem.progress import Arrays
 
 

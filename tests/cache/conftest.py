@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mess.cache.predictions.parts import find_parts
+from mess.cache.content import find_parts
 from mess.cache.predictions.store import Predictions, PredictionStore
 from mess.cache.predictions.writer import CacheWriter, Identity
 from tests.caches import Prediction, rows_of

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mess.cli import tables as console
-from mess.cli.tables import explanation_lines, print_policies, print_search
+from mess.cli import progress
+from mess.cli.sentences import explanation_lines
+from mess.cli.tables import print_policies, print_search
 
 CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
 
@@ -136,8 +137,8 @@ def test_names_of_policies_are_whole_in_a_narrow_terminal(
 def test_where_nothing_can_be_drawn_long_tasks_say_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
-    with console.reporter() as reporter, reporter.task("stage 1", 20, 10) as task:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    with progress.reporter() as reporter, reporter.task("stage 1", 20, 10) as task:
         reporter.message("begun")
         task.advance(5, loss=0.25)
     assert capsys.readouterr().err.splitlines() == ["begun", "stage 1: 15 of 20 loss 0.2500"]

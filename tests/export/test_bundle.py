@@ -26,10 +26,12 @@ from mess.errors import BundleError
 from mess.export.bundle import PlannedExit, export_bundle
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
-from mess.runtime.bundle import Answer, OnnxProgram, load_bundle
+from mess.runtime.bundle import Answer, load_bundle
+from mess.runtime.onnx_program import OnnxProgram
+from mess.signals.builtin import ConfidentShare
 from mess.signals.decision import threshold_between
-from mess.signals.maps import PixelMaps, measure
-from mess.signals.registry import ConfidentShare
+from mess.signals.maps import PixelMaps
+from mess.signals.measure import measure
 from tests.conftest import MakeConfig
 
 CLASSES = 4

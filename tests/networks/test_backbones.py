@@ -27,7 +27,7 @@ CLASSES = 5
 
 CUSTOM = """
     from torch import nn
-    from mess.backbones import Backbone
+    from mess.networks.backbones import Backbone
 
     def tiny(num_classes, *, weights="none", width=4):
         blocks = {

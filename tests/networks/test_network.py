@@ -16,14 +16,8 @@ from mess.errors import WeightsError
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.candidates import candidates
 from mess.networks.heads import HEADS, build_exit
-from mess.networks.network import (
-    OverprovisionedNetwork,
-    build_network,
-    export_copy,
-    frozen,
-    load_weights,
-    save_weights,
-)
+from mess.networks.network import OverprovisionedNetwork, build_network, export_copy, frozen
+from mess.networks.weights import load_weights, save_weights
 from tests.conftest import MakeConfig
 
 CLASSES = 4

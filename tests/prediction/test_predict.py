@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mess.cache.compression import compress, decompress
+from mess.common.metrics import label_counts
 from mess.config import Config
 from mess.exits import FINAL
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
-from mess.prediction.predict import ExitPrediction, label_counts, predict
-from mess.signals.maps import PixelMaps, measure
-from mess.signals.registry import ConfidentShare
+from mess.prediction.predict import ExitPrediction, predict
+from mess.signals.builtin import ConfidentShare
+from mess.signals.maps import PixelMaps
+from mess.signals.measure import measure
 
 CLASSES = 5
 SIZE = (32, 48)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from mess.common.metrics import VOID
 from mess.prediction import kernels as counting
+from mess.prediction.compiled import CompiledStatistics
+from mess.prediction.in_torch import TensorStatistics
 from mess.prediction.interpolation import (
     _arithmetic,
     _Kernel,
@@ -20,14 +22,11 @@ from mess.prediction.interpolation import (
     grid_of,
     upsampled_classes,
 )
-from mess.prediction.statistics import (
-    BatchStatistics,
-    CompiledStatistics,
-    ExitPrediction,
-    TensorStatistics,
-)
-from mess.signals.maps import PixelMaps, measure
-from mess.signals.registry import ConfidentShare, MeanConfidence, NormalisedEntropy, Signal
+from mess.prediction.statistics import BatchStatistics, ExitPrediction
+from mess.signals.builtin import ConfidentShare, MeanConfidence, NormalisedEntropy
+from mess.signals.maps import PixelMaps
+from mess.signals.measure import measure
+from mess.signals.signal import Signal
 
 SPECS: list[Signal] = [
     ConfidentShare("top1", 0.5, edge_enhanced=True, resolution="full"),

@@ -20,8 +20,8 @@ from mess.common.files import sha256, write_json, write_text
 from mess.common.metrics import iou
 from mess.config import Config
 from mess.report.page import write_report
+from mess.runs.identity import expected_identity
 from mess.runs.run import Run
-from mess.runs.tables import expected_identity
 from mess.signals.registry import configured_signals
 from tests.caches import fill
 

@@ -26,7 +26,8 @@ from mess.search.problem.optimum import meets, quality_steps
 from mess.search.problem.progress import Found
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
-from mess.search.sampled.sample import SAMPLERS, sample
+from mess.search.sampled.sample import sample
+from mess.search.sampled.study import SAMPLERS
 
 Cache = tuple[Tables, dict[str, Cost]]
 SETTINGS = ("input-dependent", "anytime")

@@ -9,7 +9,8 @@ import pytest
 
 from mess.search.exact.bound import Frame, reaching, window
 from mess.search.exact.packing import pack_prices
-from mess.search.kernels.screen import NOBODY, screen
+from mess.search.kernels.arrays import NOBODY
+from mess.search.kernels.screen import screen
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal, miou_steps

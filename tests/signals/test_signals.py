@@ -24,21 +24,23 @@ from torch.nn import functional as F
 
 from mess.config import MemoiseConfig
 from mess.errors import ConfigError
-from mess.export.segments import require_exportable
-from mess.signals.maps import CONFIDENCES, PixelMaps, SignalModule, maps_at, measure, resized
-from mess.signals.registry import (
-    FULL,
-    PAIR_SIGNALS,
+from mess.export.programs import require_exportable
+from mess.signals.builtin import (
     ConfidentShare,
     MeanConfidence,
     NormalisedEntropy,
-    Signal,
     VariationOfInformation,
+)
+from mess.signals.maps import CONFIDENCES, PixelMaps, resized
+from mess.signals.measure import SignalModule, maps_at, measure
+from mess.signals.registry import (
+    PAIR_SIGNALS,
     configured_signals,
     distinct,
     policies,
     signal_from_json,
 )
+from mess.signals.signal import FULL, Signal
 
 SIZE = (88, 112)
 """Of the input, eight times the native resolution of most logits here."""

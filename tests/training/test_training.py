@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mess.training.loop
+import mess.training.resume
 from mess.common.progress import Reporter, Silent, Task
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, StageConfig, parse_config
@@ -25,10 +26,11 @@ from mess.exits import FINAL
 from mess.networks.candidates import Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.training.checkpoint import load_checkpoint
-from mess.training.loop import Batch, Batches, poly_rate, train
+from mess.training.logs import MetricsLog
+from mess.training.loop import train
 from mess.training.losses import SoftTarget, exit_loss, mixture
-from mess.training.metrics_log import MetricsLog
 from mess.training.recipes import RECIPES, keeps_best, stages_of
+from mess.training.stage import Batch, Batches, poly_rate
 from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
 from mess.training.stages.pretraining import active_exits
 from mess.training.stopping import stop_on_signal
@@ -361,7 +363,7 @@ def test_a_run_killed_after_logging_repeats_no_row(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(mess.training.loop._Saver, "save", killed)
+        patched.setattr(mess.training.resume.Saver, "save", killed)
         with pytest.raises(Killed):
             run_training(always_saving, tmp_path)
     with (tmp_path / "metrics").open("a") as file:

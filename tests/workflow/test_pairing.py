@@ -20,8 +20,8 @@ from skimage.metrics import variation_of_information
 
 from mess import workflow
 from mess.cache.compression import compress, decompress
+from mess.cache.content import find_parts
 from mess.cache.predictions import verify as integrity
-from mess.cache.predictions.parts import find_parts
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.writer import CacheWriter, Identity
 from mess.cli.app import main
@@ -29,9 +29,9 @@ from mess.common import files
 from mess.common.progress import Silent, Task
 from mess.errors import CacheError
 from mess.runs import pair_signals as pairing
+from mess.runs.identity import exit_rows
 from mess.runs.pair_signals import pair_signals, possible_pairs
 from mess.runs.run import Run
-from mess.runs.tables import exit_rows
 from tests.caches import fill
 
 SHAPES = {

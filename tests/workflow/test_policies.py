@@ -20,10 +20,10 @@ from mess.common.progress import Silent
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, MessError
 from mess.export.bundle import PlannedExit, export_bundle
+from mess.runs.costs import load_costs
 from mess.runs.network import trained_network
 from mess.runs.policies import known_policies, observed_signals, policy_tables
 from mess.runs.run import Run
-from mess.runs.tables import load_costs
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.evaluate import Choice, evaluate
 from mess.signals.decision import threshold_between

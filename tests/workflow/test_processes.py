@@ -247,9 +247,9 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         textwrap.dedent(r"""
         import os, signal, sys
         from pathlib import Path
-        import mess.training
+        import mess.training.loop
         from mess import workflow
-        from mess.stages import ExitTraining
+        from mess.training.stages import ExitTraining
         from tests.workflow.test_processes import _after
 
         begin = ExitTraining.restore

@@ -18,7 +18,7 @@ from mess.commands.train import train_network
 from mess.common.files import write_text
 from mess.common.progress import Silent, Task
 from mess.runs.run import Run
-from mess.training.tensorboard_log import TensorBoardLog
+from mess.training.logs import TensorBoardLog
 from tests.conftest import MakeConfig
 from tests.events import events_of, logged
 

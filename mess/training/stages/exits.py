@@ -11,8 +11,8 @@ from mess.common.seeds import derive
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config
 from mess.networks.network import OverprovisionedNetwork, frozen
-from mess.training.best_epoch import Unit
 from mess.training.losses import ExitLoss, PixelGrid, exit_loss
+from mess.training.stage import Unit
 from mess.training.stages.optimiser import PolySGD, class_weights, precision
 
 

@@ -12,7 +12,7 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
-from mess.training.best_epoch import Unit
+from mess.training.stage import Unit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.exits import batch_loss, pixel_grid
 from mess.training.stages.optimiser import PolySGD, class_weights, precision

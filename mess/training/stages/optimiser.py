@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mess.config import Config, StageConfig
 from mess.errors import ConfigError
-from mess.training.loop import poly_rate
+from mess.training.stage import poly_rate
 
 
 class PolySGD:

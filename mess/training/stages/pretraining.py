@@ -12,8 +12,8 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
-from mess.training.best_epoch import Unit
 from mess.training.losses import cross_entropy
+from mess.training.stage import Unit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.optimiser import PolySGD, class_weights, precision
 

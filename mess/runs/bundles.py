@@ -1,0 +1,34 @@
+"""The bundles of a run. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mess.errors import BundleError
+from mess.runs.run import Run
+
+BASELINE = "baseline"
+"""Stem of the bundle that holds the network run to its end."""
+
+
+def baseline_path(place: Run, format_: str) -> Path:
+    """Where the bundle of the network run to its end lies."""
+    return place.bundle(BASELINE if format_ == "onnx" else f"{BASELINE}-{format_}")
+
+
+def newest_bundle(place: Run) -> Path:
+    """The bundle exported last; raises BundleError where there is none."""
+    bundles = [
+        file.parent
+        for file in (place.path / "exports").glob("*/manifest.json")
+        if not file.parent.name.startswith(BASELINE)
+    ]
+    if not bundles:
+        raise BundleError(f"{place.path} has no bundle yet. Run {place.command('export')} first.")
+    return max(bundles, key=lambda bundle: (bundle / "manifest.json").stat().st_mtime_ns)
+
+
+def run_of(bundle: Path) -> Path | None:
+    """The run a bundle lies in, where it lies in one."""
+    folder = bundle.resolve().parent.parent
+    return folder if (folder / "config.toml").is_file() else None

@@ -1,0 +1,108 @@
+"""Costs of every part of a run's network, counted and measured. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mess.cache.parquet import read_facts, read_rows
+from mess.cache.schema import LATENCY
+from mess.errors import CacheError, nearest
+from mess.runs.identity import exit_rows
+from mess.runs.run import Run
+from mess.search.problem.costs import Cost
+from mess.search.problem.tables import Tables
+
+DEFAULT_PROFILE = "onnxruntime-1thread"
+
+
+def load_costs(
+    run: Run,
+    tables: Tables,
+    manifest: Mapping[str, Any],
+    profile: str | None,
+    *,
+    measured: bool = True,
+) -> dict[str, Cost]:
+    """Costs of every part in MACs, parameters and, where a profile was measured, milliseconds.
+
+    `profile` names a file below RUN/latency; None takes the default and leaves latency out where
+    there is none, as without `measured`. Raises CacheError for a profile of other weights or
+    signals.
+    """
+    rows = {row["exit_id"]: row for row in exit_rows(run)}
+    costs = {
+        "macs": _counted(rows, tables, "exit_macs", "backbone_macs"),
+        "params": _counted(rows, tables, "params", "backbone_params"),
+    }
+    if not measured:
+        return costs
+    known = sorted(file.stem for file in (run.path / "latency").glob("*.parquet"))
+    name = profile or DEFAULT_PROFILE
+    if name in known:
+        costs["latency"] = _measured(run, name, tables, manifest)
+    elif profile is not None:
+        raise CacheError(
+            f"{run.path} has no latency profile {name!r}; {nearest(name, known)} "
+            f"Measure one with {run.command('profile')}."
+        )
+    return costs
+
+
+def _counted(
+    rows: Mapping[str, Mapping[str, Any]], tables: Tables, own: str, cumulative: str
+) -> Cost:
+    backbone = np.zeros(tables.points + 1)
+    for row in rows.values():
+        backbone[row["point"]] = row[cumulative]
+    return Cost(
+        backbone=np.maximum.accumulate(backbone),
+        exit=np.array([rows[exit_id][own] for exit_id in tables.exit_ids], float),
+        signal=np.zeros((tables.exits, len(tables.signal_names))),
+        answer=np.zeros(tables.exits),
+        resume=np.zeros(tables.exits),
+        compared=np.zeros(tables.exits),
+    )
+
+
+class _Times(dict[tuple[str, str], float]):
+    """Medians by kind and name; a missing part is an error that names the profile."""
+
+    def __init__(self, path: Path, medians: Mapping[tuple[str, str], float], command: str) -> None:
+        super().__init__(medians)
+        self._path, self._command = path, command
+
+    def __missing__(self, part: tuple[str, str]) -> float:
+        raise CacheError(f"{self._path} lacks {' '.join(part)}. Run {self._command} again.")
+
+
+def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) -> Cost:
+    path, command = run.latency(name), run.command("profile")
+    facts = read_facts(path)
+    if facts["weights"] != manifest["weights"]:
+        raise CacheError(f"{path} was measured for other weights. Run {command} again.")
+    medians = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
+    times = _Times(path, medians, command)
+    last = tables.points
+    prefix = [0.0] + [times["segment", f"0-{point}"] for point in range(1, last + 1)]
+    # Stopping at a point and going on costs more than running through: another program is called
+    # and the features change their layout.
+    resume = np.zeros(last + 1)
+    for point in range(1, last):
+        parts = prefix[point] + times["segment", f"{point}-{last}"]
+        resume[point] = max(0.0, parts - prefix[last])
+    compares = tables.pairs is not None
+    where = ["x".join(map(str, manifest["native_shapes"][exit_id])) for exit_id in tables.exit_ids]
+    return Cost(
+        backbone=np.maximum.accumulate(np.array(prefix)),
+        exit=np.array([times["exit", exit_id] for exit_id in tables.exit_ids]),
+        signal=np.array(
+            [[times["signal", f"{signal}@{at}"] for signal in tables.signal_names] for at in where]
+        ),
+        answer=np.array([times["answer", at] for at in where]),
+        resume=resume[tables.point],
+        compared=np.array([times["labels", at] if compares else 0.0 for at in where]),
+    )

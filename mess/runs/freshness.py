@@ -1,0 +1,64 @@
+"""Whether a cache is still of the run's network and data. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mess.cache.content import remedy
+from mess.cache.predictions.store import PredictionStore
+from mess.common.progress import Reporter
+from mess.data import open_split
+from mess.errors import CacheError, ConfigError, DataError, MessError
+from mess.runs.identity import exit_rows, expected_identity
+from mess.runs.run import Run
+
+
+def require_current_data(
+    place: Run, store: PredictionStore, manifest: Mapping[str, Any], reporter: Reporter
+) -> None:
+    """Raise CacheError where the data is not what was memoised; say so where it is not there."""
+    try:
+        changes = data_changes(place, store, manifest)
+    except DataError as error:
+        reporter.message(f"The cache was not held against its data: {error}")
+        return
+    if changes:
+        raise CacheError(changes)
+
+
+def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]) -> str | None:
+    """How the data differs from what was memoised; raises DataError where it cannot be read."""
+    config, source = place.config(), manifest["source"]
+    data = config.data
+    if source["root"] is not None:
+        data = data.model_copy(update={"root": Path(source["root"])})
+    try:
+        now = open_split(data, source["split"], config.seed).image_fingerprints()
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    then = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    if list(now.items()) == list(then.items()):
+        return None
+    changed = [name for name in now if name in then and now[name] != then[name]]
+    added, removed = [n for n in now if n not in then], [n for n in then if n not in now]
+    counts = ", ".join(
+        f"{len(names)} {what} (such as {names[0]})"
+        for what, names in (("changed", changed), ("new", added), ("gone", removed))
+        if names
+    )
+    return (
+        f"{store.directory} is stale, for its images are no longer what they were: "
+        f"{counts or 'their order changed'}. Run {remedy(store.directory)} again; "
+        "only what changed is computed."
+    )
+
+
+def why_stale(place: Run, store: PredictionStore) -> str | None:
+    """Why a search would refuse the cache, apart from its data."""
+    try:
+        store.checked_manifest(expected_identity(place, place.config(), exit_rows(place)))
+    except MessError as error:
+        return str(error)
+    return None

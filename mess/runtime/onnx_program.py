@@ -1,0 +1,38 @@
+"""Running ONNX graphs with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+
+class OnnxProgram:
+    """An ONNX graph on the CPU, with a fixed number of threads."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads of one session would slow the next one down.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = [input_.name for input_ in self._session.get_inputs()]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, *values: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
+        inputs = dict(zip(self._inputs, values, strict=True))
+        return self._session.run_with_ort_values(self._outputs, inputs)
+
+    @staticmethod
+    def to_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    @staticmethod
+    def to_array(value: onnxruntime.OrtValue) -> NDArray[Any]:
+        return value.numpy()

@@ -1,0 +1,91 @@
+"""What a stage of training is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mess.compute.processes import Processes
+from mess.config import StageConfig
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, 3, H, W) float32 and labels (B, H, W) int64."""
+
+
+Batches = Callable[[str, int, int, Processes], Iterable[Batch]]
+"""Batches by seed name, iterations in all, iteration to start from, and who shares each batch."""
+
+
+class Judge(Protocol):
+    """Measures exits on images held out of training."""
+
+    def __call__(
+        self, stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
+    ) -> Mapping[str, float]:
+        """The mIoU of each of `exits` after `iteration` iterations; may leave eval mode behind.
+
+        This process measures those in `mine`; the others are other processes'.
+        """
+        ...
+
+
+class Stage(Protocol):
+    """One stage of training over the shared network."""
+
+    name: str
+
+    @property
+    def seed_name(self) -> str:
+        """What its batches hang on."""
+        ...
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether processes divide each batch; else they divide the units."""
+        ...
+
+    @property
+    def units(self) -> Mapping[str, Unit]:
+        """What the stage trains, in parts that do not depend on each other."""
+        ...
+
+    @property
+    def mine(self) -> Sequence[str]:
+        """The units that this process trains."""
+        ...
+
+    @property
+    def settings(self) -> StageConfig: ...
+
+    def begin(self) -> None:
+        """Put the network into the stage's mode."""
+
+    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+        """Do iteration `iteration` (0-based); the losses by the name of the exit."""
+        ...
+
+    def end(self) -> None:
+        """Leave the network to the next stage; nothing is trained after it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the network's weights."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+def poly_rate(settings: StageConfig, iteration: int, power: float) -> float:
+    """Share of the initial learning rate: (1 - iteration / iterations) ** power."""
+    return (1.0 - iteration / settings.iterations) ** power
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that are trained together, by prefixes of their names, and the exits they serve."""
+
+    prefixes: tuple[str, ...]
+    exits: tuple[str, ...]

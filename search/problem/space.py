@@ -1,0 +1,106 @@
+"""The space of a search: how many configurations it has, and how they are numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mess.errors import ConfigError
+from mess.search.problem.goal import Goal
+from mess.search.problem.ladder import Ladder, grid_size, ladder
+from mess.search.problem.progress import NOTHING, Arrays
+from mess.search.problem.tables import Tables
+
+MOST_EXITS = 4
+"""Exits in all that the exhaustive search covers."""
+
+
+Done = Callable[[int, float], None]
+"""Hears which share of the configurations with a number of early exits is done."""
+
+
+OFFSET = 2**63
+"""Above any code of a kernel: configurations with fewer exits come first in order."""
+
+
+def count_configurations(tables: Tables, rungs: Ladder, early: int, *, shared: bool = False) -> int:
+    """Configurations with `early` early exits and one last exit."""
+    if shared and early > 1:
+        chains = _count_chains(tables, np.ones(tables.exits, dtype=np.int64), early)
+        return chains * int(rungs.number.max(axis=0).sum())
+    return _count_chains(tables, rungs.number.sum(axis=1), early)
+
+
+def _count_chains(tables: Tables, ways_E: Arrays, early: int) -> int:
+    """Choices of `early` early exits, each in so many ways, and one last exit."""
+    chains = [1] + [0] * early
+    total = 0
+    for point in range(1, tables.points + 1):
+        here = tables.point == point
+        total += chains[early] * int(here.sum())
+        ways = int(ways_E[here].sum())
+        for size in range(early, 0, -1):
+            chains[size] += chains[size - 1] * ways
+    return total
+
+
+def ladders(goal: Goal) -> dict[int, Ladder]:
+    """Thresholds by number of early exits: all of them for one, a grid for more.
+
+    Empty without signals: no image can leave early then.
+    """
+    request = goal.request
+    most = min(request.max_exits, goal.tables.points) - 1 if goal.tables.signal_names else 0
+    rungs = {
+        early: ladder(
+            goal.tables,
+            threshold_grid(goal, early),
+            shared=request.shared_threshold and early > 1,
+        )
+        for early in range(1, most + 1)
+    }
+    for early, steps in rungs.items():
+        require_numbers(steps, early)
+    return rungs
+
+
+def require_numbers(steps: Ladder, early: int) -> None:
+    """Raise ConfigError where configurations have no number a kernel can hold."""
+    exits, signals = steps.number.shape
+    if (exits * signals * int(steps.number.max())) ** early * exits >= NOTHING:
+        raise ConfigError(
+            f"{exits} exits with {signals} signals and {steps.number.max()} thresholds give more "
+            "configurations than can be numbered; lower thresholds or max_exits"
+        )
+
+
+def threshold_grid(goal: Goal, early: int) -> int | None:
+    """Size of the grid of `early` exits with thresholds; one that is shared has no other beside."""
+    request = goal.request
+    if request.shared_threshold and early > 1:
+        return request.thresholds
+    return grid_size(early, request.thresholds)
+
+
+def decode_steps(steps: Ladder, exits: int, early: int, code: int) -> list[tuple[int, int, int]]:
+    """Exit, signal and threshold (all indices) of each exit behind a kernel's code."""
+    radix = max(1, int(steps.number.max()))
+    code, last = divmod(code, exits)
+    found = [(last, 0, 0)]
+    for _ in range(early):
+        code, step = divmod(code, radix)
+        code, signal = divmod(code, steps.number.shape[1])
+        code, exit_ = divmod(code, exits)
+        found.append((exit_, signal, step))
+    return found[::-1]
+
+
+def count_choices(tables: Tables, max_exits: int) -> int:
+    """Choices of early exits, none included, that with the last one are at most `max_exits`."""
+    by_size = [1] + [0] * (max_exits - 1)
+    for point in range(1, tables.points):
+        here = int((tables.point == point).sum())
+        for size in range(max_exits - 1, 0, -1):
+            by_size[size] += by_size[size - 1] * here
+    return sum(by_size)
