@@ -1,4 +1,7 @@
-"""The configuration: frozen, keyword-only, validated, with unknown keys refused by name."""
+"""The configuration: frozen, keyword-only, validated, with unknown keys refused by name.
+
+May import: errors.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,7 @@ class Stage2Config(StageConfig):
 
 class TrainingConfig(_Section):
     scheme: Literal["two-stage", "kd", "self-distill", "frozen", "e2e", "branches"] = "two-stage"
-    """A named recipe, see `mess.training.recipes`."""
+    """A named recipe, see `mess.training.stages.recipes`."""
     start: Path | None = None
     """A trained run whose backbone and final head training starts from."""
     loss: Literal["pfd", "ce", "kd", "self-distill", "lovasz"] | None = None

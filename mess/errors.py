@@ -2,6 +2,8 @@
 
 Each message names the value, the limit it broke and the next move. The command line prints the
 message alone and exits with 1; a traceback would hide the one sentence that matters.
+
+May import: nothing.
 """
 
 from __future__ import annotations

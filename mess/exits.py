@@ -1,4 +1,7 @@
-"""Candidate exits: architecture, identifier and the 56 variants of a point (MESS paper, §4.2)."""
+"""Candidate exits: architecture, identifier and the 56 variants of a point (MESS paper, §4.2).
+
+May import: nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """One plain function per command.
 
 Functions that need torch import it when they run: `mess search` and `mess --help` start without.
+
+May import: config, cache, commands, common, compute, data, networks, report, runs, search.exact,
+signals.
 """
 
 from __future__ import annotations

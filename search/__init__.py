@@ -1,1 +1,4 @@
-"""Search on stored statistics: no network runs, no torch is loaded."""
+"""Search on stored statistics: no network runs, no torch is loaded.
+
+May import: nothing.
+"""

@@ -2,161 +2,101 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PLAIN = {
-    f"mess.{name}"
-    for name in (
-        "config",
-        "errors",
-        "exits",
-        "files",
-        "images",
-        "maps",
-        "metrics",
-        "plugins",
-        "policy",
-        "progress",
-        "seeds",
-        "signals",
-        "variation",
-    )
+from tests.house import DOCUMENTS, FILES, ROOMS, ROOT, arrows, floors, ours, outside, written
+
+TORCH_FREE = (
+    "errors", "config", "exits", "common", "cache", "search", "runtime", "report", "runs", "cli",
+)  # fmt: skip
+"""Rooms of which no file but those below may import torch."""
+
+WITH_TORCH = {
+    "mess.runtime.torch_program",  # runs torch's own programs
+    "mess.runs.network",  # opens the trained network
+    "mess.data.loader",
+    "mess.data.augment",
+    "mess.data.sets",
 }
-"""Facts that every layer shares."""
 
-HEAVY = {"torch", "torchvision", "pyarrow", "onnxruntime", "onnx", "optuna", "typer", "rich"}
-
-
-def python_files() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
-    files = {}
-    for folder, package in (("mess", "mess"), ("search", "mess.search"), ("cache", "mess.cache")):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            name = ".".join([package, *(part for part in parts if part != "__init__")])
-            files[name] = path
-    return files
-
-
-FILES = python_files()
-
-
-def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker reads."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from statements(child)
-
-
-def imports(name: str) -> set[str]:
-    """Modules that a module imports, within functions too."""
-    found = set()
-    for node in statements(ast.parse(FILES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in FILES else str(node.module))
-    return found
-
-
-def outside(name: str) -> set[str]:
-    """Top-level packages that a module imports."""
-    return {module.partition(".")[0] for module in imports(name)}
-
-
-def ours(name: str) -> set[str]:
-    return {module for module in imports(name) if module.partition(".")[0] == "mess"}
-
-
-def modules(package: str) -> list[str]:
-    return [name for name in FILES if name == package or name.startswith(f"{package}.")]
-
-
-def who_imports(library: str) -> set[str]:
-    return {name for name in FILES if library in outside(name)}
-
-
-REPORT = {name for name in FILES if name.startswith("mess.report.page")}
-UPPER = {
-    "mess.workflow",
-    "mess.cli.app",
-    "mess.cli.tables",
-    "mess.runs.tables",
-    "mess.runs.run",
-    "mess.__main__",
-    *modules("mess.commands"),
-    *REPORT,
+KNOWS = {
+    "pyarrow": {"cache"},
+    "optuna": {"search.sampled"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "jinja2": {"report"},
+    "plotly": {"report"},
+    "onnxruntime": {"runtime", "profiling.machine"},
 }
-"""Where network, cache and search meet, and what is above."""
-
-NETWORKS = set(FILES) - PLAIN - UPPER - set(modules("mess.search")) - set(modules("mess.cache"))
+"""Rooms that alone may import a library, with those within them."""
 
 
-def test_the_package_was_found() -> None:
-    assert set(FILES) > PLAIN
-    assert {"mess.networks.network", "mess.data.voc", "mess.networks.backbones.resnet"} <= NETWORKS
-    assert "torch" in outside("mess.networks.network")
-    assert len(modules("mess.search")) > 3
+def inside(module: str, room: str) -> bool:
+    return f"{module}.".startswith(f"mess.{room}.")
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN))
-def test_plain_facts_know_plain_facts_alone(name: str) -> None:
-    assert ours(name) <= PLAIN
-    assert not outside(name) & HEAVY
+def test_every_room_says_what_lives_there_and_what_it_may_import() -> None:
+    assert len(ROOMS) > 20
+    for room in ROOMS.values():
+        assert room.lives, room.name
+        assert set(room.may_import) <= set(ROOMS), room.name
+        if room.name not in ("errors", "exits", "search"):
+            assert room.may_import, f"the docstring of {room.name} ends in no `May import: ...`"
 
 
-@pytest.mark.parametrize("name", modules("mess.cache"))
-def test_the_cache_knows_neither_networks_nor_search(name: str) -> None:
-    assert ours(name) <= PLAIN | set(modules("mess.cache"))
-    assert not outside(name) & (HEAVY - {"pyarrow"})
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_room_imports_what_it_says_and_nothing_else(name: str) -> None:
+    assert arrows()[name] == set(ROOMS[name].may_import)
 
 
-def test_the_cache_alone_knows_pyarrow() -> None:
-    assert who_imports("pyarrow")
-    assert who_imports("pyarrow") <= set(modules("mess.cache"))
+def test_rooms_have_floors() -> None:
+    found = floors()  # raises where rooms import each other in a circle
+    assert found["errors"] == 0
+    assert found["cli"] == max(found.values())
 
 
-@pytest.mark.parametrize("name", modules("mess.search"))
-def test_the_search_knows_neither_networks_nor_files(name: str) -> None:
-    assert ours(name) <= PLAIN | set(modules("mess.search")) | set(modules("mess.cache"))
-    assert not outside(name) & (HEAVY - {"optuna"})
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    done: set[str] = set()
+
+    def follow(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for other in sorted(ours(module) & set(FILES)):
+                follow(other, (*above, module))
+            done.add(module)
+
+    for module in FILES:
+        if module != "mess":  # whose `load_bundle` is imported when it is asked for
+            follow(module, ())
 
 
-def test_optuna_is_imported_in_one_file_at_most() -> None:
-    assert len(who_imports("optuna")) <= 1
+@pytest.mark.parametrize("name", sorted(DOCUMENTS))
+def test_documents_show_the_house_as_it_is(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert written(text, DOCUMENTS[name]()) == text, "run `python -m tests.house`"
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_networks_know_neither_cache_nor_search(name: str) -> None:
-    above = UPPER | set(modules("mess.search")) | set(modules("mess.cache"))
-    assert not ours(name) & above
+@pytest.mark.parametrize(("library", "rooms"), KNOWS.items())
+def test_a_library_is_known_in_its_room_alone(library: str, rooms: set[str]) -> None:
+    known = {module for module in FILES if library in outside(module)}
+    assert known
+    assert {module for module in known if not any(inside(module, room) for room in rooms)} == set()
 
 
-def test_only_the_command_line_knows_typer_and_rich() -> None:
-    assert who_imports("typer") == {"mess.cli.app"}
-    assert who_imports("rich") == {"mess.cli.tables"}
-    assert [name for name in FILES if "mess.cli.tables" in ours(name)] == ["mess.cli.app"]
-
-
-@pytest.mark.parametrize("library", ["jinja2", "plotly"])
-def test_the_report_alone_knows(library: str) -> None:
-    assert who_imports(library) <= REPORT
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_torch_is_imported_where_it_is_needed(module: str) -> None:
+    if module in WITH_TORCH:
+        assert outside(module) & {"torch", "torchvision"}
+    elif any(inside(module, room) for room in (*TORCH_FREE, "data", "workflow")):
+        assert not outside(module) & {"torch", "torchvision"}
 
 
 def test_only_the_command_line_is_not_imported() -> None:
-    assert [name for name in FILES if "mess.cli.app" in ours(name)] == ["mess.__main__"]
+    importers = [name for name in FILES if any(inside(module, "cli") for module in ours(name))]
+    assert [name for name in importers if not inside(name, "cli")] == ["mess.__main__"]
 
 
 def loaded_after(code: str) -> set[str]:
@@ -183,7 +123,7 @@ except SystemExit as done:
     [
         pytest.param("import mess.cli.app", id="cli"),
         pytest.param(HELP, id="python -m mess --help"),
-        pytest.param("import mess.workflow, mess.search, mess.commands.search", id="search"),
+        pytest.param("import mess.workflow, mess.commands.search", id="search"),
         pytest.param("import mess.runs.pair_signals", id="pairs"),
     ],
 )
@@ -200,4 +140,5 @@ def test_running_a_bundle_needs_no_torch() -> None:
 
 
 def test_the_package_itself_loads_next_to_nothing() -> None:
-    assert not loaded_after("import mess") & (HEAVY | {"numpy"})
+    heavy = {"torch", "torchvision", "numpy", "pyarrow", "onnxruntime", "onnx", "optuna", "typer"}
+    assert not loaded_after("import mess") & heavy

@@ -19,13 +19,25 @@ def test_every_package_is_listed() -> None:
     assert found == set(SETUPTOOLS["packages"])
 
 
+def folder_of(package: str) -> Path:
+    for known in sorted(SETUPTOOLS["package-dir"], key=len, reverse=True):
+        if package == known or package.startswith(f"{known}."):
+            inside = package.removeprefix(known).removeprefix(".").split(".")
+            return ROOT.joinpath(SETUPTOOLS["package-dir"][known], *inside)
+    raise AssertionError(package)
+
+
 def test_every_file_beside_the_code_is_packaged() -> None:
-    for package, folder in SETUPTOOLS["package-dir"].items():
-        patterns = SETUPTOOLS["package-data"].get(package, [])
-        packaged = {file for pattern in patterns for file in (ROOT / folder).glob(pattern)}
-        others = {
-            file
-            for file in (ROOT / folder).rglob("*")
-            if file.is_file() and file.suffix not in (".py", ".pyc", ".nbi", ".nbc")
-        }
-        assert others == packaged
+    packaged = {
+        file
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for file in folder_of(package).glob(pattern)
+    }
+    others = {
+        file
+        for folder in SETUPTOOLS["package-dir"].values()
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc", ".nbi", ".nbc")
+    }
+    assert others == packaged

@@ -1,1 +1,4 @@
-"""Signals that compare two exits, filled on demand."""
+"""Signals that compare two exits, filled on demand.
+
+May import: errors, cache, common.
+"""

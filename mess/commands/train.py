@@ -32,7 +32,7 @@ from mess.training.checkpoint import remove_checkpoint
 from mess.training.judge import holdout_judge
 from mess.training.logs import MetricsLog, TensorBoardLog
 from mess.training.loop import train
-from mess.training.recipes import keeps_best, stages_of
+from mess.training.stages.recipes import keeps_best, stages_of
 
 
 def train_network(

@@ -1,1 +1,4 @@
-"""Small facts with no opinion: files, images, metrics, seeds. Imports errors alone, never torch."""
+"""Small facts with no opinion: files, images, metrics, plugins, progress, seeds. No torch.
+
+May import: errors.
+"""

@@ -1,1 +1,4 @@
-"""Where work runs: processes, devices, memory."""
+"""Where work runs: processes, devices, memory.
+
+May import: errors.
+"""

@@ -1,6 +1,8 @@
 """Data sets for training, calibration and test, each behind the same few methods.
 
 No torch: `mess.data.loader` makes tensors of them.
+
+May import: errors, config, common.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""The overprovisioned network: backbones, candidate exits, heads, costs, weights."""
+"""The overprovisioned network: candidate exits, heads, their MACs, weights.
+
+May import: errors, config, exits, common, networks.backbones.
+"""

@@ -1,1 +1,4 @@
-"""One pass of the network over a split: what every exit answers, counted."""
+"""One pass of the network over a split: what every exit answers, counted.
+
+May import: exits, common, networks, signals.
+"""

@@ -1,1 +1,4 @@
-"""Measuring latencies part by part."""
+"""Measuring latencies part by part.
+
+May import: exits, common, export, networks, runtime, signals.
+"""

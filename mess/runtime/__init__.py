@@ -1,1 +1,4 @@
-"""Running a bundle: numpy, Pillow and one runtime. No torch but for torch programs."""
+"""Running a bundle: numpy, Pillow and one runtime. No torch but for torch programs.
+
+May import: errors, common, signals.
+"""

@@ -1,4 +1,7 @@
-"""What decides whether an image leaves: signals, what they are made of, the decision."""
+"""What decides whether an image leaves: signals, their maps, the decision itself.
+
+May import: errors, config, common.
+"""
 
 from mess.signals.signal import FULL, NATIVE, Signal
 

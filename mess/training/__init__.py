@@ -1,1 +1,4 @@
-"""Training schemes, their stages, the loop, the losses."""
+"""The training loop: stages, losses, checkpoints, best epochs, logs.
+
+May import: errors, config, exits, common, compute, data, networks, prediction.
+"""

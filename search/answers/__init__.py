@@ -1,1 +1,4 @@
-"""What a search tells: the answer, why, and what a limit costs."""
+"""What a search tells: the answer, why, and what a limit costs.
+
+May import: errors, search.exact, search.problem, search.sampled.
+"""

@@ -1,1 +1,4 @@
-"""Searches that cover their whole space."""
+"""Searches that cover their whole space, and the bound that lets them.
+
+May import: errors, search.kernels, search.problem.
+"""

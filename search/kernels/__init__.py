@@ -1,1 +1,4 @@
-"""The compiled inner loops."""
+"""The compiled inner loops of the searches.
+
+May import: search.problem.
+"""

@@ -1,1 +1,4 @@
-"""What is searched: tables, costs, request, and the plain definition of the best."""
+"""What is searched: tables, costs, request, space, and the plain definition of the best.
+
+May import: errors, exits, common, signals.
+"""

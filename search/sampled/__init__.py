@@ -1,1 +1,4 @@
-"""Searches that sample, unproven; the only place that knows Optuna."""
+"""Searches that sample, unproven; the only place that knows Optuna.
+
+May import: errors, common, search.problem.
+"""

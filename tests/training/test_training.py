@@ -29,10 +29,10 @@ from mess.training.checkpoint import load_checkpoint
 from mess.training.logs import MetricsLog
 from mess.training.loop import train
 from mess.training.losses import SoftTarget, exit_loss, mixture
-from mess.training.recipes import RECIPES, keeps_best, stages_of
 from mess.training.stage import Batch, Batches, poly_rate
 from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
 from mess.training.stages.pretraining import active_exits
+from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
 from mess.training.stopping import stop_on_signal
 from tests.conftest import MakeConfig
 

@@ -1,4 +1,7 @@
-"""Backbones by name; adding one is a factory and a line in `BACKBONES`."""
+"""Backbones as blocks in order, and adapters that cut other libraries' models into them.
+
+May import: errors, config, common.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The stages that recipes are made of."""
+"""The stages of training, and the schemes they make up.
+
+May import: errors, config, exits, common, compute, networks, training.
+"""
 
 from mess.training.stages.exits import ExitTraining
 from mess.training.stages.joint import JointTraining
