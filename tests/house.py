@@ -155,7 +155,36 @@ def written(text: str, content: str) -> str:
     return f"{before}{_BLOCK}\n{content}\n{_BLOCK}{after}"
 
 
-DOCUMENTS = {"CONTRIBUTING.md": table}
+_WAY = {
+    "train": (("images and masks",), ("network.safetensors",)),
+    "memoise": (("images and masks", "network.safetensors"), ("cache/",)),
+    "profile": (("network.safetensors",), ("latency/",)),
+    "search": (("cache/", "latency/"), ("searches/",)),
+    "export": (("searches/", "cache/", "network.safetensors"), ("exports/ (a bundle)",)),
+    "predict": (("exports/ (a bundle)", "new images"), ("label maps",)),
+    "evaluate": (("exports/ (a bundle)", "images and masks"), ("a report",)),
+}
+"""What each command reads and writes; which rooms do the work, its imports tell."""
+
+
+def way() -> str:
+    """The way of the data as a flowchart: files, and between them each command with its rooms."""
+    below = {"errors", "config", "exits", "common"}
+    lines, files = ["```mermaid", "flowchart LR"], {}
+    for reads, writes in _WAY.values():
+        for file in (*reads, *writes):
+            files.setdefault(file, f"f{len(files)}")
+    lines += [f'    {key}[("{file}")]' for file, key in files.items()]
+    for command, (reads, writes) in _WAY.items():
+        names = ours(f"mess.commands.{command}")
+        rooms = sorted({room for name in names if (room := room_of(name))} - below - {"commands"})
+        lines.append(f'    {command}["<b>{command}</b><br>{"<br>".join(rooms)}"]')
+        lines += [f"    {files[file]} --> {command}" for file in reads]
+        lines += [f"    {command} --> {files[file]}" for file in writes]
+    return "\n".join([*lines, "```"])
+
+
+DOCUMENTS = {"CONTRIBUTING.md": table, "docs/architecture.md": way}
 """Documents with a block that is made, and what makes it."""
 
 
