@@ -57,6 +57,13 @@ def test_nothing_is_left_to_fill_in(document: Path) -> None:
     assert not re.search(r"@[A-Z]+@|TODO|TBD", document.read_text())
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_documents_name_exist(document: Path) -> None:
+    folders = "benchmarks|cache|configs|docs|mess|search|tests"
+    named = re.findall(rf"`((?:{folders})/[a-z_0-9./-]*)`", document.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 6
 
