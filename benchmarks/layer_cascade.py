@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from cascade.macs import CascadeMacs
 from cascade.maps import LEVELS, Maps, cheapest
-from cascade.receptive_field import input_share, trace
+from cascade.receptive_field import image_macs, input_share
 from numpy.typing import NDArray
 from results import Results, Row, machine_facts
 from torch import nn
@@ -353,14 +353,14 @@ def receptive_field(config: Config, head: str) -> Row:
     network = build_network(config, candidates(config, 21), 21)
     last = len(network.points)
     size = config.data.size
-    _, (channels, _, _) = trace(network.segment(0, last), (3, *size))
+    _, (channels, _, _) = image_macs(network.segment(0, last), (3, *size))
     module: nn.Module = nn.Identity()
     if head != NO_HEAD:
         architecture = ExitArchitecture(1, 0, False, head)
         module = build_exit(architecture, channels, 21, config.exits.dlb_channels)
     shares = {}
     for point in (1, 3):
-        _, shape = trace(network.segment(0, point), (3, *size))
+        _, shape = image_macs(network.segment(0, point), (3, *size))
         shares[str(point)] = input_share(nn.Sequential(network.segment(point, last), module), shape)
     return {"size": list(size), "shares": shares}
 

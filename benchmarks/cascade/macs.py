@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mess.networks.network import OverprovisionedNetwork
 
-from .receptive_field import Reach, trace
+from .receptive_field import Reach, image_macs
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class CascadeMacs:
         points = [network.point(exit_id) for exit_id in exits]
         if len(exits) < 2 or points != sorted(points):
             raise ValueError(f"a cascade has two exits or more, from shallow to deep, got {exits}")
-        to_first, shape = trace(network.segment(0, points[0]), (3, *size))
-        own, _ = trace(network.exit_module(exits[0]), shape)
+        to_first, shape = image_macs(network.segment(0, points[0]), (3, *size))
+        own, _ = image_macs(network.exit_module(exits[0]), shape)
         first = whole = to_first + own
         heads, segments = [], []
         for (start, end), exit_id in zip(itertools.pairwise(points), exits[1:], strict=True):
             segment, head = network.segment(start, end), network.exit_module(exit_id)
             segments.append(Reach.of(segment, shape))
-            between, shape = trace(segment, shape)
+            between, shape = image_macs(segment, shape)
             heads.append(Reach.of(head, shape))
-            own, _ = trace(head, shape)
+            own, _ = image_macs(head, shape)
             whole += between + own
         return cls(first, tuple(heads), tuple(segments), whole)
 

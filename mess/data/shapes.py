@@ -42,7 +42,7 @@ Coordinates = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Scene:
     """What the difficulty of an image decides; lengths in shares of the shorter side."""
 
     objects: int
@@ -59,8 +59,8 @@ class Recipe:
     """Standard deviation of the blur."""
 
     @classmethod
-    def of(cls, difficulty: float) -> Recipe:
-        """The recipe at a difficulty in [0, 1]."""
+    def of(cls, difficulty: float) -> Scene:
+        """The scene at a difficulty in [0, 1]."""
 
         def between(easy: float, hard: float) -> float:
             return easy + (hard - easy) * difficulty
@@ -112,34 +112,34 @@ class Shapes(SegmentationData):
 
 def draw_image(rng: np.random.Generator, size: tuple[int, int]) -> Pair:
     """Image (H, W, 3) and mask (H, W), uint8; the first number drawn is the difficulty."""
-    recipe = Recipe.of(rng.random())
+    scene = Scene.of(rng.random())
     side = min(size)
     base = rng.uniform(0.2, 0.8, 3)
     everywhere = (np.repeat(np.arange(size[0]), size[1]), np.tile(np.arange(size[1]), size[0]))
-    canvas = (base + _texture(rng, everywhere, recipe.texture, side)[:, None]).reshape(*size, 3)
+    canvas = (base + _texture(rng, everywhere, scene.texture, side)[:, None]).reshape(*size, 3)
     mask = np.zeros(size, np.uint8)
-    for _ in range(recipe.objects):
+    for _ in range(scene.objects):
         label = int(rng.integers(1, CLASSES.num_classes))
-        radius = side * rng.uniform(*recipe.radius)
+        radius = side * rng.uniform(*scene.radius)
         pixels = _outline(rng, label, radius, size)
-        shade = _colour(rng, base, label, recipe)
-        canvas[pixels] = shade + _texture(rng, pixels, recipe.texture, side)[:, None]
+        shade = _colour(rng, base, label, scene)
+        canvas[pixels] = shade + _texture(rng, pixels, scene.texture, side)[:, None]
         mask[pixels] = label
-    canvas = gaussian(canvas, recipe.blur * side, channel_axis=-1)
-    canvas += recipe.noise * rng.standard_normal(canvas.shape, np.float32)
+    canvas = gaussian(canvas, scene.blur * side, channel_axis=-1)
+    canvas += scene.noise * rng.standard_normal(canvas.shape, np.float32)
     if rng.random() < _VOID_RIM_SHARE:
         mask[find_boundaries(mask, mode="outer")] = VOID
     return (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8), mask
 
 
 def _colour(
-    rng: np.random.Generator, base: NDArray[np.float64], label: int, recipe: Recipe
+    rng: np.random.Generator, base: NDArray[np.float64], label: int, scene: Scene
 ) -> NDArray[np.float64]:
-    """The class's own colour or any, moved to the recipe's distance from the background."""
-    own = rng.random() < recipe.tint
+    """The class's own colour or any, moved to the scene's distance from the background."""
+    own = rng.random() < scene.tint
     wanted = np.array(CLASSES.colors[label]) / 255 if own else rng.random(3)
     step = wanted - base
-    step *= recipe.contrast / max(float(np.abs(step).max()), 1e-6)
+    step *= scene.contrast / max(float(np.abs(step).max()), 1e-6)
     return np.where((base + step < 0) | (base + step > 1), base - step, base + step)
 
 

@@ -112,7 +112,7 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     blocks = _profile(backbone, config.data.size)
     points = _place_points(config.exits, backbone, blocks)
     last = blocks[points[-1]]
-    head_macs, _ = macs.trace(backbone.head, last.shape)
+    head_macs, _ = macs.macs_and_shape(backbone.head, last.shape)
     baseline = sum(block.macs for block in blocks) + head_macs
     rows = [
         _candidate(config, num_classes, blocks, point, index, architecture, baseline)
@@ -145,7 +145,7 @@ def _profile(backbone: Backbone, size: tuple[int, int]) -> list[_Block]:
     shape: tuple[int, ...] = (1, 3, *size)
     blocks = []
     for name, module in zip(backbone.names, backbone.blocks, strict=True):
-        cost, shape = macs.trace(module, shape)
+        cost, shape = macs.macs_and_shape(module, shape)
         blocks.append(_Block(name, cost, macs.parameters(module), shape))
     return blocks
 
@@ -176,7 +176,7 @@ def _candidate(
         )
         return _row(config, exit_id, point, blocks, index, architecture, 0, 0, status)
     module = _meta_exit(architecture, shape[1], num_classes, config.exits.dlb_channels)
-    cost, _ = macs.trace(module, shape)
+    cost, _ = macs.macs_and_shape(module, shape)
     path = sum(block.macs for block in blocks[: index + 1]) + cost
     status = _status(config.exits, cost / baseline, path / baseline)
     params = macs.parameters(module)

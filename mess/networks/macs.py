@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def trace(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+def macs_and_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """MACs of one forward in eval mode on an input of `shape`, and the shape of its output.
 
     `module` lives on the meta device: nothing is computed. Normalisation, pooling and upsampling

@@ -11,7 +11,7 @@ import pytest
 
 from mess.config import DataConfig
 from mess.data import open_split
-from mess.data.shapes import CLASSES, Recipe, Shapes
+from mess.data.shapes import CLASSES, Scene, Shapes
 
 CONFIG = DataConfig(size=(96, 128), shapes=(120, 60, 60), holdout=0.0)
 
@@ -39,8 +39,8 @@ def test_difficulty_covers_its_range(data: Shapes) -> None:
     assert np.histogram(difficulties, bins=5, range=(0, 1))[0].min() >= 10
 
 
-def test_recipes_get_harder() -> None:
-    easy, hard = Recipe.of(0.0), Recipe.of(1.0)
+def test_scenes_get_harder() -> None:
+    easy, hard = Scene.of(0.0), Scene.of(1.0)
     assert (easy.objects, hard.objects) == (1, 12)
     assert easy.radius > hard.radius
     assert easy.contrast > hard.contrast

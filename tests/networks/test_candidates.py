@@ -280,7 +280,7 @@ def plain_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 def test_multiply_adds_of_a_layer_are_those_of_its_formula(
     layer: nn.Module, shape: tuple[int, ...], expected: int
 ) -> None:
-    found, output = macs.trace(layer.to("meta"), shape)
+    found, output = macs.macs_and_shape(layer.to("meta"), shape)
     assert found == expected
     assert output == tuple(layer(torch.empty(shape, device="meta")).shape)
 
@@ -310,5 +310,5 @@ def test_tracing_leaves_the_mode_of_a_module_alone() -> None:
     module = nn.Conv2d(1, 1, 1, device="meta")
     for training in (True, False):
         module.train(training)
-        macs.trace(module, (1, 1, 2, 2))
+        macs.macs_and_shape(module, (1, 1, 2, 2))
         assert module.training is training
