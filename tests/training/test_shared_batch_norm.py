@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mess.compute.processes import ALONE, Processes, divided
+from mess.compute.processes import ALONE
 from mess.errors import ConfigError
 from mess.training.shared_batch_norm import normalise_apart, normalise_together
 
@@ -103,11 +103,3 @@ def test_what_a_layer_does_after_normalising_is_done_too() -> None:
 def test_layers_of_another_kind_are_refused_by_name(layer: nn.Module) -> None:
     with pytest.raises(ConfigError, match=r"'1'.* training\.batch_norm = \"process\""):
         normalise_together(nn.Sequential(nn.ReLU(), layer), ALONE)
-
-
-def test_costs_are_divided_evenly_and_in_order() -> None:
-    costs = {"a": 5.0, "b": 1.0, "c": 4.0, "d": 2.0, "e": 2.0}
-    assert divided(costs, 2) == [["a", "e"], ["b", "c", "d"]]
-    assert divided(costs, 1) == [list(costs)]
-    assert sorted(map(len, divided(costs, 7))) == [0, 0, 1, 1, 1, 1, 1]
-    assert [Processes(rank, 2).share_of(costs) for rank in (0, 1)] == divided(costs, 2)
