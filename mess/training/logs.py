@@ -1,4 +1,8 @@
-"""The figures of a training: a log of JSON lines, for TensorBoard as well."""
+"""The figures of a training: a log of JSON lines and, where asked for, TensorBoard's event files.
+
+A row is a stage, an iteration and figures by name. A resumed run does iterations again, so every
+form of the log can be rewound to where the checkpoint was.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ HOLDOUT = "-holdout"
 
 
 class MetricsLog:
-    """Appends rows with `stage` and `iteration`; rewinding drops rows a resumed run repeats."""
+    """JSON lines, each `stage`, `iteration` and the figures."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,26 +43,29 @@ class MetricsLog:
         write_text(self._path, "".join(kept))
 
 
-def _beyond(row: dict[str, object], stage: str, iteration: int) -> bool:
-    reached = row["iteration"]
-    return row["stage"] == stage and isinstance(reached, int) and reached > iteration
+def _beyond(row: dict[str, Any], stage: str, iteration: int) -> bool:
+    return row["stage"] == stage and row["iteration"] > iteration
 
 
 class TensorBoardLog(MetricsLog):
-    """A metrics log that also writes event files: a folder, TensorBoard's run, for each stage.
+    """The same rows as event files besides: a folder, TensorBoard's run, for each stage.
 
     Tags are `loss/EXIT` and `learning_rate` of a stage, `miou/EXIT` of its held-out images. Each
     rewinding begins a file in which TensorBoard reads that what it drops no longer counts. Raises
     ConfigError where TensorBoard is not installed.
     """
 
+    # Not torch's SummaryWriter, tried with torch 2.14 and TensorBoard 2.21. It names files by the
+    # second and the process: of two within one second 100001 sorts before 99999, and readers take
+    # files in that order, so a resumed run shows steps twice. And its thread answers a full disk
+    # with a traceback, before our error can say what to do. Neither can be set.
+
     def __init__(self, path: Path, folder: Path) -> None:
         super().__init__(path)
         self._folder = folder
         self._files: dict[str, Path] = {}
+        """The file that is written, by stage."""
         try:
-            # Not torch's SummaryWriter: it names files by the second, and readers take them in
-            # the order of their names; its thread answers a full disk with a traceback.
             self._events: Any = import_module("tensorboard.compat.proto.event_pb2")
             self._summaries: Any = import_module("tensorboard.compat.proto.summary_pb2")
             self._records: Any = import_module("tensorboard.summary.writer.record_writer")
@@ -78,6 +85,7 @@ class TensorBoardLog(MetricsLog):
         super().rewind(stage, iteration)
         folder = self._folder / stage
         folder.mkdir(parents=True, exist_ok=True)
+        # Numbered, so that names sort as the files were begun.
         number = len(list(folder.glob("events.out.tfevents.*")))
         self._files[stage] = folder / f"events.out.tfevents.{number:010d}"
         self._write(stage, file_version="brain.Event:2")
@@ -86,6 +94,7 @@ class TensorBoardLog(MetricsLog):
         self._write(stage, step=iteration + 1, session_log=begun)
 
     def _write(self, stage: str, **content: Any) -> None:
+        """Append an event and close the file: a kill loses no event that was told."""
         event = self._events.Event(wall_time=time.time(), **content)
         path = self._files[stage]
         with room_for(path), path.open("ab") as file:
