@@ -28,7 +28,7 @@ from mess.data import open_split
 from mess.exits import FINAL
 from mess.runs.network import trained_network
 from mess.runs.run import begin_run
-from mess.training.judge import exit_mious
+from mess.training.judge import miou_by_exit
 
 PRETRAINING, EXITS, BRANCHES, LONG_BRANCHES = 300, 200, 100, 400
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.
@@ -182,7 +182,7 @@ def measure(arm: Arm, seed: int, options: argparse.Namespace) -> Row:
     network = trained_network(place, config, device)
     exits = [*network.exits, FINAL]
     miou = {
-        split: exit_mious(network, open_split(config.data, split, seed), config, exits, device)
+        split: miou_by_exit(network, open_split(config.data, split, seed), config, exits, device)
         for split in SPLITS
     }
     return {"seconds": seconds, "threads": torch.get_num_threads(), "miou": miou}

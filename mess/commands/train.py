@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
-from torch import Tensor
-
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
 from mess.common.files import remove_leftovers, write_json
@@ -18,7 +16,7 @@ from mess.compute.memory import keep_memory
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config
 from mess.data import SegmentationData, open_split
-from mess.data.loader import training_loader
+from mess.data.loader import Batch, training_loader
 from mess.export.programs import require_exportable
 from mess.networks.candidates import KEPT, TRAINED, Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
@@ -29,9 +27,10 @@ from mess.runs.run import Run, find_run
 from mess.signals.registry import configured_signals
 from mess.training.best_epoch import remove_best_epochs
 from mess.training.checkpoint import remove_checkpoint
-from mess.training.judge import holdout_judge
+from mess.training.judge import HoldoutJudge
 from mess.training.logs import MetricsLog, TensorBoardLog
-from mess.training.loop import train
+from mess.training.loop import Training
+from mess.training.stage import Batches
 from mess.training.stages.recipes import keeps_best, stages_of
 
 
@@ -44,74 +43,33 @@ def train_network(
     """
     keep_memory()
     config = place.config()
-    best = keeps_best(config)
+    best = place.best_epoch if keeps_best(config) else None
     log = _open_log(place, config)
     device = local_device(pick_device(device_name))
     data = open_split(config.data, "train", config.seed)
     held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
-    if processes.is_first:
-        for file in place.written_by_training():
-            remove_leftovers(file)
-        if not place.checkpoint.exists():
-            _check(open_split(config.data, CALIBRATION, config.seed), reporter)
-        write_json(place.classes, data.classes.to_json())
     classes = data.classes.num_classes
+    if processes.is_first:
+        _prepare(place, config, data, reporter)
     # What would fail after training fails before it.
     require_exportable(configured_signals(config.memoise), config.data.size, classes)
     rows = candidates(config, classes)
-    # A checkpoint holds what the backbone started from; its file may be gone.
-    resumed = place.checkpoint.exists()
-    start = config.training.start
-    fresh = resumed or start is not None
-    network = build_network(without_weights(config) if fresh else config, rows, classes)
-    if start is not None and not resumed:
-        load_weights(network, find_run(start).require_weights(), "backbone.")
+    network = _starting_network(place, config, rows, classes)
     network.backbone.to(device)  # exits go there when they are trained
-
-    def batches(
-        seed_name: str, iterations: int, start: int, sharing: Processes
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        loader = training_loader(
-            data,
-            config.data,
-            seed=derive(config.seed, seed_name),
-            iterations=iterations,
-            batch_size=config.training.batch_size,
-            start=start,
-            rank=sharing.rank,
-            world=sharing.count,
-        )
-        for images, labels, _ in loader:
-            yield images, labels
-
-    train(
-        network,
-        stages_of(network, config, rows, classes, device, processes),
-        config,
-        batches,
-        checkpoint=place.checkpoint,
-        log=log,
-        reporter=reporter,
-        device=device,
-        judge=(
-            holdout_judge(network, held_out, config, device, log, reporter, processes)
-            if held_out
-            else None
-        ),
-        best=place.best_epoch if best else None,
-        epoch=math.ceil(len(data) / config.training.batch_size),
-        processes=processes,
-    )
+    judge = None
+    if held_out:
+        judge = HoldoutJudge(
+            network=network, held_out=held_out, config=config, device=device, log=log,
+            reporter=reporter, processes=processes,
+        )  # fmt: skip
+    Training(
+        network=network, config=config, batches=_batches(data, config),
+        checkpoint=place.checkpoint, log=log, reporter=reporter, device=device, judge=judge,
+        best=best, epoch=math.ceil(len(data) / config.training.batch_size), processes=processes,
+    ).run(stages_of(network, config, rows, classes, device, processes))  # fmt: skip
     if processes.is_first:
         _finish(place, network, rows)
     processes.wait()
-
-
-def _finish(place: Run, network: OverprovisionedNetwork, rows: Sequence[Candidate]) -> None:
-    trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
-    write_rows(place.exits, [asdict(row) for row in trained], EXITS)
-    save_weights(network, place.weights)
-    remove_progress(place)
 
 
 def remove_progress(place: Run) -> None:
@@ -126,9 +84,59 @@ def _open_log(place: Run, config: Config) -> MetricsLog:
     return MetricsLog(place.metrics)
 
 
+def _prepare(place: Run, config: Config, data: SegmentationData, reporter: Reporter) -> None:
+    """Clear up after a kill, look at the data that training does not read, name the classes."""
+    for file in place.written_by_training():
+        remove_leftovers(file)
+    if not place.checkpoint.exists():
+        _check(open_split(config.data, CALIBRATION, config.seed), reporter)
+    write_json(place.classes, data.classes.to_json())
+
+
 def _check(data: SegmentationData, reporter: Reporter) -> None:
     """Read every image now: a damaged one should not show after hours of training."""
     with reporter.task("checking calibration", len(data)) as task:
         for index in range(len(data)):
             data.read(index)
             task.advance()
+
+
+def _starting_network(
+    place: Run, config: Config, rows: Sequence[Candidate], classes: int
+) -> OverprovisionedNetwork:
+    """The network before its first step, or for a checkpoint to be read into."""
+    start = config.training.start
+    if place.checkpoint.exists():
+        # It holds what the backbone started from, whose file may be gone.
+        return build_network(without_weights(config), rows, classes)
+    if start is None:
+        return build_network(config, rows, classes)
+    network = build_network(without_weights(config), rows, classes)
+    load_weights(network, find_run(start).require_weights(), "backbone.")
+    return network
+
+
+def _batches(data: SegmentationData, config: Config) -> Batches:
+    """The augmented batches of any stage."""
+
+    def batches(seed_name: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
+        return training_loader(
+            data,
+            config.data,
+            seed=derive(config.seed, seed_name),
+            iterations=iterations,
+            batch_size=config.training.batch_size,
+            start=start,
+            rank=sharing.rank,
+            world=sharing.count,
+        )
+
+    return batches
+
+
+def _finish(place: Run, network: OverprovisionedNetwork, rows: Sequence[Candidate]) -> None:
+    """Write what training was for, and only then delete what could resume it."""
+    trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
+    write_rows(place.exits, [asdict(row) for row in trained], EXITS)
+    save_weights(network, place.weights)
+    remove_progress(place)

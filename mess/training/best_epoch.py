@@ -11,7 +11,7 @@ from torch import Tensor
 from mess.compute.processes import ALONE, Processes
 from mess.networks.network import OverprovisionedNetwork
 from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mess.training.stage import Unit
+from mess.training.stage import TrainedUnit
 
 _SCORE, _WEIGHTS = "score.", "network."
 
@@ -28,7 +28,7 @@ class BestEpoch:
         path: Path,
         network: OverprovisionedNetwork,
         stage: str,
-        units: Mapping[str, Unit],
+        units: Mapping[str, TrainedUnit],
         configuration: str,
         processes: Processes = ALONE,
     ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,54 +19,64 @@ from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
 from mess.prediction.predict import predict
 from mess.training.logs import HOLDOUT, MetricsLog
-from mess.training.stage import Judge
 
 
-def holdout_judge(
-    network: OverprovisionedNetwork,
-    held_out: SegmentationData,
-    config: Config,
-    device: torch.device,
-    log: MetricsLog,
-    reporter: Reporter,
-    processes: Processes,
-) -> Judge:
-    """Measures exits on the held-out images, and says and logs what it found."""
+@dataclass(frozen=True, kw_only=True)
+class HoldoutJudge:
+    """A `Judge` that measures exits on the held-out images, and says and logs what it found.
 
-    def judge(
-        stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
+    The final exit is always among them: how far it has come is the measure of the others.
+    """
+
+    network: OverprovisionedNetwork
+    held_out: SegmentationData
+    config: Config
+    device: torch.device
+    log: MetricsLog
+    reporter: Reporter
+    processes: Processes
+
+    def __call__(
+        self, stage: str, iteration: int, exits: Sequence[str], mine: Sequence[str]
     ) -> dict[str, float]:
-        mine = list(dict.fromkeys([*mine, FINAL])) if processes.is_first else list(mine)
-        measured = exit_mious(network, held_out, config, mine, device) if mine else {}
-        miou = processes.merge(measured, list(dict.fromkeys([*exits, FINAL])))
-        if not processes.is_first:
-            return miou
-        log.append(stage + HOLDOUT, iteration, **miou)
-        early = [miou[exit_id] for exit_id in exits if exit_id != FINAL]
-        others = f", of {len(early)} exits {np.mean(early):.3f} on average" if early else ""
-        reporter.message(
-            f"{stage}, iteration {iteration}: mIoU of the final exit {miou[FINAL]:.3f}{others}, on "
-            f"{len(held_out)} held-out images."
+        """The mIoU of each of `exits` and of the final one."""
+        first = self.processes.is_first
+        mine = list(dict.fromkeys([*mine, FINAL] if first else mine))
+        measured = (
+            miou_by_exit(self.network, self.held_out, self.config, mine, self.device)
+            if mine
+            else {}
         )
+        miou = self.processes.merge(measured, list(dict.fromkeys([*exits, FINAL])))
+        if first:
+            self.log.append(stage + HOLDOUT, iteration, **miou)
+            self._say(stage, iteration, miou)
         return miou
 
-    return judge
+    def _say(self, stage: str, iteration: int, miou: Mapping[str, float]) -> None:
+        early = [value for exit_id, value in miou.items() if exit_id != FINAL]
+        others = f", of {len(early)} exits {np.mean(early):.3f} on average" if early else ""
+        self.reporter.message(
+            f"{stage}, iteration {iteration}: mIoU of the final exit {miou[FINAL]:.3f}{others}, on "
+            f"{len(self.held_out)} held-out images."
+        )
 
 
-def exit_mious(
+def miou_by_exit(
     network: OverprovisionedNetwork,
     data: SegmentationData,
     config: Config,
     exits: list[str],
     device: torch.device,
 ) -> dict[str, float]:
-    """The mIoU of each exit on a split."""
+    """The mIoU of each of `exits` on a split; raises DataError where nothing in it is labelled."""
     classes = data.classes.num_classes
     label = np.zeros(classes, np.int64)
     for index in range(len(data)):
         label += label_counts(data.sized(index)[1], classes)
     if not label.any():
         raise DataError(f"{data.where} has no labelled pixel, so mIoU is undefined.")
+    # Counts of the whole split, not a mean of images' mIoU: it is defined on the split.
     sums = {exit_id: np.zeros((2, classes), np.int64) for exit_id in exits}
     loader = evaluation_loader(data, config.data, batch_size=config.memoise.batch_size)
     for _, predictions in predict(network, loader, [], device=device, exits=exits):

@@ -14,7 +14,7 @@ from mess.config import Config, read_toml
 from mess.errors import TrainingError
 from mess.networks.network import OverprovisionedNetwork
 from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_divided
-from mess.training.stage import Stage, Unit
+from mess.training.stage import Stage, TrainedUnit
 
 _NETWORK, _STAGE = "network.", "stage."
 """Before the names of a checkpoint's tensors."""
@@ -99,7 +99,7 @@ class Saver:
             self._processes.wait()
 
 
-def _prefixes(units: Iterable[Unit]) -> tuple[str, ...]:
+def _prefixes(units: Iterable[TrainedUnit]) -> tuple[str, ...]:
     return tuple(_NETWORK + prefix for unit in units for prefix in unit.prefixes)
 
 

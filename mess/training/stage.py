@@ -10,13 +10,18 @@ from torch import Tensor
 
 from mess.compute.processes import Processes
 from mess.config import StageConfig
-
-Batch = tuple[Tensor, Tensor]
-"""Images (B, 3, H, W) float32 and labels (B, H, W) int64."""
-
+from mess.data.loader import Batch
 
 Batches = Callable[[str, int, int, Processes], Iterable[Batch]]
 """Batches by seed name, iterations in all, iteration to start from, and who shares each batch."""
+
+
+@dataclass(frozen=True)
+class TrainedUnit:
+    """Weights that are trained together, by prefixes of their names, and the exits they serve."""
+
+    prefixes: tuple[str, ...]
+    exits: tuple[str, ...]
 
 
 class Judge(Protocol):
@@ -48,7 +53,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def units(self) -> Mapping[str, Unit]:
+    def units(self) -> Mapping[str, TrainedUnit]:
         """What the stage trains, in parts that do not depend on each other."""
         ...
 
@@ -81,11 +86,3 @@ class Stage(Protocol):
 def poly_rate(settings: StageConfig, iteration: int, power: float) -> float:
     """Share of the initial learning rate: (1 - iteration / iterations) ** power."""
     return (1.0 - iteration / settings.iterations) ** power
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Weights that are trained together, by prefixes of their names, and the exits they serve."""
-
-    prefixes: tuple[str, ...]
-    exits: tuple[str, ...]

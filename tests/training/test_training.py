@@ -21,15 +21,16 @@ import mess.training.resume
 from mess.common.progress import Reporter, Silent, Task
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, StageConfig, parse_config
+from mess.data.loader import Batch
 from mess.errors import ConfigError, InterruptedWork, TrainingError
 from mess.exits import FINAL
 from mess.networks.candidates import Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.training.checkpoint import load_checkpoint
 from mess.training.logs import MetricsLog
-from mess.training.loop import train
+from mess.training.loop import Training
 from mess.training.losses import SoftTarget, exit_loss, mixture
-from mess.training.stage import Batch, Batches, poly_rate
+from mess.training.stage import Batches, poly_rate
 from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
 from mess.training.stages.pretraining import active_exits
 from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
@@ -42,7 +43,7 @@ EPOCH = 2
 ROUND_ROBIN, MODULO = "round-robin", "modulo"
 
 
-def batch(stage: str, iteration: int) -> Batch:
+def batch(stage: str, iteration: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1000 * ord(stage[-1]) + iteration)
     images = torch.randn(2, 3, 32, 48, generator=generator)
     labels = torch.randint(0, CLASSES, (2, 32, 48), generator=generator)
@@ -52,7 +53,7 @@ def batch(stage: str, iteration: int) -> Batch:
 def batches(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
     assert sharing == ALONE
     for iteration in range(start, iterations):
-        yield batch(stage, iteration)
+        yield *batch(stage, iteration), torch.arange(2)
 
 
 @cache
@@ -90,11 +91,10 @@ def run_training(
         after_stage(network, stage)
         return {exit_id: score(stage, iteration, exit_id) for exit_id in exits}
 
-    train(
-        network,
-        stages_of(network, config, rows_of(config), CLASSES, CPU),
-        config,
-        batches,
+    Training(
+        network=network,
+        config=config,
+        batches=batches,
         checkpoint=folder / "checkpoint",
         log=MetricsLog(folder / "metrics"),
         reporter=reporter or Silent(),
@@ -102,7 +102,7 @@ def run_training(
         judge=judge,
         best=folder / "best" if keeps_best(config) else None,
         epoch=EPOCH,
-    )
+    ).run(stages_of(network, config, rows_of(config), CLASSES, CPU))
     return network
 
 
@@ -473,7 +473,10 @@ def test_groups_may_change_until_they_are_begun(make_config: MakeConfig, tmp_pat
         run_training(config(2), tmp_path / "begun")
 
 
-def test_a_second_signal_acts_at_once() -> None:
+def test_a_second_signal_acts_at_once(request: pytest.FixtureRequest) -> None:
+    # Jobs that a shell runs in the background ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
@@ -697,8 +700,9 @@ def test_a_loss_that_is_not_finite_names_stage_and_exit_and_keeps_the_checkpoint
     always_saving: Config, tmp_path: Path
 ) -> None:
     def poisoned(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
-        for iteration, (images, labels) in enumerate(batches(stage, iterations, start, sharing)):
-            yield images * float("nan") if iteration == 2 else images, labels
+        plain = batches(stage, iterations, start, sharing)
+        for number, (images, labels, indices) in enumerate(plain):
+            yield images * float("nan") if number == 2 else images, labels, indices
 
     with pytest.raises(TrainingError, match=r"stage1: .* exit final is nan at iteration 3"):
         run_training(always_saving, tmp_path, batches=poisoned)

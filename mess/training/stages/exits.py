@@ -12,7 +12,7 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config
 from mess.networks.network import OverprovisionedNetwork, frozen
 from mess.training.losses import ExitLoss, PixelGrid, exit_loss
-from mess.training.stage import Unit
+from mess.training.stage import TrainedUnit
 from mess.training.stages.optimiser import PolySGD, class_weights, precision
 
 
@@ -44,7 +44,7 @@ class ExitTraining:
         self.name = name
         self.settings = config.training.stage2
         exits = tuple(network.exits) if exits is None else exits
-        self.units = {exit_id: Unit((f"exits.{exit_id}.",), (exit_id,)) for exit_id in exits}
+        self.units = {exit_id: TrainedUnit((f"exits.{exit_id}.",), (exit_id,)) for exit_id in exits}
         costs = costs or {}
         self.mine = processes.share_of({exit_id: costs.get(exit_id, 1.0) for exit_id in exits})
         self._network = network

@@ -12,7 +12,7 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
-from mess.training.stage import Unit
+from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.exits import batch_loss, pixel_grid
 from mess.training.stages.optimiser import PolySGD, class_weights, precision
@@ -40,7 +40,7 @@ class JointTraining:
         processes: Processes = ALONE,
     ) -> None:
         self.settings: Stage1Config = config.training.stage1
-        self.units = {"network": Unit(("backbone.", "exits."), (*network.exits, FINAL))}
+        self.units = {"network": TrainedUnit(("backbone.", "exits."), (*network.exits, FINAL))}
         self.mine = tuple(self.units)
         self._network = network
         self._config = config

@@ -13,7 +13,7 @@ from mess.config import Config, Stage1Config
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
 from mess.training.losses import cross_entropy
-from mess.training.stage import Unit
+from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.optimiser import PolySGD, class_weights, precision
 
@@ -27,7 +27,7 @@ class ExitAwarePretraining:
 
     name = seed_name = "stage1"
     shares_batches = True
-    units: Mapping[str, Unit] = {"backbone": Unit(("backbone.",), (FINAL,))}
+    units: Mapping[str, TrainedUnit] = {"backbone": TrainedUnit(("backbone.",), (FINAL,))}
     mine = tuple(units)
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,10 +44,6 @@ RECIPES = {
 BranDeepLabV3's training of branches."""
 
 
-_MACS_PER_LOGIT = 300
-"""Multiply-adds of an exit that take about as long as one upsampled logit of its loss on a CPU."""
-
-
 def keeps_best(config: Config) -> bool:
     """Whether the best epoch counts; raises ConfigError where nothing is held out to tell it."""
     training = config.training
@@ -79,27 +75,39 @@ def stages_of(
     pretraining = ExitAwarePretraining(
         network, config, channels, num_classes, device, early=early, processes=processes
     )
-    groups = config.training.stage2.groups
+    costs = _step_costs(rows, config, num_classes)
+    exit_trainings = [
+        ExitTraining(
+            network, config, num_classes, device,
+            loss=loss, exits=exits, name=name, costs=costs, processes=processes,
+        )
+        for name, exits in _exit_groups(rows, network, config.training.stage2.groups).items()
+    ]  # fmt: skip
+    return [pretraining, *exit_trainings]
+
+
+def _exit_groups(
+    rows: Sequence[Candidate], network: OverprovisionedNetwork, groups: int
+) -> dict[str, list[str]]:
+    """The exits of each part of stage 2 by its name; groups exist to divide their memory."""
     params = {row.exit_id: row.params for row in rows if row.exit_id in network.exits}
+    name = ExitTraining.seed_name
+    return {
+        name if groups == 1 else f"{name}-{number}of{groups}": exits
+        for number, exits in enumerate(divided(params, groups), start=1)
+        if exits
+    }
+
+
+_MACS_PER_LOGIT = 300
+"""Multiply-adds of an exit that take about as long as one upsampled logit of its loss on a CPU."""
+
+
+def _step_costs(rows: Sequence[Candidate], config: Config, num_classes: int) -> dict[str, float]:
+    """About how long a step of each exit takes, in multiply-adds.
+
+    With its loss: divided by their MACs alone, a process with many small exits would be the last.
+    """
     height, width = config.data.size
     logits = height * width * num_classes / config.training.stage2.pixel_stride**2
-    costs = {row.exit_id: row.exit_macs + _MACS_PER_LOGIT * logits for row in rows}
-    name = ExitTraining.seed_name
-    return [
-        pretraining,
-        *(
-            ExitTraining(
-                network,
-                config,
-                num_classes,
-                device,
-                loss=loss,
-                exits=exits,
-                name=name if groups == 1 else f"{name}-{number}of{groups}",
-                costs=costs,
-                processes=processes,
-            )
-            for number, exits in enumerate(divided(params, groups), start=1)
-            if exits
-        ),
-    ]
+    return {row.exit_id: row.exit_macs + _MACS_PER_LOGIT * logits for row in rows}
