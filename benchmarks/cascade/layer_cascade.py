@@ -1,12 +1,12 @@
 """Per-pixel exits (Deep Layer Cascade) against exits per image, in MACs: Table 3 of MESS.
 
-    python benchmarks/layer_cascade.py --run DIR [--errors 0.001 0.01 0.1] [--data ROOT]
+    python -m benchmarks.cascade.layer_cascade --run DIR [--errors 0.001 0.01 0.1] [--data ROOT]
         [--output FILE]
 
 DIR is a trained and memoised run; nothing is written there. Of each head, the most accurate exit of
 points 1 and 3 and the network's own head as the last exit. Label and confidence maps are those that
 `memoise.confidence_maps` would store, predicted again on the calibration split. Both policies are
-judged by the same measure, see `cascade.maps`, and tuned on the same images. Prints the gains over
+judged by the same measure, see `maps.py`, and tuned on the same images. Prints the gains over
 the network run to its end, what 8 bits of a confidence do, and receptive fields. Killed at any
 moment, the same command goes on. Takes minutes.
 """
@@ -17,17 +17,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from cascade.macs import CascadeMacs
-from cascade.maps import LEVELS, Maps, cheapest
-from cascade.receptive_field import image_macs, input_share
 from numpy.typing import NDArray
-from results import Results, Row, machine_facts
 from torch import nn
 
+from benchmarks.cascade.macs import CascadeMacs
+from benchmarks.cascade.maps import LEVELS, Maps, cheapest
+from benchmarks.cascade.receptive_field import image_macs, input_share
+from benchmarks.cascade.tables import accuracy_table, bits_table, field_table, gains_table
+from benchmarks.results import Results, Row, machine_facts
 from mess.common.metrics import mean_iou
 from mess.common.progress import Silent
 from mess.config import Config, parse_config
@@ -363,67 +363,6 @@ def receptive_field(config: Config, head: str) -> Row:
         _, shape = image_macs(network.segment(0, point), (3, *size))
         shares[str(point)] = input_share(nn.Sequential(network.segment(point, last), module), shape)
     return {"size": list(size), "shares": shares}
-
-
-def accuracy_table(rows: Sequence[Row]) -> str:
-    lines = ["| exit | mIoU, nearest neighbour | bilinear logits |", "| --- | --- | --- |"]
-    lines += [f"| `{r['exit']}` | {r['nearest']:.4f} | {r['bilinear']:.4f} |" for r in rows]
-    return "\n".join(lines)
-
-
-def gains_table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| early heads | error ≤ | exits | LC | ours | LC if pixels needed only themselves "
-        "| LC: pixels leaving | LC: images with a pixel that goes on | ours: images leaving |",
-        "| --- |" + " --- |" * 8,
-    ]
-    for row in rows:
-        pixels = np.array(row["lc_pixels"]) / sum(row["lc_pixels"])
-        rates = [row["ours"]["exits"].get(exit_id, 0.0) for exit_id in row["exits"]]
-        lines.append(
-            f"| {row['head'].upper()} | {row['error']:.1%} | {_points(row['exits'])} "
-            f"| {row['lc']:.2f}× | {row['ours']['gain']:.2f}× | {row['lc_active_alone']:.2f}× "
-            f"| {_percent(pixels)} | {row['lc_images']:.0%} | {_percent(rates)} |"
-        )
-    return "\n".join(lines)
-
-
-def bits_table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| early heads | error ≤ | exits | thresholds | pixels that change exit | mIoU | MACs "
-        "| LC | LC with 16 bits |",
-        "| --- |" + " --- |" * 8,
-    ]
-    for row in rows:
-        found = row["in_float"]
-        thresholds = ", ".join(f"{t}/{LEVELS - 1}" for t in row["lc_thresholds"])
-        again = f"{row['fine']['lc']:.3f}×" if "fine" in row else ""
-        lines.append(
-            f"| {row['head'].upper()} | {row['error']:.1%} | {_points(row['exits'])} "
-            f"| {thresholds} | {found['moved']:.2%} | {found['miou']:+.5f} | {found['macs']:+.2%} "
-            f"| {row['lc']:.3f}× | {again} |"
-        )
-    return "\n".join(lines)
-
-
-def field_table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| backbone | size | last head | features at E1 | at E3 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        shares = " | ".join(f"{share:.0%}" for share in row["shares"].values())
-        size = "×".join(map(str, reversed(row["size"])))
-        lines.append(f"| {row['backbone']} | {size} | {row['head'].upper()} | {shares} |")
-    return "\n".join(lines)
-
-
-def _points(exits: Sequence[str]) -> str:
-    return ", ".join("E6" if e == FINAL else f"E{parse_exit_id(e)[0]}" for e in exits)
-
-
-def _percent(shares: Any) -> str:
-    return ", ".join(f"{share:.0%}" for share in shares)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.cascade.receptive_field import Reach, image_macs
 from mess.networks.network import OverprovisionedNetwork
-
-from .receptive_field import Reach, image_macs
 
 
 @dataclass(frozen=True)
