@@ -56,12 +56,16 @@ class Candidate:
         return ExitArchitecture(self.crm, self.blocks, self.rdi, self.head)
 
 
-@dataclass(frozen=True)
-class _Block:
-    name: str
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    """An exit point: a block, and what it takes to get there from the input."""
+
+    number: int
+    block: str
     macs: int
     params: int
     shape: tuple[int, ...]
+    """Of the features, (1, channels, h, w)."""
 
 
 def equidistant_points(block_macs: Sequence[int], points: int) -> list[int]:
@@ -78,10 +82,12 @@ def equidistant_points(block_macs: Sequence[int], points: int) -> list[int]:
     taken: set[int] = {blocks - 1}
     cumulative = [sum(block_macs[: index + 1]) for index in range(blocks)]
     for i in range(1, points):
+        # In integers: a share as a float may miss the block that reaches it exactly.
         pick = next(k for k in range(blocks) if cumulative[k] * points >= i * total)
         while pick in taken:
             pick -= 1
         if pick < 0:
+            # All before it are taken: the first of those behind.
             pick = min(set(range(blocks)) - taken)
         taken.add(pick)
     return sorted(taken)
@@ -109,22 +115,18 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     costs too much or leaves too few channels is listed with the reason in `status`.
     """
     backbone = _meta_backbone(config.backbone, num_classes)
-    blocks = _profile(backbone, config.data.size)
-    points = _place_points(config.exits, backbone, blocks)
-    last = blocks[points[-1]]
-    head_macs, _ = macs.macs_and_shape(backbone.head, last.shape)
-    baseline = sum(block.macs for block in blocks) + head_macs
-    rows = [
-        _candidate(config, num_classes, blocks, point, index, architecture, baseline)
-        for point, index in enumerate(points, start=1)
-        for architecture in _architectures(config.exits)
-    ]
-    rows.append(
-        _row(
-            config, FINAL, len(points), blocks, points[-1], None, head_macs,
-            macs.parameters(backbone.head), KEPT,
-        )
-    )  # fmt: skip
+    points = _points(config, backbone)
+    head_macs, _ = macs.macs_and_shape(backbone.head, points[-1].shape)
+    baseline = points[-1].macs + head_macs
+    height = config.data.size[0]
+    rows = []
+    for point in points:
+        for architecture in _architectures(config.exits):
+            cost, params, status = _cost(config, num_classes, point, architecture, baseline)
+            exit_id = architecture.exit_id(point.number)
+            rows.append(_row(point, height, exit_id, architecture, cost, params, status))
+    head_params = macs.parameters(backbone.head)
+    rows.append(_row(points[-1], height, FINAL, None, head_macs, head_params, KEPT))
     return rows
 
 
@@ -134,20 +136,30 @@ def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
         return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
 
 
-def _place_points(config: ExitsConfig, backbone: Backbone, blocks: Sequence[_Block]) -> list[int]:
-    """Block indices of the exit points, chosen by cost or by name."""
-    if isinstance(config.points, int):
-        return equidistant_points([block.macs for block in blocks], config.points)
-    return named_points(backbone.names, config.points)
-
-
-def _profile(backbone: Backbone, size: tuple[int, int]) -> list[_Block]:
-    shape: tuple[int, ...] = (1, 3, *size)
-    blocks = []
-    for name, module in zip(backbone.names, backbone.blocks, strict=True):
-        cost, shape = macs.macs_and_shape(module, shape)
-        blocks.append(_Block(name, cost, macs.parameters(module), shape))
-    return blocks
+def _points(config: Config, backbone: Backbone) -> list[_Point]:
+    """The exit points from shallow to deep, chosen by cost or by name."""
+    shape: tuple[int, ...] = (1, 3, *config.data.size)
+    block_macs, params, shapes = [], [], []
+    for block in backbone.blocks:
+        cost, shape = macs.macs_and_shape(block, shape)
+        block_macs.append(cost)
+        params.append(macs.parameters(block))
+        shapes.append(shape)
+    wanted = config.exits.points
+    if isinstance(wanted, int):
+        indices = equidistant_points(block_macs, wanted)
+    else:
+        indices = named_points(backbone.names, wanted)
+    return [
+        _Point(
+            number=number,
+            block=backbone.names[index],
+            macs=sum(block_macs[: index + 1]),
+            params=sum(params[: index + 1]),
+            shape=shapes[index],
+        )
+        for number, index in enumerate(indices, start=1)
+    ]
 
 
 def _architectures(config: ExitsConfig) -> list[ExitArchitecture]:
@@ -157,30 +169,22 @@ def _architectures(config: ExitsConfig) -> list[ExitArchitecture]:
     return architectures(config.crm, config.blocks, config.rdi, config.heads)
 
 
-def _candidate(
-    config: Config,
-    num_classes: int,
-    blocks: Sequence[_Block],
-    point: int,
-    index: int,
-    architecture: ExitArchitecture,
-    baseline: int,
-) -> Candidate:
-    exit_id = architecture.exit_id(point)
-    shape = blocks[index].shape
-    width = shape[1] // architecture.crm
+def _cost(
+    config: Config, num_classes: int, point: _Point, architecture: ExitArchitecture, baseline: int
+) -> tuple[int, int, str]:
+    """MACs and parameters of an exit, 0 where it cannot be built; and its status."""
+    channels = point.shape[1]
+    width = channels // architecture.crm
     if width < MIN_HEAD_CHANNELS:
         status = (
             f"excluded: channel reduction by {architecture.crm} leaves {width} channels, "
             f"a head needs {MIN_HEAD_CHANNELS}"
         )
-        return _row(config, exit_id, point, blocks, index, architecture, 0, 0, status)
-    module = _meta_exit(architecture, shape[1], num_classes, config.exits.dlb_channels)
-    cost, _ = macs.macs_and_shape(module, shape)
-    path = sum(block.macs for block in blocks[: index + 1]) + cost
-    status = _status(config.exits, cost / baseline, path / baseline)
-    params = macs.parameters(module)
-    return _row(config, exit_id, point, blocks, index, architecture, cost, params, status)
+        return 0, 0, status
+    module = _meta_exit(architecture, channels, num_classes, config.exits.dlb_channels)
+    cost, _ = macs.macs_and_shape(module, point.shape)
+    status = _status(config.exits, cost / baseline, (point.macs + cost) / baseline)
+    return cost, macs.parameters(module), status
 
 
 def _status(limits: ExitsConfig, cost: float, path: float) -> str:
@@ -207,31 +211,28 @@ def _meta_exit(
 
 
 def _row(
-    config: Config,
+    point: _Point,
+    height: int,
     exit_id: str,
-    point: int,
-    blocks: Sequence[_Block],
-    index: int,
     architecture: ExitArchitecture | None,
     exit_macs: int,
     params: int,
     status: str,
 ) -> Candidate:
-    shape = blocks[index].shape
     return Candidate(
         exit_id=exit_id,
-        point=point,
-        block=blocks[index].name,
+        point=point.number,
+        block=point.block,
         crm=architecture.crm if architecture else None,
         blocks=architecture.blocks if architecture else None,
         rdi=architecture.rdi if architecture else None,
         head=architecture.head if architecture else None,
         exit_macs=exit_macs,
-        backbone_macs=sum(block.macs for block in blocks[: index + 1]),
+        backbone_macs=point.macs,
         params=params,
-        backbone_params=sum(block.params for block in blocks[: index + 1]),
+        backbone_params=point.params,
         # Strides are powers of two, heights need not be multiples of them.
-        output_stride=2 ** round(math.log2(config.data.size[0] / shape[2])),
-        channels=shape[1],
+        output_stride=2 ** round(math.log2(height / point.shape[2])),
+        channels=point.shape[1],
         status=status,
     )

@@ -73,6 +73,7 @@ class ReachableConv2d(nn.Conv2d):
             if dilation < input.shape[2 + axis]:
                 padding[axis] = dilation
             else:
+                # The outer taps lie beyond the map from every position: the middle one is left.
                 weight = weight.narrow(2 + axis, 1, 1)
         return F.conv2d(input, weight, padding=padding, dilation=self.dilation)
 

@@ -51,6 +51,7 @@ class BestEpoch:
         better = False
         for name, unit in self._units.items():
             score = torch.tensor([miou[exit_id] for exit_id in unit.exits], dtype=torch.float64)
+            # Of equals the first: an epoch that a resumed run repeats replaces nothing.
             if name in self._scores and score.mean() <= self._scores[name]:
                 continue
             better = True

@@ -71,6 +71,8 @@ def cross_entropy(
     """
     logits = upsample(logits_BChw, (label_BHW.shape[1], label_BHW.shape[2]))
     total = F.cross_entropy(logits, label_BHW, class_weights, ignore_index=VOID, reduction="sum")
+    # Not torch's mean, which divides by the sum of the weights: processes that share a batch weigh
+    # their losses by pixels, and a batch of rare classes counts for more, as they are meant to.
     return total / (label_BHW != VOID).sum().clamp(min=1)
 
 
@@ -126,6 +128,7 @@ class SoftTarget:
         labelled_B1HW = (label != VOID).unsqueeze(1)
         self._pixels = labelled_B1HW.sum().clamp(min=1)
         shape = (len(label), teacher_BChw.shape[1], *label.shape[1:])
+        # Void is no index to scatter to: it stands as class 0 until it is masked below.
         onehot = torch.zeros(shape, dtype=teacher_BChw.dtype, device=label.device).scatter_(
             1, label.where(label != VOID, 0).unsqueeze(1), 1.0
         )
@@ -139,6 +142,7 @@ class SoftTarget:
             if mix.filtered:
                 target *= (logits.argmax(1) == label).unsqueeze(1)
             target += mix.distillation * teacher
+            # The teacher's entropy has no gradient; with it the loss is the divergence itself.
             self._constant = mix.distillation * (teacher * log_teacher).sum() / self._pixels
         self._weight_BHW = target.sum(1)
         self._target_BCHW = target
@@ -188,9 +192,14 @@ class LovaszSoftmax:
 
 
 def _jaccard_slope(truth_CP: Tensor) -> Tensor:
-    """By how much each further wrong pixel, in order, raises the Jaccard loss of its class."""
+    """By how much each further wrong pixel, in order, raises the Jaccard loss of its class.
+
+    Where the order of the errors stays, the Lovász extension is linear in them, and these are its
+    coefficients (Berman et al., Algorithm 1). They sum to the loss with all pixels wrong, 1.
+    """
     pixels_C1 = truth_CP.sum(1, keepdim=True)
     hits_CP = pixels_C1 - truth_CP.cumsum(1)
+    # Wrong pixels of other classes join the union; those of the class were in it all along.
     union_CP = pixels_C1 + (1 - truth_CP).cumsum(1)
     loss_CP = 1 - hits_CP / union_CP.clamp(min=1)
     return loss_CP.diff(dim=1, prepend=torch.zeros_like(pixels_C1))

@@ -76,6 +76,7 @@ class Saver:
             if not self._processes.is_first:
                 own = _prefixes([stage.units[name] for name in stage.mine])
                 state = {name: tensor for name, tensor in state.items() if name.startswith(own)}
+            # The first process's share holds the backbone, too, and everything else that all have.
             state = {name: t for name, t in state.items() if not name.startswith(left_out)}
         state |= {_STAGE + name: tensor for name, tensor in stage.state().items()}
         found = Checkpoint(stage.name, iteration, self._configuration.to_toml(), state)

@@ -77,7 +77,8 @@ class _TogetherFunction(torch.autograd.Function):
         # Statistics are of the parameters' precision, whatever that of the features.
         own = weight.new_full((1,), input.numel() / input.shape[1])
         variance, mean = torch.var_mean(input.to(weight.dtype), (0, 2, 3), correction=0)
-        # In double precision, or a variance small beside its mean would be lost.
+        # Sums of squares add up over processes, variances do not. In double precision, or one that
+        # is small beside its mean would be lost.
         moments = torch.cat([own, own * mean, own * variance]).double()
         moments[1 + len(mean) :] += own * mean.double().square()
         count, total, squares = processes.sum(moments).split([1, len(mean), len(mean)])
@@ -95,7 +96,9 @@ class _TogetherFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, variance, scale, count = ctx.saved_tensors
-        # As if the statistics were constants; what they contribute is added below.
+        # With x̂ = (x - mean) · scale, and means over the batches of all processes:
+        #     dx = weight · scale · (dy - mean(dy) - x̂ · mean(dy · x̂))
+        # torch's for evaluation gives the first term, and Σ dy and Σ dy · x̂ of this process.
         direct, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             gradients[0], input, weight, mean, variance, mean, scale, False, ctx.eps,
             [True, True, True],

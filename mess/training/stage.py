@@ -84,5 +84,8 @@ class Stage(Protocol):
 
 
 def poly_rate(settings: StageConfig, iteration: int, power: float) -> float:
-    """Share of the initial learning rate: (1 - iteration / iterations) ** power."""
+    """Share of the initial learning rate: (1 - iteration / iterations) ** power.
+
+    Iterations count from 0, so that the last one still moves the weights.
+    """
     return (1.0 - iteration / settings.iterations) ** power

@@ -74,6 +74,7 @@ class ExitTraining:
             self._loss, teacher, labels, iteration, self._config, self._class_weights
         )
         losses = {}
+        # Each draws its dropout from a seed of its own, whichever process trains it after whatever.
         for exit_id, optimiser in self._optimisers.items():
             torch.manual_seed(derive(self._config.seed, self.seed_name, iteration, exit_id))
             with amp:

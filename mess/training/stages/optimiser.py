@@ -71,6 +71,8 @@ class PolySGD:
 
 def precision(settings: StageConfig, device: torch.device) -> torch.autocast:
     """A context for forward passes in the stage's precision; its results may be of that type."""
+    # bfloat16 has the exponents of float32: gradients need no scaling, as float16's would. Weights,
+    # momentum and losses stay float32.
     reduced = settings.precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=reduced)
 
