@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cascade.receptive_field import Reach, image_macs
+from benchmarks.cascade.receptive_field import Reach, macs_on_map
 from mess.networks.network import OverprovisionedNetwork
 
 
@@ -38,16 +38,16 @@ class CascadeMacs:
         points = [network.point(exit_id) for exit_id in exits]
         if len(exits) < 2 or points != sorted(points):
             raise ValueError(f"a cascade has two exits or more, from shallow to deep, got {exits}")
-        to_first, shape = image_macs(network.segment(0, points[0]), (3, *size))
-        own, _ = image_macs(network.exit_module(exits[0]), shape)
+        to_first, shape = macs_on_map(network.segment(0, points[0]), (3, *size))
+        own, _ = macs_on_map(network.exit_module(exits[0]), shape)
         first = whole = to_first + own
         heads, segments = [], []
         for (start, end), exit_id in zip(itertools.pairwise(points), exits[1:], strict=True):
             segment, head = network.segment(start, end), network.exit_module(exit_id)
             segments.append(Reach.of(segment, shape))
-            between, shape = image_macs(segment, shape)
+            between, shape = macs_on_map(segment, shape)
             heads.append(Reach.of(head, shape))
-            own, _ = image_macs(head, shape)
+            own, _ = macs_on_map(head, shape)
             whole += between + own
         return cls(first, tuple(heads), tuple(segments), whole)
 

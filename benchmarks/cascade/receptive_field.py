@@ -67,7 +67,7 @@ def needs(module: nn.Module, shape: Shape, wanted_BP: NDArray[np.bool_]) -> Need
         for calls in zip(*(part.layers for part in parts), strict=True)
     ]
     counted = sum(layer.macs * layer.positions.shape[1] for layer in layers)
-    whole, _ = image_macs(module, shape)
+    whole, _ = macs_on_map(module, shape)
     if counted != whole:
         raise ValueError(
             f"{type(module).__name__} has {whole} MACs, convolutions and linear layers {counted}: "
@@ -82,14 +82,14 @@ def input_share(module: nn.Module, shape: Shape) -> float:
     The share of the volume, since a position counts with all channels (MESS paper, §6.2: up to 45%
     from the first exit to the output with an FCN head, 100% with a DeepLab head).
     """
-    _, (_, height, width) = image_macs(module, shape)
+    _, (_, height, width) = macs_on_map(module, shape)
     wanted = np.zeros((1, height, width), np.bool_)
     wanted[0, height // 2, width // 2] = True
     return float(needs(module, shape, wanted.reshape(1, -1)).input.mean())
 
 
-def image_macs(module: nn.Module, shape: Shape) -> tuple[int, Shape]:
-    """MACs of a module on one map, and the shape of its output."""
+def macs_on_map(module: nn.Module, shape: Shape) -> tuple[int, Shape]:
+    """MACs of a module on one map, (C, h, w) on any device, and the shape of its output."""
     total, (_, *output) = macs.macs_and_shape(copy.deepcopy(module).to("meta"), (1, *shape))
     channels, height, width = output
     return total, (channels, height, width)
@@ -111,7 +111,7 @@ class Reach:
     @classmethod
     def of(cls, module: nn.Module, shape: Shape) -> Reach:
         """The reach of a module on inputs (C, h, w); a Sequential of nothing is allowed."""
-        _, (_, height, width) = image_macs(module, shape)
+        _, (_, height, width) = macs_on_map(module, shape)
         found = needs(module, shape, np.eye(height * width, dtype=np.bool_))
         merged: dict[tuple[tuple[int, ...], bytes], int] = {}
         for layer in found.layers:

@@ -99,7 +99,7 @@ class _StageRun:
         ):
             for images, labels, _ in self._batches():
                 self._step(images, labels, task)
-                # The last checkpoint is that of a finished stage, and its judging is the end's.
+                # The last step is judged and saved as the end of the stage, not of an epoch.
                 if self._done == self._iterations:
                     break
                 self._judge_epoch()
