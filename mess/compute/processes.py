@@ -67,6 +67,7 @@ class Processes:
     def merge(self, figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
         """The figures of all, by `names`, each of which exactly one process has."""
         if self.count > 1:
+            # Each is added to zeros alone, so nothing is rounded: logs are those of one process.
             values = [figures.get(name, 0.0) for name in names]
             values = self.sum(torch.tensor(values, dtype=torch.float64)).tolist()
             return dict(zip(names, values, strict=True))

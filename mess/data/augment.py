@@ -66,6 +66,7 @@ def augmentation(config: DataConfig, crop_size: tuple[int, int]) -> v2.Compose:
     steps: list[Any] = [ScaledCrop(config.scale, crop_size), v2.RandomHorizontalFlip(config.flip)]
     if config.jitter:
         strength = config.jitter
+        # Hue a tenth: it makes another colour, where the others make another light.
         steps.append(v2.ColorJitter(strength, strength, strength, strength / 10))
     return v2.Compose(steps)
 

@@ -185,6 +185,7 @@ def fingerprint_of(images: Mapping[str, str]) -> str:
 
 def generator(seed: int, *key: int) -> np.random.Generator:
     """A generator that depends on `seed` and `key` alone; a negative seed is one too."""
+    # A SeedSequence takes no negative numbers; the key keeps what a seed is used for apart.
     return np.random.default_rng(np.random.SeedSequence([seed % 2**64, *key]))
 
 

@@ -140,6 +140,7 @@ def _colour(
     wanted = np.array(CLASSES.colors[label]) / 255 if own else rng.random(3)
     step = wanted - base
     step *= scene.contrast / max(float(np.abs(step).max()), 1e-6)
+    # As far the other way, where a channel would leave its range.
     return np.where((base + step < 0) | (base + step > 1), base - step, base + step)
 
 

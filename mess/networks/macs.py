@@ -13,6 +13,7 @@ def macs_and_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, tupl
     `module` lives on the meta device: nothing is computed. Normalisation, pooling and upsampling
     count 0 (the papers' tables agree within 0.7%).
     """
+    # In training, normalisation refuses single values, and heads leave taps out that count.
     training = module.training
     module.eval()
     try:

@@ -74,6 +74,7 @@ def build_network(
     Each exit draws from a stream of its own, so the exits around it do not change its start.
     """
     rows = list(rows)
+    # Drawn on the CPU whatever trains them: a GPU's generator would start another network.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "backbone"))
         backbone = build_backbone(config.backbone, num_classes)

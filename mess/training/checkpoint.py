@@ -41,6 +41,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, shares: Sequence[str]
         "configuration": checkpoint.configuration,
         "shares": list(shares),
     }
+    # Contiguous: safetensors refuses the channels-last layout that networks are trained in.
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
     }

@@ -67,6 +67,7 @@ class DataParallel:
         self, settings: StageConfig, iteration: int, losses: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Step along the sum of the processes' gradients; their losses, summed too."""
+        # A sum and no mean: `share` has weighed the losses already.
         self._processes.sum_gradients(self._optimiser.parameters())
         self._optimiser.step(settings, iteration)
         values = self._processes.sum(torch.stack(list(losses.values())).detach())
