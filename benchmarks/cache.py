@@ -51,6 +51,7 @@ from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.prediction.predict import predict
 from mess.runs.network import class_table, trained_network
 from mess.runs.run import Run
+from mess.search.problem.tables import Tables
 from mess.signals.registry import configured_signals
 
 CLASSES = 21
@@ -282,52 +283,9 @@ def measure_storage(case: Row) -> Row:
     """A cache of made-up counts, written and read."""
     size = CacheSize(images=case["images"], architectures=case["architectures"], signals=8)
     tables, _ = random_cache(size, 0)
-    # The model's counts are those of smaller images; what is scaled gets low digits of its own.
-    rng = np.random.default_rng(0)
-    factor = PIXELS_VOC / tables.label.sum(axis=1).mean()
-    hits = scaled(rng, tables.intersection, factor)
-    wrong = scaled(rng, tables.predicted - tables.intersection, factor)
-    signals = (np.rint(tables.signals * POSITIONS_VOC) / POSITIONS_VOC).astype(np.float32)
-    identity = Identity(
-        classes=tuple(f"class {c}" for c in range(CLASSES)),
-        exits=dict.fromkeys(tables.exit_ids, "0" * 64),
-        images={f"2007_{i:06d}": f"{i:064x}" for i in range(tables.images)},
-        signals=tuple({"name": name} for name in tables.signal_names),
-        weights="0" * 64,
-        pipeline="0" * 64,
-        data="0" * 64,
-        source={"kind": "voc", "split": "calibration", "root": None},
-        label_maps=False,
-        confidence_maps=(),
-    )
-    ids = list(identity.images)
     with tempfile.TemporaryDirectory() as folder:
         store = PredictionStore(Path(folder) / "calibration")
-        writer = CacheWriter(store, identity)
-        (task,) = writer.begin(
-            lambda indices: [
-                {"image_id": ids[i], "height": 520, "width": 520, "label": label.tolist()}
-                for i, label in zip(indices, hits[-1] + wrong[-1], strict=True)
-            ]
-        )
-        start = time.perf_counter()
-        for first in range(0, len(ids), 32):
-            some = slice(first, first + 32)
-            nothing = np.full((len(ids[some]), tables.exits), None, dtype=object)
-            rows = PartRows(
-                images=tuple(ids[some]),
-                exits=tables.exit_ids,
-                signal_names=tables.signal_names,
-                intersection=hits[:, some].swapaxes(0, 1),
-                predicted=(hits + wrong)[:, some].swapaxes(0, 1),
-                agreement=hits[:, some].sum(axis=2).T.astype(np.int32),
-                signals=signals[:, some].swapaxes(0, 1),
-                label_map=nothing,
-                confidence_map=nothing,
-            )
-            writer.write(task, rows)
-        write = time.perf_counter() - start
-        writer.finish(dict.fromkeys(tables.exit_ids, (65, 65)))
+        write = write_made_up(store, tables)
         ways: dict[str, Callable[[], object]] = {
             "read": lambda: store.read({}),
             "verify": lambda: verify(store),
@@ -346,6 +304,60 @@ def measure_storage(case: Row) -> Row:
         **seconds,
         "label_map": float(np.mean(label_map_bytes())),
     }
+
+
+def write_made_up(store: PredictionStore, tables: Tables) -> float:
+    """Seconds that the parts take; counts are those of VOC's images, and so are the signals."""
+    # The model's counts are those of smaller images; what is scaled gets low digits of its own.
+    rng = np.random.default_rng(0)
+    factor = PIXELS_VOC / tables.label.sum(axis=1).mean()
+    hits = scaled(rng, tables.intersection, factor)
+    wrong = scaled(rng, tables.predicted - tables.intersection, factor)
+    signals = (np.rint(tables.signals * POSITIONS_VOC) / POSITIONS_VOC).astype(np.float32)
+    identity = made_up_identity(tables)
+    ids = list(identity.images)
+    writer = CacheWriter(store, identity)
+    (task,) = writer.begin(
+        lambda indices: [
+            {"image_id": ids[i], "height": 520, "width": 520, "label": label.tolist()}
+            for i, label in zip(indices, hits[-1] + wrong[-1], strict=True)
+        ]
+    )
+    start = time.perf_counter()
+    for first in range(0, len(ids), 32):
+        some = slice(first, first + 32)
+        nothing = np.full((len(ids[some]), tables.exits), None, dtype=object)
+        rows = PartRows(
+            images=tuple(ids[some]),
+            exits=tables.exit_ids,
+            signal_names=tables.signal_names,
+            intersection=hits[:, some].swapaxes(0, 1),
+            predicted=(hits + wrong)[:, some].swapaxes(0, 1),
+            agreement=hits[:, some].sum(axis=2).T.astype(np.int32),
+            signals=signals[:, some].swapaxes(0, 1),
+            label_map=nothing,
+            confidence_map=nothing,
+        )
+        writer.write(task, rows)
+    seconds = time.perf_counter() - start
+    writer.finish(dict.fromkeys(tables.exit_ids, (65, 65)))
+    return seconds
+
+
+def made_up_identity(tables: Tables) -> Identity:
+    """Of as many exits and images as the tables have, named as VOC's are."""
+    return Identity(
+        classes=tuple(f"class {c}" for c in range(CLASSES)),
+        exits=dict.fromkeys(tables.exit_ids, "0" * 64),
+        images={f"2007_{i:06d}": f"{i:064x}" for i in range(tables.images)},
+        signals=tuple({"name": name} for name in tables.signal_names),
+        weights="0" * 64,
+        pipeline="0" * 64,
+        data="0" * 64,
+        source={"kind": "voc", "split": "calibration", "root": None},
+        label_maps=False,
+        confidence_maps=(),
+    )
 
 
 def scaled(rng: np.random.Generator, counts: np.ndarray, factor: float) -> np.ndarray:
