@@ -8,7 +8,7 @@ from typing import Any
 def explanation_lines(result: dict[str, Any]) -> list[str]:
     """What a search's explanation says, in sentences: limits and purchases, then neighbours."""
     told, given = result.get("explanation") or {}, result["constraints"]
-    miou = "mIoU at the checkpoints" if result["setting"] == "anytime" else "mIoU"
+    miou = "mIoU at the checkpoints" if "checkpoints" in result else "mIoU"
     lines = [_offer(offer, told["unit"], miou) for offer in told.get("buys", ())]
     if told.get("binding"):
         flags = " and by ".join(_flag(name, given) for name in told["binding"])

@@ -18,7 +18,7 @@ from mess.runs.policies import ANY, known_policies, policy_tables
 from mess.runs.run import Run, new_folder
 from mess.search.answers.failure_prediction import ranking
 from mess.search.exact.workers import Team
-from mess.search.problem.request import INPUT_DEPENDENT
+from mess.search.problem.settings import SETTINGS, find_setting
 from mess.signals.registry import PAIR_SIGNALS, distinct
 
 
@@ -43,9 +43,10 @@ def compare_policies(
     best: the `search` that comes first by what was asked for.
     An interrupt (Ctrl-C) ends the comparison with the search at hand, whose row is not `optimal`.
     """
-    if options["setting"] != INPUT_DEPENDENT:
+    if not find_setting(options["setting"]).signals_decide:
+        fitting = " or ".join(s.name for s in SETTINGS.values() if s.signals_decide)
         raise MessError(
-            f"policies decide in the {INPUT_DEPENDENT} setting alone, got {options['setting']}."
+            f"policies decide in the {fitting} setting alone, got {options['setting']}."
         )
     if options["algorithm"] != EXHAUSTIVE or shared_threshold:
         raise MessError(

@@ -19,7 +19,7 @@ from mess.runs.run import Run
 from mess.runs.tables import load_tables
 from mess.runtime.bundle import load_bundle
 from mess.runtime.outcome import Outcome, run_in_turns
-from mess.search.problem.request import ANYTIME, INPUT_DEPENDENT
+from mess.search.problem.settings import find_setting
 from mess.signals.decision import answering_exit
 
 
@@ -56,7 +56,7 @@ def evaluate_bundle(
     )
     ours, theirs = Outcome(bundle), Outcome(reference)
     early: list[Outcome] = []
-    if bundle.manifest["setting"] == ANYTIME:
+    if find_setting(bundle.manifest["setting"]).every_exit_answers:
         early = [Outcome(bundle, until=index) for index in range(len(bundle.manifest["exits"]) - 1)]
     with reporter.task(f"evaluating on {split}", len(data)) as task:
         run_in_turns([ours, theirs, *early], images, task)
@@ -95,7 +95,7 @@ def _agreement(
         for exit_ in manifest["exits"]
     ]
     expected = np.full(tables.images, len(exits) - 1)
-    if manifest["setting"] == INPUT_DEPENDENT:
+    if find_setting(manifest["setting"]).signals_decide:
         observed = observed_signals(place, cache, tables, stored, exits, reporter)
         thresholds = [exit_["threshold"] for exit_ in manifest["exits"][:-1]]
         expected = answering_exit(observed, thresholds, tables.images)

@@ -23,6 +23,7 @@ from mess.runs.policies import observed_signals
 from mess.runs.run import Run
 from mess.runs.tables import load_tables
 from mess.runtime.manifest import read_manifest
+from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
 
 
@@ -66,7 +67,7 @@ def _export_baseline(
     except BundleError:
         pass  # none yet, or a damaged one
     whole = {
-        "setting": "final-only",
+        "setting": FinalOnly.name,
         "exits": [{"exit_id": FINAL, "signal": None, "threshold": None, "exit_rate": 1.0}],
         "predicted": result["baseline"],
         "baseline": result["baseline"],

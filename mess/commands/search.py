@@ -24,7 +24,8 @@ from mess.search.answers.answer import Answer, search
 from mess.search.exact.workers import Team
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.goal import Goal
-from mess.search.problem.request import ACCURACY, INPUT_DEPENDENT, Request
+from mess.search.problem.request import ACCURACY, Request
+from mess.search.problem.settings import find_setting
 from mess.search.sampled.study import SAMPLERS
 from mess.signals.registry import PAIR_SIGNALS
 
@@ -81,7 +82,7 @@ def search_run(
             "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
             "--checkpoint."
         )
-    dependent = options["setting"] == INPUT_DEPENDENT
+    dependent = find_setting(options["setting"]).signals_decide
     if policy is not None and not dependent:
         raise MessError(
             f"policy {policy} means nothing in the {options['setting']} setting, where no image "

@@ -23,7 +23,7 @@ from mess.runs.identity import CALIBRATION, cache_of, is_of_cache
 from mess.runs.policies import observed_signals
 from mess.runs.run import Run
 from mess.runs.tables import load_tables
-from mess.search.problem.request import ANYTIME
+from mess.search.problem.settings import find_setting
 from mess.search.problem.tables import Tables
 from mess.signals.decision import answering_exit
 
@@ -87,7 +87,7 @@ def instance_of(run: Run, cache: Cache, result: Mapping[str, Any]) -> Instance:
     exits = np.array([tables.exit_ids.index(row["exit_id"]) for row in result["exits"]])
     early = result["exits"][:-1]
     nobody = Instance(result=result, exits=exits, signals=(), answer=None)
-    if result["setting"] == ANYTIME:
+    if find_setting(result["setting"]).every_exit_answers:
         return nobody
     try:
         signals = observed_signals(

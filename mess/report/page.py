@@ -29,7 +29,7 @@ from mess.report.instance import Cache, examples, instance_of, is_of, read_cache
 from mess.report.templates import templates
 from mess.runs.costs import DEFAULT_PROFILE
 from mess.runs.run import Run
-from mess.search.problem.request import ANYTIME
+from mess.search.problem.settings import find_setting
 
 _TEMPLATE = "report.html.jinja"
 _T = TypeVar("_T")
@@ -101,7 +101,13 @@ def _search(run: Run, search_id: str) -> dict[str, Any]:
     folder = run.search(search_id)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     front, no_front = _attempt(lambda: read_rows(folder / "front.parquet", FRONT))
-    return {"id": search_id, "result": result, "front": front or [], "no_front": no_front}
+    return {
+        "id": search_id,
+        "result": result,
+        "every_exit_answers": find_setting(result["setting"]).every_exit_answers,
+        "front": front or [],
+        "no_front": no_front,
+    }
 
 
 def _candidates(
@@ -143,8 +149,8 @@ def _fronts(searches: Sequence[Mapping[str, Any]]) -> Markup | None:
     lines = [
         FrontLine(
             name=search["id"],
-            # An anytime front counts the mean over the checkpoints, no mIoU of an answer.
-            points=[] if search["result"]["setting"] == ANYTIME else search["front"],
+            # With checkpoints a front counts their mean, no mIoU of an answer.
+            points=[] if search["every_exit_answers"] else search["front"],
             predicted=search["result"]["predicted"],
         )
         for search in searches

@@ -27,9 +27,8 @@ from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, Cost
 from mess.search.problem.evaluate import Choice, Configuration
-from mess.search.problem.front import FrontPoint
+from mess.search.problem.front import FrontPoint, proven_optimum
 from mess.search.problem.goal import Goal
-from mess.search.problem.optimum import optimum, quality_steps
 from mess.search.problem.tables import Tables
 
 
@@ -119,7 +118,7 @@ def earlier_answer(
         except CacheError as error:
             reporter.message(f"The front of {search_id} is not used: {error}")
             continue
-        point = optimum(goal, front)
+        point = proven_optimum(goal, front)
         if point is None:
             return None
         answer = Answer(
@@ -164,7 +163,7 @@ def _checked_front(
         }
         if any(row[name] != value for name, value in figures.items()):
             raise altered
-        cost, miou = evaluation.totals[goal.front_metric], quality_steps(goal, evaluation)
+        cost, miou = evaluation.totals[goal.front_metric], goal.quality_steps(evaluation)
         points.append(FrontPoint(cost, miou, order, configuration))
     return tuple(points)
 

@@ -19,7 +19,7 @@ from mess.search.problem.costs import LATENCY, MACS, PARAMS, Cost, to_ticks
 from mess.search.problem.evaluate import Configuration, Evaluation
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal
-from mess.search.problem.request import ANYTIME, Request
+from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from mess.search.sampled.sample import sample
 
@@ -81,7 +81,7 @@ class Answer:
             },
             "explanation": self._explanation(),
         }
-        if request.setting == ANYTIME:
+        if self.goal.setting.every_exit_answers:
             result["checkpoints"] = self._checkpoints()
         return result
 

@@ -13,9 +13,9 @@ from typing import Any
 from mess.search.answers.infeasible import Solve
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, UNITS
 from mess.search.problem.evaluate import Configuration, Evaluation
+from mess.search.problem.front import Point, proven_optimum, relaxed_optimum
 from mess.search.problem.goal import Goal, miou_steps, total_steps
-from mess.search.problem.optimum import Point, bound, meets, objective, optimum, quality_steps
-from mess.search.problem.request import ACCURACY, ANYTIME, Request
+from mess.search.problem.request import ACCURACY, Request
 
 MIOU_STEP = 0.01
 """One percentage point, the step of accuracy that is priced."""
@@ -56,7 +56,7 @@ def explain(
         "binding": [
             name
             for name, without in _without_each(goal)
-            if _improves(without, objective(goal, reached), front, solve)
+            if _improves(without, goal.objective(reached), front, solve)
         ],
     }
     if front is not None:
@@ -74,7 +74,7 @@ def _without_each(goal: Goal) -> Iterator[tuple[str, Goal]]:
     for metric in goal.limits:
         if metric != request.target:
             yield FIELDS[metric], goal.relaxed([metric], request.target)
-    if request.target == ACCURACY and request.setting != ANYTIME:
+    if request.target == ACCURACY and not goal.checkpoints:
         return
     for name in ("max_error", "min_miou"):
         if getattr(request, name) is not None:
@@ -94,19 +94,19 @@ def _asking(goal: Goal, **changes: Any) -> Goal:
 def _improves(without: Goal, reached: int, front: Sequence[Point] | None, solve: Solve) -> bool:
     """Whether the optimum of `without` is better than `reached`, the objective with the limit."""
     if front is not None:
-        point = bound(without, front)
+        point = relaxed_optimum(without, front)
         if point is None:
             return False
         evaluation = without.evaluate(point.payload)
-        if objective(without, evaluation) >= reached:
+        if without.objective(evaluation) >= reached:
             return False
-        if meets(without, evaluation):
+        if without.meets(evaluation):
             return True
     if not _limited(without):
         # More exits than one cost more than the cheaper of them alone.
         without = replace(without, request=replace(without.request, max_exits=1))
     found = solve(without)
-    return found is not None and objective(without, without.evaluate(found.configuration)) < reached
+    return found is not None and without.objective(without.evaluate(found.configuration)) < reached
 
 
 def _limited(goal: Goal) -> bool:
@@ -123,7 +123,7 @@ def _less_accurate(
         options, point = _settling_for_less(goal, front, reached)
     else:
         options = _loosened(goal.request)
-        point = optimum(_asking(goal, **options), front) if options else None
+        point = proven_optimum(_asking(goal, **options), front) if options else None
     if point is None:
         return None
     metric, offered = goal.front_metric, goal.evaluate(point.payload)
@@ -171,7 +171,7 @@ def _settling_for_less(
     deadlines = [checkpoint.deadline for checkpoint in goal.checkpoints]
     least = miou_steps(miou) * max(len(deadlines), 1)
     point = next((point for point in front if point.miou >= least), None)
-    if miou < 0 or point is None or not meets(goal, goal.evaluate(point.payload)):
+    if miou < 0 or point is None or not goal.meets(goal.evaluate(point.payload)):
         return None, None
     options: dict[str, Any] = {"target": goal.front_metric}
     if not deadlines:
@@ -200,7 +200,9 @@ def _dearer(goal: Goal, front: Sequence[Point], reached: Evaluation) -> dict[str
     options[FIELDS[metric]] = budget
     asked = replace(request, **options)
     total = total_steps(metric, budget, goal.tables.images)
-    point = optimum(replace(goal, request=asked, limits={**goal.limits, metric: total}), front)
+    point = proven_optimum(
+        replace(goal, request=asked, limits={**goal.limits, metric: total}), front
+    )
     if point is None:
         return None
     offered = goal.evaluate(point.payload)
@@ -224,7 +226,7 @@ def _neighbours(
 ) -> dict[str, dict[str, Any] | None]:
     """The points of the front on either side that keep the limits it does not show."""
     metric, target = goal.front_metric, goal.request.target
-    cost, miou = reached.totals[metric], quality_steps(goal, reached)
+    cost, miou = reached.totals[metric], goal.quality_steps(reached)
     cheaper = (point for point in reversed(front) if point.cost < cost)
     better = (point for point in front if point.miou > miou)
     return {
@@ -236,7 +238,7 @@ def _neighbours(
 def _first(goal: Goal, points: Iterable[Point]) -> dict[str, Any] | None:
     for point in points:
         evaluation = goal.evaluate(point.payload)
-        if meets(goal, evaluation):
+        if goal.meets(evaluation):
             return _described(goal, point, evaluation)
     return None
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mess.search.problem.costs import LATENCY, PARAMS
 from mess.search.problem.goal import MIOU_STEPS, Goal
-from mess.search.problem.request import ACCURACY, ANYTIME
+from mess.search.problem.request import ACCURACY
 from mess.search.problem.tables import Tables
 
 _PRICES = 60
@@ -39,13 +39,12 @@ def lowest_cost(goal: Goal) -> float:
     """A lower bound of the target's total over the images, in whole steps."""
     tables, target = goal.tables, goal.request.target
     ticks = goal.ticks[target]
-    alone = np.array([ticks.deliveries([exit_])[0] for exit_ in range(tables.exits)], dtype=float)
-    if goal.request.setting == ANYTIME:
-        return float(alone[tables.final] * tables.images)
+    answering = goal.setting.answering(tables)
+    alone = np.array([ticks.deliveries([exit_])[0] for exit_ in answering], dtype=float)
     cheapest = float(alone.min() * tables.images)
     if target == PARAMS or (target == LATENCY and goal.request.latency_stat == "p90"):
         return cheapest
-    scores, least = _scores(tables), goal.miou_limit / MIOU_STEPS
+    scores, least = _scores(tables)[answering], goal.miou_limit / MIOU_STEPS
     scale = (alone.max() - alone.min()) * tables.images
     return max(
         cheapest,

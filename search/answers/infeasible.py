@@ -13,7 +13,7 @@ from mess.errors import InfeasibleError
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, UNITS
 from mess.search.problem.evaluate import Choice, Configuration, evaluate
 from mess.search.problem.goal import MIOU_STEPS, Checkpoint, Goal, miou_steps
-from mess.search.problem.request import ACCURACY, ANYTIME
+from mess.search.problem.request import ACCURACY
 
 _WORDS = {
     LATENCY: ("runs within {} ms", "fastest", "takes {} ms", "--max-latency"),
@@ -87,7 +87,7 @@ def infeasible(goal: Goal, solve: Solve) -> InfeasibleError:
 
 def _limits_answers(goal: Goal) -> bool:
     """Whether the accuracy of the (anytime last) answer can be what is missed."""
-    if goal.request.setting != ANYTIME:
+    if not goal.setting.ends_in_final:
         return goal.miou_limit >= 0
     return goal.miou_limit > miou_steps(goal.baseline.miou) and not _by_default(goal)
 
@@ -99,7 +99,7 @@ def _by_default(goal: Goal) -> bool:
 
 def _without(goal: Goal, name: str) -> Goal:
     """The goal without one limit, looking for the best in that respect."""
-    if name == ACCURACY and goal.request.setting == ANYTIME:
+    if name == ACCURACY and goal.setting.ends_in_final:
         return replace(goal, miou_limit=-1)
     return goal.relaxed([name], name)
 
@@ -135,8 +135,9 @@ def _demand(goal: Goal) -> str:
 
 
 def _fact(goal: Goal, name: str, best: Best, which: str) -> str:
-    if name == ACCURACY and goal.request.setting == ANYTIME:
-        return f"every anytime instance ends in the network's own head, with mIoU {best.miou:.4g}"
+    if name == ACCURACY and goal.setting.ends_in_final:
+        every = f"every {goal.setting.name} instance ends in the network's own head"
+        return f"{every}, with mIoU {best.miou:.4g}"
     exits = " + ".join(goal.tables.exit_ids[choice.exit] for choice in best.configuration)
     error = f"error {goal.baseline.miou - best.miou:.4g}"
     if name == ACCURACY:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mess.errors import ConfigError
 from mess.search.exact.anytime import search_anytime
 from mess.search.exact.comparing import count_pairs, pair_ladders, search_pairs
@@ -17,14 +15,17 @@ from mess.search.exact.one_exit import search_single
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.problem.goal import Goal
 from mess.search.problem.progress import Found
-from mess.search.problem.request import ANYTIME, FINAL_ONLY, INPUT_DEPENDENT
+from mess.search.problem.settings import Anytime, InputDependent
 from mess.search.problem.space import (
-    MOST_EXITS,
     count_choices,
     count_configurations,
+    describe_space,
     ladders,
     threshold_grid,
 )
+
+MOST_EXITS = 4
+"""Exits in all that the input-dependent search covers."""
 
 Progress = Callable[[int, int], None]
 """Hears how much of a search is done, and of how much."""
@@ -50,20 +51,17 @@ def cover(
     An interrupt (Ctrl-C) ends the search early: `found.proven` and `found.front_proven` say what is
     complete. It is passed on as long as nothing has been found, and in a team.
     """
-    hear = progress or (lambda _done, _total: None)
-    if goal.request.setting == INPUT_DEPENDENT:
-        return _cover_dependent(goal, collect, hear, workers)
-    if goal.request.setting == ANYTIME:
-        return _cover_anytime(goal, collect, hear, workers)
-    exits, statement = np.arange(goal.tables.exits), "every exit alone"
-    if goal.request.setting == FINAL_ONLY:
-        exits = exits[goal.tables.point == goal.tables.points]
-        statement = "every exit at the last point alone"
-    found = Found()
-    search_single(goal, found, exits.tolist())
+    search_space = _COVERS.get(goal.request.setting, _cover_single_exits)
+    return search_space(goal, collect, progress or (lambda _done, _total: None), workers)
+
+
+def _cover_single_exits(goal: Goal, _collect: bool, hear: Progress, _workers: Workers) -> Covered:
+    """Every exit that may answer, alone: so few that they are tried one by one."""
+    found, exits = Found(), goal.setting.answering(goal.tables).tolist()
+    search_single(goal, found, exits)
     found.proven = found.front_proven = True
     hear(len(exits), len(exits))
-    space = _space(goal, statement, exits=len(exits))
+    space = describe_space(goal, exits=len(exits))
     return Covered(found=found, configurations=len(exits), space=space)
 
 
@@ -95,9 +93,8 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
         explore(goal, found, rungs, collect, workers, done)
     sizes = {early: threshold_grid(goal, early) for early in rungs}
     exits = {early: early + 2 if compares and early else early + 1 for early in counts}
-    space = _space(
+    space = describe_space(
         goal,
-        _statement(compares=compares, shared=shared),
         max_exits=goal.request.max_exits,
         signals=list(tables.signal_names),
         thresholds={str(early): "all" if size is None else size for early, size in sizes.items()},
@@ -110,10 +107,8 @@ def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) 
     found = Found()
     with _interruptible(found, workers):
         search_anytime(goal, found, collect, workers, lambda share: hear(int(1000 * share), 1000))
-    space = _space(
+    space = describe_space(
         goal,
-        "every choice of early exits, at most one a point before the last, and the network's own "
-        "head at the end, at most max_exits exits in all",
         max_exits=goal.request.max_exits,
         checkpoint_metric=goal.front_metric,
     )
@@ -121,24 +116,11 @@ def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) 
     return Covered(found=found, configurations=configurations, space=space)
 
 
-def _statement(*, compares: bool, shared: bool) -> str:
-    exits = "every choice of up to max_exits exits, at most one a point, the last at any point"
-    if compares:
-        policy = ", the first compared with alone, every other early one with a threshold"
-        number, of_each = "threshold", "pair of exits"
-    else:
-        policy = ", with every signal of every early exit"
-        number, of_each = "early exit", "exit and signal"
-    if shared:
-        return (
-            f"{exits}{policy}; one signal and one threshold for all of them: with one {number} "
-            "every distinct one, with more a grid of at most so many quantiles of the distinct "
-            "thresholds of all exits together"
-        )
-    return (
-        f"{exits}{policy}; with one {number} every distinct threshold, with more a grid of at most "
-        f"so many quantiles of the distinct thresholds of each {of_each}"
-    )
+_COVERS: dict[str, Callable[[Goal, bool, Progress, Workers], Covered]] = {
+    InputDependent.name: _cover_dependent,
+    Anytime.name: _cover_anytime,
+}
+"""How a setting's space is covered; in a setting that is not named one exit answers alone."""
 
 
 @contextmanager
@@ -149,8 +131,3 @@ def _interruptible(found: Found, workers: Workers) -> Iterator[None]:
         # Processes of a team are interrupted at different places.
         if found.best is None or workers.team:
             raise
-
-
-def _space(goal: Goal, statement: str, **details: Any) -> dict[str, Any]:
-    sizes = {"candidates": goal.tables.exits, "points": goal.tables.points}
-    return {"statement": statement, **sizes, "images": goal.tables.images, **details}

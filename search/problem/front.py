@@ -1,9 +1,14 @@
-"""The Pareto front of cost and mIoU."""
+"""The Pareto front of cost and mIoU, and what the front of a whole space proves about a goal."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from mess.search.problem.evaluate import Configuration
+from mess.search.problem.goal import Goal
+from mess.search.problem.request import ACCURACY
 
 Payload = TypeVar("Payload")
 
@@ -55,3 +60,39 @@ class Front(Generic[Payload]):
         self._points[start:stop] = [point]
         self._costs[start:stop] = [point.cost]
         return True
+
+
+Point: TypeAlias = FrontPoint[Configuration]
+
+
+def relaxed_optimum(goal: Goal, front: Sequence[Point]) -> Point | None:
+    """The optimum where only those limits of the goal count that a front shows by itself.
+
+    They are the mIoU where `goal.front_metric` is minimised, and the cost in that metric where
+    accuracy is maximised. No configuration that keeps all limits is better. None where no
+    configuration keeps these, so that the goal is infeasible.
+
+    Why a front settles this: of all configurations with at least some mIoU take the one that ranks
+    first. None costs less, and none that costs as much is more accurate, so nothing dominates it:
+    it is on the front, and every cheaper point of the front has a lower mIoU. So it is the first
+    point that reaches the mIoU. Costs and mIoUs changed round, the same holds for a limit on cost.
+    Several checkpoints may each be met only if their sum is, which is the front's mIoU.
+    """
+    if goal.request.target == ACCURACY:
+        limit = goal.limits.get(goal.front_metric)
+        affordable = [point for point in front if limit is None or point.cost <= limit]
+        return affordable[-1] if affordable else None
+    least = sum(point.miou for point in goal.checkpoints) if goal.checkpoints else goal.miou_limit
+    return next((point for point in front if point.miou >= least), None)
+
+
+def proven_optimum(goal: Goal, front: Sequence[Point]) -> Point | None:
+    """The optimum of the goal, where the front proves it: the relaxed one keeps all limits.
+
+    Fewer limits admit more, so an optimum of the relaxed goal that keeps all of them is the goal's.
+    The tie rule agrees: of configurations with the same cost and mIoU a front holds the one with
+    the smallest order, which is what ranks first among them. None where the goal is infeasible, or
+    where only a search can tell.
+    """
+    point = relaxed_optimum(goal, front)
+    return point if point and goal.meets(goal.evaluate(point.payload)) else None

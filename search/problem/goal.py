@@ -15,9 +15,9 @@ from mess.search.problem.evaluate import (
     Evaluation,
     delivered_by,
     evaluate,
-    evaluate_anytime,
 )
-from mess.search.problem.request import ACCURACY, ANYTIME, Request
+from mess.search.problem.request import ACCURACY, Request
+from mess.search.problem.settings import Setting, find_setting
 from mess.search.problem.tables import Tables
 
 MIOU_STEPS = 10**12
@@ -94,6 +94,11 @@ class Goal:
             checkpoints=_checkpoints(request, baseline, front_metric, miou_limit, tables.images),
         )
 
+    @property
+    def setting(self) -> Setting:
+        """The setting that the request names."""
+        return find_setting(self.request.setting)
+
     def rank(self, totals: Mapping[str, int], miou: int, order: int) -> Rank:
         """Rank of a candidate with the given totals, mIoU (steps) and order."""
         if self.request.target == ACCURACY:
@@ -102,9 +107,8 @@ class Goal:
 
     def evaluate(self, configuration: Configuration) -> Evaluation:
         """Figures of a configuration in the request's setting."""
-        if self.request.setting == ANYTIME:
-            return evaluate_anytime(self.tables, self.ticks, configuration)
-        return evaluate(self.tables, self.ticks, configuration, self.request.latency_stat)
+        stat = self.request.latency_stat
+        return self.setting.evaluate(self.tables, self.ticks, configuration, stat)
 
     def delivered(self, evaluation: Evaluation) -> list[float]:
         """Anytime only: best mIoU delivered by each checkpoint."""
@@ -117,6 +121,31 @@ class Goal:
         """The mIoU that is maximised: of the answers, or anytime the checkpoints' mean."""
         delivered = self.delivered(evaluation)
         return sum(delivered) / len(delivered) if delivered else evaluation.miou
+
+    def quality_steps(self, evaluation: Evaluation) -> int:
+        """The mIoU that is maximised, in whole steps; anytime the sum over the checkpoints.
+
+        The `miou` of a front's points is the same number.
+        """
+        delivered = self.delivered(evaluation)
+        return sum(map(miou_steps, delivered)) if delivered else miou_steps(evaluation.miou)
+
+    def objective(self, evaluation: Evaluation) -> int:
+        """What is minimised, in whole steps: a cost, or minus the mIoU."""
+        if self.request.target == ACCURACY:
+            return -self.quality_steps(evaluation)
+        return evaluation.totals[self.request.target]
+
+    def meets(self, evaluation: Evaluation) -> bool:
+        """Whether a configuration keeps every limit."""
+        delivered = map(miou_steps, self.delivered(evaluation))
+        return (
+            self.affordable(evaluation.totals)
+            and miou_steps(evaluation.miou) >= self.miou_limit
+            and all(
+                got >= point.miou for got, point in zip(delivered, self.checkpoints, strict=True)
+            )
+        )
 
     def relaxed(self, dropped: Iterable[str], target: str) -> Goal:
         """The goal without the `dropped` limits (metrics or accuracy), and with another target."""
@@ -158,7 +187,7 @@ def _miou_limit(request: Request, baseline: Evaluation) -> int:
 def _checkpoints(
     request: Request, baseline: Evaluation, metric: str, miou_limit: int, images: int
 ) -> tuple[Checkpoint, ...]:
-    if request.setting != ANYTIME:
+    if not find_setting(request.setting).every_exit_answers:
         return ()
     if request.checkpoints:
         return tuple(

@@ -9,10 +9,8 @@ from typing import Any
 
 from mess.errors import ConfigError, nearest
 from mess.search.problem.costs import LATENCY, MACS, PARAMS
+from mess.search.problem.settings import SETTINGS, InputDependent, find_setting
 
-INPUT_DEPENDENT, ANYTIME = "input-dependent", "anytime"
-BUDGETED, FINAL_ONLY = "budgeted", "final-only"
-SETTINGS = (INPUT_DEPENDENT, ANYTIME, BUDGETED, FINAL_ONLY)
 ACCURACY = "accuracy"
 TARGETS = (LATENCY, MACS, PARAMS, ACCURACY)
 
@@ -37,7 +35,7 @@ class Request:
         the checkpoints of the best mIoU delivered by then.
     """
 
-    setting: str = INPUT_DEPENDENT
+    setting: str = InputDependent.name
     target: str = LATENCY
     max_error: float | None = None
     min_miou: float | None = None
@@ -51,7 +49,7 @@ class Request:
     checkpoints: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name("setting", self.setting, SETTINGS)
+        setting = find_setting(self.setting)
         _check_name("target", self.target, TARGETS)
         _check_name("latency_stat", self.latency_stat, ("mean", "p90"))
         _check_share("max_error", "an absolute mIoU drop", self.max_error)
@@ -67,15 +65,16 @@ class Request:
         object.__setattr__(
             self, "checkpoints", tuple((float(c), float(m)) for c, m in self.checkpoints)
         )
-        if self.shared_threshold and self.setting != INPUT_DEPENDENT:
+        if self.shared_threshold and not setting.signals_decide:
             raise ConfigError(
                 f"shared_threshold means nothing in the {self.setting} setting, where no image "
                 "leaves by its signal; leave it out"
             )
-        if self.checkpoints and self.setting != ANYTIME:
+        if self.checkpoints and not setting.every_exit_answers:
+            fitting = " or ".join(s.name for s in SETTINGS.values() if s.every_exit_answers)
             raise ConfigError(
-                f"checkpoints belong to the anytime setting, got {len(self.checkpoints)} with "
-                f"{self.setting!r}; set setting='anytime' or leave them out"
+                f"checkpoints belong to the {fitting} setting, got {len(self.checkpoints)} with "
+                f"{self.setting!r}; set setting={fitting!r} or leave them out"
             )
         for cost, miou in self.checkpoints:
             if not (math.isfinite(cost) and cost > 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,6 @@ from mess.search.problem.goal import Goal
 from mess.search.problem.ladder import Ladder, grid_size, ladder
 from mess.search.problem.progress import NOTHING, Arrays
 from mess.search.problem.tables import Tables
-
-MOST_EXITS = 4
-"""Exits in all that the exhaustive search covers."""
-
 
 Done = Callable[[int, float], None]
 """Hears which share of the configurations with a number of early exits is done."""
@@ -104,3 +101,13 @@ def count_choices(tables: Tables, max_exits: int) -> int:
         for size in range(max_exits - 1, 0, -1):
             by_size[size] += by_size[size - 1] * here
     return sum(by_size)
+
+
+def describe_space(goal: Goal, **details: Any) -> dict[str, Any]:
+    """The space of a goal in words and numbers, as `result.json` holds it."""
+    tables, request = goal.tables, goal.request
+    statement = goal.setting.statement(
+        compares=tables.pairs is not None, shared=request.shared_threshold
+    )
+    sizes = {"candidates": tables.exits, "points": tables.points, "images": tables.images}
+    return {"statement": statement, **sizes, **details}

@@ -2,8 +2,6 @@
 
 A trial is what Optuna's sampler proposes with the threshold of each early exit moved to where it is
 best, or where that was tried before a neighbour of it.
-
-This is the only file that knows Optuna, and it imports it when a search starts.
 """
 
 from __future__ import annotations
@@ -11,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mess.errors import ConfigError, nearest
 from mess.search.problem.evaluate import Configuration
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import Goal
 from mess.search.problem.progress import Found
-from mess.search.problem.request import ANYTIME, INPUT_DEPENDENT
-from mess.search.sampled.space import Score, Space, score_of
+from mess.search.sampled.score import Score
+from mess.search.sampled.space import SPACES, Space
 from mess.search.sampled.study import SAMPLERS, Study, quiet
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +45,7 @@ def sample(
     name: str = "search",
     progress: Callable[[int, int], None] | None = None,
 ) -> Sampled:
-    """The best of `trials` configurations of the input-dependent or the anytime space.
+    """The best of `trials` configurations of the space of a setting with several exits.
 
     starts: configurations of the space, such as the exact answer and the front of a smaller one.
         The first trials, a tenth of all and at least one, are the best of them and those nearest to
@@ -68,7 +63,23 @@ def sample(
     ConfigError for another setting, an unknown sampler and less than one trial, ValueError for a
     start outside the space, and CacheError for a file that holds something else.
     """
-    if goal.request.setting not in (INPUT_DEPENDENT, ANYTIME):
+    _check(goal, sampler, trials)
+    space = SPACES[goal.request.setting](goal)
+    scores = _scores(space, starts)
+    with quiet():
+        study = Study(space, sampler, seed, storage, name)
+        first = _nearest_to_best(scores)[: max(1, trials // 10)]
+        _run(study, [start for start in first if start not in study.tried], trials, progress)
+    return Sampled(
+        found=_findings(study.trials, scores | study.tried),
+        configurations=space.configurations,
+        space=space.describe(),
+    )
+
+
+def _check(goal: Goal, sampler: str, trials: int) -> None:
+    """Raise ConfigError for what cannot be sampled."""
+    if goal.request.setting not in SPACES:
         raise ConfigError(
             f"the {goal.request.setting} setting is scanned in full at once, so there is nothing "
             "to sample; use algorithm 'exhaustive'"
@@ -83,34 +94,13 @@ def sample(
         raise ConfigError(f"unknown sampler {sampler!r}; {nearest(sampler, SAMPLERS)}")
     if trials < 1:
         raise ConfigError(f"trials must be a whole number >= 1, got {trials}")
-    space = Space(goal)
+
+
+def _scores(space: Space, starts: Sequence[Configuration]) -> dict[Configuration, Score]:
     for start in starts:
         if not space.contains(start):
             raise ValueError(f"{start} does not belong to the space of the request")
-    scores = {start: score_of(space, start) for start in starts}
-    hear = progress or (lambda _done, _total: None)
-    with quiet():
-        study = Study(space, sampler, seed, storage, name)
-        first = _nearest_to_best(scores)[: max(1, trials // 10)]
-        seeds = [start for start in first if start not in study.tried]
-        try:
-            while study.trials < trials and len(study.tried) < space.configurations:
-                proposal = study.ask()
-                if seeds:
-                    study.add(proposal, seeds.pop(0), trials)
-                else:
-                    study.add(proposal, study.untried(proposal.params), trials)
-                hear(study.trials, trials)
-            hear(trials, trials)
-        except KeyboardInterrupt:
-            pass
-    found = Found()
-    found.evaluated = study.trials
-    for configuration, score in (scores | study.tried).items():
-        if score.violation == 0:
-            found.offer(score.rank, configuration)
-        found.front.insert(FrontPoint(score.cost, score.quality, score.rank.order, configuration))
-    return Sampled(found=found, configurations=space.configurations, space=space.statement())
+    return {start: space.score(start) for start in starts}
 
 
 def _nearest_to_best(scores: Mapping[Configuration, Score]) -> list[Configuration]:
@@ -119,3 +109,32 @@ def _nearest_to_best(scores: Mapping[Configuration, Score]) -> list[Configuratio
     if best is None:
         return []
     return sorted(scores, key=lambda one: (abs(scores[one].cost - best.cost), scores[one][:2]))
+
+
+def _run(
+    study: Study,
+    starts: list[Configuration],
+    trials: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Try the starts, then what the sampler proposes, until there are `trials` or at Ctrl-C."""
+    hear = progress or (lambda _done, _total: None)
+    try:
+        while study.trials < trials and not study.exhausted:
+            proposal = study.ask()
+            next_ = starts.pop(0) if starts else study.untried(proposal.params)
+            study.add(proposal, next_, trials)
+            hear(study.trials, trials)
+        hear(trials, trials)
+    except KeyboardInterrupt:
+        pass
+
+
+def _findings(trials: int, scores: Mapping[Configuration, Score]) -> Found:
+    found = Found()
+    found.evaluated = trials
+    for configuration, score in scores.items():
+        if score.violation == 0:
+            found.offer(score.rank, configuration)
+        found.front.insert(FrontPoint(score.cost, score.quality, score.rank.order, configuration))
+    return found

@@ -1,4 +1,7 @@
-"""Studies of Optuna in a journal that several processes share."""
+"""Studies of Optuna in a journal that several processes share: the only file that knows Optuna.
+
+Optuna is imported when a study begins, for it takes as long to load as many a search.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import numpy as np
 from mess.common.seeds import derive
 from mess.errors import CacheError
 from mess.search.problem.evaluate import Configuration
-from mess.search.sampled.space import Params, Score, Space, score_of
+from mess.search.sampled.score import Score
+from mess.search.sampled.space import Axis, Params, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -57,7 +61,7 @@ class Study:
         self.tried: dict[Configuration, Score] = {}
         self.trials = 0
         self._space, self._path = space, storage
-        self._distributions = {key: axis.distribution() for key, axis in space.axes.items()}
+        self._distributions = {name: _distribution(axis) for name, axis in space.axes.items()}
         lock = None if storage is None else _FileLock(storage)
         self._lock: AbstractContextManager[object] = lock or nullcontext()
         with self._lock:
@@ -78,6 +82,11 @@ class Study:
         )
         self._pull()
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the whole space was tried."""
+        return len(self.tried) >= self._space.configurations
+
     def ask(self) -> _Proposal:
         """What the sampler proposes next."""
         from optuna.trial import TrialState
@@ -93,9 +102,9 @@ class Study:
         for _ in range(_ATTEMPTS):
             proposed = self._space.decode(params)
             if proposed not in self.tried:
-                swept = self._space.swept(proposed)
-                if swept not in self.tried:
-                    return swept
+                improved = self._space.improved(proposed)
+                if improved not in self.tried:
+                    return improved
                 spare = proposed
             params = self._space.neighbour(params, self._rng)
         return spare or self._space.decode(params)
@@ -104,7 +113,7 @@ class Study:
         """Log a finished trial, unless there are `trials` by now, and what others logged."""
         from optuna.trial import create_trial
 
-        score = score_of(self._space, configuration)
+        score = self._space.score(configuration)
         trial = create_trial(
             params=proposal.params | self._space.encode(configuration),
             distributions=self._distributions,
@@ -123,9 +132,19 @@ class Study:
             if trial.distributions != self._distributions:
                 raise CacheError(f"{self._path} holds trials of another space. Delete it.")
             configuration = self._space.decode(trial.params)
-            self.tried[configuration] = score_of(self._space, configuration)
+            self.tried[configuration] = self._space.score(configuration)
             self._copy.add_trial(trial)
             self.trials += 1
+
+
+def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
+    from optuna import distributions
+
+    if axis.high is None:
+        return distributions.FloatDistribution(0.0, 1.0)
+    if axis.ordered:
+        return distributions.IntDistribution(axis.low, axis.high)
+    return distributions.CategoricalDistribution(range(axis.low, axis.high + 1))
 
 
 class _FileLock:

@@ -18,10 +18,9 @@ from mess.search.exact.cover import cover
 from mess.search.exact.workers import Workers
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.evaluate import Choice, Configuration, Evaluation
-from mess.search.problem.front import Front, FrontPoint
+from mess.search.problem.front import Front, FrontPoint, proven_optimum, relaxed_optimum
 from mess.search.problem.goal import Goal
 from mess.search.problem.ladder import separating
-from mess.search.problem.optimum import bound, meets, objective, optimum, quality_steps
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 
@@ -57,13 +56,13 @@ class Space:
         front: Front[Configuration] = Front()
         for run in self.runs:
             cost = run.evaluation.totals[self.goal.front_metric]
-            miou = quality_steps(self.goal, run.evaluation)
+            miou = self.goal.quality_steps(run.evaluation)
             front.insert(FrontPoint(cost, miou, run.order, run.configuration))
         return front.points
 
     def best(self, goal: Goal) -> Run | None:
         """The optimum of a goal on this space."""
-        allowed = [run for run in self.runs if meets(goal, run.evaluation)]
+        allowed = [run for run in self.runs if goal.meets(run.evaluation)]
         return min(allowed, default=None, key=lambda run: rank(goal, run))
 
     def solve(self, goal: Goal) -> Best | None:
@@ -77,7 +76,7 @@ class Space:
 
 def rank(goal: Goal, run: Run) -> tuple[int, int, int]:
     cost = run.evaluation.totals[goal.front_metric]
-    miou = -quality_steps(goal, run.evaluation)
+    miou = -goal.quality_steps(run.evaluation)
     pair = (miou, cost) if goal.request.target == "accuracy" else (cost, miou)
     return (*pair, run.order)
 
@@ -177,7 +176,7 @@ def test_binding_is_what_improves_when_removed(make_cache: Any, seed: int) -> No
             relaxed = as_goal(space, request)
             better = space.best(relaxed)
             assert better is not None
-            if objective(relaxed, better.evaluation) < objective(goal, best.evaluation):
+            if relaxed.objective(better.evaluation) < goal.objective(best.evaluation):
                 expected.append(name)
         for front in (space.front, None):
             told = explain(goal, front, best.configuration, space.solve)
@@ -189,11 +188,11 @@ def test_a_front_proves_optima_and_bounds(make_cache: Any, seed: int) -> None:
     for space in spaces(make_cache, seed):
         best = space.best(space.goal)
         assert best is not None
-        limit = bound(space.goal, space.front)
+        limit = relaxed_optimum(space.goal, space.front)
         assert limit is not None
-        at_best = objective(space.goal, best.evaluation)
-        assert objective(space.goal, space.goal.evaluate(limit.payload)) <= at_best
-        proven = optimum(space.goal, space.front)
+        at_best = space.goal.objective(best.evaluation)
+        assert space.goal.objective(space.goal.evaluate(limit.payload)) <= at_best
+        proven = proven_optimum(space.goal, space.front)
         assert proven is None or proven.payload == best.configuration
         others = {*space.goal.limits} - {space.goal.front_metric}
         if not others and len(space.goal.checkpoints) < 2:
@@ -225,7 +224,7 @@ def test_purchases_are_what_the_asked_for_request_gives(make_cache: Any, seed: i
             assert offer["to"] == figures[which]
             assert abs(offer["to"] - offer["from"]) == offer["gain"] >= 0
             # Nobody is sold what breaks a limit that was not to be relaxed.
-            assert meets(goal.relaxed([goal.front_metric, "accuracy"], "macs"), bought.evaluation)
+            assert goal.relaxed([goal.front_metric, "accuracy"], "macs").meets(bought.evaluation)
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -235,15 +234,15 @@ def test_neighbours_are_the_nearest_on_the_front(make_cache: Any, seed: int) -> 
         assert best is not None
         metric, front = goal.front_metric, space.front
         told = explain(goal, front, best.configuration, space.solve)["next"]
-        cost, miou = best.evaluation.totals[metric], quality_steps(goal, best.evaluation)
+        cost, miou = best.evaluation.totals[metric], goal.quality_steps(best.evaluation)
         loose = goal.relaxed([metric, "accuracy"], goal.request.target)
-        fits = [point for point in front if meets(loose, goal.evaluate(point.payload))]
+        fits = [point for point in front if loose.meets(goal.evaluate(point.payload))]
         cheaper = [point for point in fits if point.cost < cost]
         accurate = goal.relaxed([metric], goal.request.target)
         better = [
             point
             for point in fits
-            if point.miou > miou and meets(accurate, goal.evaluate(point.payload))
+            if point.miou > miou and accurate.meets(goal.evaluate(point.payload))
         ]
         for name, point in (("cheaper", cheaper[-1:]), ("better", better[:1])):
             if not point:

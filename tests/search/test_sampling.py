@@ -22,7 +22,6 @@ from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.ladder import grid, grid_size, separating
-from mess.search.problem.optimum import meets, quality_steps
 from mess.search.problem.progress import Found
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
@@ -70,13 +69,13 @@ def enumeration(goal: Goal) -> Iterator[Configuration]:
 def rank_of(goal: Goal, configuration: Configuration) -> tuple[Any, ...]:
     """The tie rule, with the configuration itself in the place of its number."""
     evaluation = goal.evaluate(configuration)
-    objective, tie, _ = goal.rank(evaluation.totals, quality_steps(goal, evaluation), 0)
+    objective, tie, _ = goal.rank(evaluation.totals, goal.quality_steps(evaluation), 0)
     keys = [(c.exit, -1 if c.signal is None else c.signal, c.threshold or 0) for c in configuration]
     return objective, tie, len(configuration), keys
 
 
 def best_of(goal: Goal, configurations: Iterator[Configuration]) -> Configuration | None:
-    kept = [c for c in configurations if meets(goal, goal.evaluate(c))]
+    kept = [c for c in configurations if goal.meets(goal.evaluate(c))]
     return min(kept, key=lambda c: rank_of(goal, c), default=None)
 
 
@@ -133,12 +132,12 @@ def test_small_spaces_are_solved(make_cache: Any, seed: int, setting: str, targe
     assert sampled.configurations == len(everything)
     best = sampled.found.best
     assert (best and best[1]) == best_of(goal, iter(everything))
-    assert best is None or meets(goal, goal.evaluate(best[1]))
+    assert best is None or goal.meets(goal.evaluate(best[1]))
     for point in sampled.found.front.points:
         evaluation = goal.evaluate(point.payload)
         assert point.payload in everything
         assert point.cost == evaluation.totals[goal.front_metric]
-        assert point.miou == quality_steps(goal, evaluation)
+        assert point.miou == goal.quality_steps(evaluation)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -160,7 +159,7 @@ def test_never_worse_than_the_start(cache: Cache, sampler: str) -> None:
         sampled = sample(goal, starts=[start], trials=trials, sampler=sampler)
         assert sampled.found.best is not None
         assert sampled.found.evaluated == trials
-        assert meets(goal, goal.evaluate(sampled.found.best[1]))
+        assert goal.meets(goal.evaluate(sampled.found.best[1]))
         ranks.append(rank_of(goal, sampled.found.best[1])[:2])
     assert ranks[0] == rank_of(goal, start)[:2]
     assert ranks[2] < ranks[0]
@@ -171,7 +170,7 @@ def test_no_start_is_lost(cache: Cache) -> None:
     """With fewer trials than starts all of them are in answer and front."""
     goal = goal_of(cache, REQUEST)
     singles: list[Configuration] = [(Choice(exit_),) for exit_ in range(goal.tables.exits)]
-    kept = [single for single in singles if meets(goal, goal.evaluate(single))]
+    kept = [single for single in singles if goal.meets(goal.evaluate(single))]
     sampled = sample(goal, starts=singles, trials=1)
     assert sampled.found.evaluated == 1
     assert sampled.found.best is not None
