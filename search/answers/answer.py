@@ -238,11 +238,7 @@ def _solve(goal: Goal, workers: Workers = ALL_CORES) -> Best | None:
     found = cover(goal, collect=False, workers=workers).found
     if not found.proven:
         raise KeyboardInterrupt
-    if found.best is None:
-        return None
-    configuration = found.best[1]
-    evaluation = goal.evaluate(configuration)
-    return Best(configuration, evaluation.costs, evaluation.miou, goal.quality(evaluation))
+    return None if found.best is None else Best.of(goal, found.best[1])
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

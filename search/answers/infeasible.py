@@ -1,4 +1,8 @@
-"""The answer when no configuration meets the constraints: which requests just would be met."""
+"""The answer when no configuration meets the constraints: which requests just would be met.
+
+Nothing is estimated. Each suggestion is the optimum of the goal without one limit, found by the
+same search, and rounded to the side on which it is still met.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,20 @@ _FINENESS = 100_000
 
 
 class Best(NamedTuple):
-    """The best configuration of a relaxed goal; `quality` is the mIoU that is maximised."""
+    """The best configuration of a relaxed goal; `quality` is the mIoU that is maximised.
+
+    costs: of an image, by metric, in MACs, ms and parameters.
+    """
 
     configuration: Configuration
     costs: dict[str, float]
     miou: float
     quality: float
+
+    @classmethod
+    def of(cls, goal: Goal, configuration: Configuration) -> Best:
+        evaluation = goal.evaluate(configuration)
+        return cls(configuration, evaluation.costs, evaluation.miou, goal.quality(evaluation))
 
 
 Solve = Callable[[Goal], Best | None]
@@ -206,7 +218,10 @@ def _checkpoint(goal: Goal, index: int, kept: str, solve: Solve) -> tuple[list[s
         best = solve(_asking(goal, index, Checkpoint(deadline, miou)))
         return None if best is None else _delivery(goal, best, miou)
 
+    # What an instance delivers by a deadline is what some exit has alone, so the levels hold all
+    # values. Asking for more, or by an earlier deadline, admits fewer: both can be bisected.
     def most(deadline: int) -> int:
+        """The largest level that can be asked for by a deadline."""
         refused = bisect_left(levels, True, key=lambda miou: deliver(deadline, miou) is None)
         return levels[max(refused - 1, 0)]
 

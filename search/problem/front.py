@@ -29,7 +29,8 @@ class FrontPoint(NamedTuple, Generic[Payload]):
 class Front(Generic[Payload]):
     """Non-dominated candidates, by rising cost and strictly rising mIoU.
 
-    The content does not depend on the order of insertion.
+    The content does not depend on the order of insertion: of candidates with the same cost and mIoU
+    the one with the smallest order stays, and no two have the same order.
     """
 
     def __init__(self) -> None:
@@ -73,10 +74,10 @@ def relaxed_optimum(goal: Goal, front: Sequence[Point]) -> Point | None:
     configuration keeps these, so that the goal is infeasible.
 
     Why a front settles this: of all configurations with at least some mIoU take the one that ranks
-    first. None costs less, and none that costs as much is more accurate, so nothing dominates it:
-    it is on the front, and every cheaper point of the front has a lower mIoU. So it is the first
-    point that reaches the mIoU. Costs and mIoUs changed round, the same holds for a limit on cost.
-    Several checkpoints may each be met only if their sum is, which is the front's mIoU.
+    first. Whatever dominated it would have that mIoU too and rank before it, so it is on the front.
+    Every cheaper point misses the mIoU, so it is the first that reaches it. With cost and mIoU
+    changed round the same holds for a limit on cost. Several checkpoints are met only if their sum
+    is, which is the mIoU of a front's points.
     """
     if goal.request.target == ACCURACY:
         limit = goal.limits.get(goal.front_metric)

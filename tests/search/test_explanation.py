@@ -68,10 +68,7 @@ class Space:
     def solve(self, goal: Goal) -> Best | None:
         self.searches += 1
         run = self.best(goal)
-        if run is None:
-            return None
-        evaluation = run.evaluation
-        return Best(run.configuration, evaluation.costs, evaluation.miou, goal.quality(evaluation))
+        return None if run is None else Best.of(goal, run.configuration)
 
 
 def rank(goal: Goal, run: Run) -> tuple[int, int, int]:
@@ -302,7 +299,4 @@ def test_purchases_agree_with_searching_again(make_cache: Any, setting: str) -> 
 def searched(goal: Goal) -> Best | None:
     """The optimum of a relaxed goal, by the searcher."""
     best = cover(goal, collect=False, workers=Workers(threads=1)).found.best
-    if best is None:
-        return None
-    evaluation = goal.evaluate(best[1])
-    return Best(best[1], evaluation.costs, evaluation.miou, goal.quality(evaluation))
+    return None if best is None else Best.of(goal, best[1])
