@@ -148,19 +148,6 @@ def test_anytime_result_says_what_is_delivered_when(cache: Cache) -> None:
         assert point["miou"] == max(in_time, default=0.0)
 
 
-def test_progress_reaches_the_total(cache: Cache) -> None:
-    for setting in ("input-dependent", "anytime", "budgeted", "final-only"):
-        heard: list[tuple[int, int]] = []
-        answer = search(
-            *cache,
-            Request(setting=setting, target="macs", thresholds=3),
-            progress=lambda done, total, heard=heard: heard.append((done, total)),
-        )
-        assert heard == sorted(heard)
-        assert heard[-1][0] == heard[-1][1]
-        assert answer.configurations >= answer.evaluated
-
-
 def test_limit_equal_to_a_reported_cost_admits_it(cache: Cache) -> None:
     free = search(*cache, Request(target="latency", max_error=0.02, thresholds=4))
     cost, miou = free.evaluation.costs["latency"], free.evaluation.miou

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,9 @@ from mess.errors import InfeasibleError
 from mess.search.answers.answer import Answer, search
 from mess.search.problem.costs import Cost
 from mess.search.problem.request import Request
+from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables
+from tests.search.spaces import space_of
 
 CACHES = 500
 STEPS = 10**12
@@ -39,57 +41,6 @@ def miou_of(tables: Tables, exit_of_image: list[int]) -> Fraction:
         if union:
             ious.append(Fraction(hits, union))
     return sum(ious, Fraction(0)) / len(ious)
-
-
-def all_thresholds(tables: Tables, exit_: int, signal: int) -> list[float]:
-    values = sorted({float(v) for v in tables.signals[exit_, :, signal]})
-    return [(a + b) / 2 for a, b in pairwise(values)]
-
-
-def grid_thresholds(tables: Tables, exit_: int, signal: int, size: int) -> list[float]:
-    everything = all_thresholds(tables, exit_, signal)
-    if len(everything) <= size:
-        return everything
-    return [everything[int(Fraction(2 * i + 1, 2 * size) * len(everything))] for i in range(size)]
-
-
-def chains(tables: Tables, longest: int) -> Iterator[tuple[int, ...]]:
-    """Every choice of at most one exit a point, in order of depth."""
-    for points in product(
-        *(
-            [None, *(e for e in range(tables.exits) if tables.point[e] == p)]
-            for p in range(1, tables.points + 1)
-        )
-    ):
-        chain = tuple(e for e in points if e is not None)
-        if 0 < len(chain) <= longest:
-            yield chain
-
-
-def dependent(
-    tables: Tables, costs: Mapping[str, Cost], size: int, stat: str, longest: int
-) -> list[Candidate]:
-    found = []
-    signals = range(len(tables.signal_names))
-    for chain in chains(tables, longest):
-        early = len(chain) - 1
-        # As many thresholds an exit as make about size ** 2 combinations.
-        per_exit = {2: size, 3: max(1, round(size ** (2 / 3)))}
-        options = [
-            [
-                (exit_, s, t)
-                for s in signals
-                for t in (
-                    all_thresholds(tables, exit_, s)
-                    if early == 1
-                    else grid_thresholds(tables, exit_, s, per_exit[early])
-                )
-            ]
-            for exit_ in chain[:-1]
-        ]
-        last = (chain[-1], -1, 0.0)
-        found += [run(tables, costs, (*early, last), stat) for early in product(*options)]
-    return found
 
 
 def run(tables: Tables, costs: Mapping[str, Cost], selected: Selected, stat: str) -> Candidate:
@@ -128,26 +79,31 @@ def run(tables: Tables, costs: Mapping[str, Cost], selected: Selected, stat: str
     return Candidate(selected, miou_of(tables, [selected[a][0] for a in answering]), cost)
 
 
-def anytime(tables: Tables, costs: Mapping[str, Cost], longest: int) -> list[Candidate]:
-    found = []
-    final = tables.exit_ids.index("final")
-    early = [()] + [c for c in chains(tables, longest - 1) if tables.point[c[-1]] < tables.points]
-    for chain in early:
-        delivered, delay = [], dict.fromkeys(costs, Fraction(0))
-        for e in (*chain, final):
-            at = {}
-            for metric, parts in costs.items():
-                delay[metric] += Fraction(float(parts.exit[e]))
-                at[metric] = (
-                    Fraction(float(parts.backbone[tables.point[e]]))
-                    + delay[metric]
-                    + Fraction(float(parts.answer[e]))
-                )
-                delay[metric] += Fraction(float(parts.resume[e]))
-            delivered.append((at, miou_of(tables, [e] * tables.images)))
-        selected = tuple((e, -1, 0.0) for e in (*chain, final))
-        found.append(Candidate(selected, delivered[-1][1], delivered[-1][0], tuple(delivered)))
-    return found
+def run_anytime(tables: Tables, costs: Mapping[str, Cost], selected: Selected) -> Candidate:
+    delivered, delay = [], dict.fromkeys(costs, Fraction(0))
+    for e, _, _ in selected:
+        at = {}
+        for metric, parts in costs.items():
+            delay[metric] += Fraction(float(parts.exit[e]))
+            at[metric] = (
+                Fraction(float(parts.backbone[tables.point[e]]))
+                + delay[metric]
+                + Fraction(float(parts.answer[e]))
+            )
+            delay[metric] += Fraction(float(parts.resume[e]))
+        delivered.append((at, miou_of(tables, [e] * tables.images)))
+    cost, miou = delivered[-1]
+    return Candidate(selected, miou, cost, tuple(delivered))
+
+
+def measured(
+    tables: Tables, costs: Mapping[str, Cost], setting: str, size: int, stat: str
+) -> list[Candidate]:
+    """Every configuration of up to four exits."""
+    space = space_of(tables, Request(setting=setting, thresholds=size, max_exits=4))
+    if setting == "anytime":
+        return [run_anytime(tables, costs, selected_of(c)) for c in space]
+    return [run(tables, costs, selected_of(c), stat) for c in space]
 
 
 def reached(candidate: Candidate, metric: str, deadline: Fraction) -> Fraction:
@@ -283,18 +239,9 @@ def test_search_equals_the_enumeration(make_cache: Any, seed: int) -> None:
         twins=seed % 3 == 0,
     )
     stat, size = str(rng.choice(["mean", "p90"])), int(rng.integers(1, 4))
-    everything = dependent(tables, costs, size, stat, 4)
-    single = [c for c in everything if len(c.selected) == 1]
-    candidates = {
-        "input-dependent": everything,
-        "budgeted": single,
-        "final-only": [c for c in single if tables.point[c.selected[0][0]] == tables.points],
-        "anytime": anytime(tables, costs, 4),
-    }
+    candidates = {name: measured(tables, costs, name, size, stat) for name in SETTINGS}
     for request in requests(rng, tables, candidates, stat, size):
-        space = candidates[request.setting]
-        if request.setting in ("input-dependent", "anytime"):
-            space = [c for c in space if len(c.selected) <= request.max_exits]
+        space = [c for c in candidates[request.setting] if len(c.selected) <= request.max_exits]
         best, front = expect(space, tables, costs, request)
         if best is None:
             with pytest.raises(InfeasibleError, match="no configuration"):

@@ -17,17 +17,17 @@ from mess.search.answers.infeasible import Best
 from mess.search.exact.cover import cover
 from mess.search.exact.workers import Workers
 from mess.search.problem.costs import Cost, to_ticks
-from mess.search.problem.evaluate import Choice, Configuration, Evaluation
+from mess.search.problem.evaluate import Configuration, Evaluation
 from mess.search.problem.front import Front, FrontPoint, proven_optimum, relaxed_optimum
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import separating
 from mess.search.problem.request import Request
+from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables
+from tests.search.spaces import space_of
 
 Cache = tuple[Tables, dict[str, Cost]]
 UNITS = {"macs": 1000.0, "latency": 1 / 64, "params": 10.0}
 FIELDS = {"latency": "max_latency_ms", "macs": "max_macs", "params": "max_params"}
-SETTINGS = ("input-dependent", "anytime", "budgeted", "final-only")
 TARGETS = ("latency", "macs", "params", "accuracy")
 
 
@@ -47,7 +47,7 @@ class Space:
         self.goal = Goal.of(tables, to_ticks(tables, costs), request)
         self.runs = [
             Run(order, configuration, self.goal.evaluate(configuration))
-            for order, configuration in enumerate(configurations(tables, request))
+            for order, configuration in enumerate(space_of(tables, request))
         ]
         self.searches = 0
 
@@ -76,27 +76,6 @@ def rank(goal: Goal, run: Run) -> tuple[int, int, int]:
     miou = -goal.quality_steps(run.evaluation)
     pair = (miou, cost) if goal.request.target == "accuracy" else (cost, miou)
     return (*pair, run.order)
-
-
-def configurations(tables: Tables, request: Request) -> Iterator[Configuration]:
-    exits = range(tables.exits)
-    if request.setting == "anytime":
-        yield (Choice(tables.final),)
-        for exit_ in exits:
-            if tables.point[exit_] < tables.points:
-                yield (Choice(exit_), Choice(tables.final))
-        return
-    for exit_ in exits:
-        if request.setting != "final-only" or tables.point[exit_] == tables.points:
-            yield (Choice(exit_),)
-    if request.setting != "input-dependent":
-        return
-    signals = range(len(tables.signal_names))
-    for first, signal in product(exits, signals):
-        for threshold in separating(tables.signals[first, :, signal]).tolist():
-            for last in exits:
-                if tables.point[first] < tables.point[last]:
-                    yield (Choice(first, signal, threshold), Choice(last))
 
 
 def drawn(rng: np.random.Generator, cache: Cache, setting: str, target: str) -> Request:

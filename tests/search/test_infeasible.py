@@ -16,6 +16,7 @@ from mess.search.answers.infeasible import round_up
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.evaluate import Choice, evaluate
 from mess.search.problem.request import Request
+from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables
 
 Cache = tuple[Tables, dict[str, Cost]]
@@ -109,7 +110,7 @@ def infeasible_requests(
                 yield cache, request, message
 
 
-@pytest.mark.parametrize("setting", ["anytime", "input-dependent", "budgeted"])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("seed", range(6))
 def test_every_suggestion_is_feasible(make_cache: Any, setting: str, seed: int) -> None:
     for cache, request, message in infeasible_requests(make_cache, setting, seed):

@@ -133,7 +133,6 @@ def test_missing_and_unknown_metrics(tables: Tables, costs: dict[str, Cost]) -> 
         ({"max_macs": float("inf")}, "finite number above 0, got inf"),
         ({"max_exits": 0}, "whole number >= 1, got 0"),
         ({"thresholds": 1.5}, "whole number >= 1, got 1.5"),
-        ({"checkpoints": ((1, 0.5),)}, "anytime setting, got 1 with 'input-dependent'"),
         ({"setting": "anytime", "checkpoints": ((0, 0.5),)}, "above 0, got 0"),
         ({"setting": "anytime", "checkpoints": ((1, 50),)}, "did you mean 0.5"),
     ],

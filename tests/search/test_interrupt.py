@@ -14,6 +14,7 @@ from mess.search.answers.gap import gap, highest_miou, lowest_cost
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request
+from mess.search.problem.settings import SETTINGS
 from tests.search.conftest import MakeCache
 from tests.search.test_realistic import network
 
@@ -26,7 +27,7 @@ def interrupt_at(share: float) -> Callable[[int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("setting", ["input-dependent", "anytime"])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("target", ["latency", "macs", "params", "accuracy"])
 @pytest.mark.parametrize("stat", ["mean", "p90"])
 def test_no_answer_is_better_than_the_relaxation(

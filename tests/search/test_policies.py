@@ -17,10 +17,10 @@ from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.evaluate import Choice, evaluate
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
+from tests.search.spaces import between, chains, some
 from tests.search.test_brute_force import (
     Candidate,
     Selected,
-    chains,
     expect,
     miou_of,
     requests,
@@ -44,16 +44,6 @@ def with_pairs(rng: np.random.Generator, tables: Tables) -> Tables:
 
 def one_signal(cost: Cost) -> Cost:
     return replace(cost, signal=cost.signal[:, :1])
-
-
-def between(values: Sequence[float]) -> list[float]:
-    return [(a + b) / 2 for a, b in pairwise(sorted(set(values)))]
-
-
-def some(values: list[float], size: int) -> list[float]:
-    if len(values) <= size:
-        return values
-    return [values[int(Fraction(2 * i + 1, 2 * size) * len(values))] for i in range(size)]
 
 
 def pooled(values: Sequence[Any], size: int) -> list[float]:
@@ -311,9 +301,3 @@ def test_optuna_says_what_it_cannot_sample(make_cache: Any, shared: bool) -> Non
     request = Request(target="macs", max_error=0.1, shared_threshold=shared)
     with pytest.raises(ConfigError, match="use algorithm 'exhaustive'"):
         search(tables, costs, request, algorithm="optuna")
-
-
-@pytest.mark.parametrize("setting", ["budgeted", "anytime"])
-def test_a_shared_threshold_needs_images_that_leave(setting: str) -> None:
-    with pytest.raises(ConfigError, match=f"means nothing in the {setting} setting"):
-        Request(setting=setting, max_error=0.1, shared_threshold=True)

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,15 @@ from mess.search.exact.one_exit import search_single
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import grid, grid_size, separating
 from mess.search.problem.progress import Found
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from mess.search.sampled.sample import sample
+from mess.search.sampled.space import SPACES
 from mess.search.sampled.study import SAMPLERS
+from tests.search.spaces import space_of, tie
 
 Cache = tuple[Tables, dict[str, Cost]]
-SETTINGS = ("input-dependent", "anytime")
 
 
 def goal_of(cache: Cache, request: Request) -> Goal:
@@ -37,44 +35,14 @@ def goal_of(cache: Cache, request: Request) -> Goal:
     return Goal.of(tables, to_ticks(tables, costs), request)
 
 
-def thresholds(goal: Goal, exit_: int, signal_: int, early: int) -> list[float]:
-    values = separating(goal.tables.signals[exit_, :, signal_])
-    size = grid_size(early, goal.request.thresholds)
-    return (values if size is None else grid(values, size)).tolist()
-
-
-def enumeration(goal: Goal) -> Iterator[Configuration]:
-    """Every configuration of the space, by plain loops, fewer exits first."""
-    tables, request = goal.tables, goal.request
-    for size in range(1, request.max_exits + 1):
-        for chain in combinations(np.argsort(tables.point, kind="stable").tolist(), size):
-            if len({int(tables.point[exit_]) for exit_ in chain}) < size:
-                continue
-            *early, last = chain
-            if request.setting == "anytime":
-                if last == tables.final:
-                    yield tuple(Choice(exit_) for exit_ in chain)
-                continue
-            options = [
-                [
-                    Choice(exit_, signal_, value)
-                    for signal_ in range(len(tables.signal_names))
-                    for value in thresholds(goal, exit_, signal_, len(early))
-                ]
-                for exit_ in early
-            ]
-            yield from ((*choices, Choice(last)) for choices in product(*options))
-
-
 def rank_of(goal: Goal, configuration: Configuration) -> tuple[Any, ...]:
     """The tie rule, with the configuration itself in the place of its number."""
     evaluation = goal.evaluate(configuration)
-    objective, tie, _ = goal.rank(evaluation.totals, goal.quality_steps(evaluation), 0)
-    keys = [(c.exit, -1 if c.signal is None else c.signal, c.threshold or 0) for c in configuration]
-    return objective, tie, len(configuration), keys
+    objective, accuracy, _ = goal.rank(evaluation.totals, goal.quality_steps(evaluation), 0)
+    return objective, accuracy, tie(configuration)
 
 
-def best_of(goal: Goal, configurations: Iterator[Configuration]) -> Configuration | None:
+def best_of(goal: Goal, configurations: list[Configuration]) -> Configuration | None:
     kept = [c for c in configurations if goal.meets(goal.evaluate(c))]
     return min(kept, key=lambda c: rank_of(goal, c), default=None)
 
@@ -98,7 +66,7 @@ REQUEST = Request(target="latency", max_error=0.05, max_exits=4, thresholds=16)
 
 def requests(rng: np.random.Generator, goal: Goal, setting: str, target: str) -> Request:
     """Limits of several kinds at once, at the figures of some configuration of the space."""
-    space = list(enumeration(goal))
+    space = space_of(goal.tables, goal.request)
     near = goal.evaluate(space[int(rng.integers(len(space)))])
     limits: dict[str, Any] = {}
     if rng.random() < 0.7:
@@ -117,7 +85,7 @@ def requests(rng: np.random.Generator, goal: Goal, setting: str, target: str) ->
 
 
 @pytest.mark.parametrize("target", ["latency", "macs", "params", "accuracy"])
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", SPACES)
 @pytest.mark.parametrize("seed", range(3))
 def test_small_spaces_are_solved(make_cache: Any, seed: int, setting: str, target: str) -> None:
     """With ample trials the answer is the brute-force optimum; nothing is claimed beyond it."""
@@ -127,11 +95,11 @@ def test_small_spaces_are_solved(make_cache: Any, seed: int, setting: str, targe
     )
     wide = goal_of(cache, Request(setting=setting, target="macs", max_exits=3, thresholds=2))
     goal = goal_of(cache, requests(rng, wide, setting, target))
-    everything = list(enumeration(goal))
+    everything = space_of(goal.tables, goal.request)
     sampled = sample(goal, trials=2 * len(everything), seed=seed, sampler=SAMPLERS[seed % 2])
     assert sampled.configurations == len(everything)
     best = sampled.found.best
-    assert (best and best[1]) == best_of(goal, iter(everything))
+    assert (best and best[1]) == best_of(goal, everything)
     assert best is None or goal.meets(goal.evaluate(best[1]))
     for point in sampled.found.front.points:
         evaluation = goal.evaluate(point.payload)
@@ -140,14 +108,14 @@ def test_small_spaces_are_solved(make_cache: Any, seed: int, setting: str, targe
         assert point.miou == goal.quality_steps(evaluation)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", SPACES)
 @pytest.mark.parametrize("signals", [0, 1, 3])
 def test_the_space_is_counted(make_cache: Any, setting: str, signals: int) -> None:
     rng = np.random.default_rng(signals)
     for most in range(1, 6):
         cache = make_cache(rng, points=4, images=4, signals=signals)
         goal = goal_of(cache, Request(setting=setting, target="macs", max_exits=most, thresholds=4))
-        assert sample(goal, trials=1).configurations == len(list(enumeration(goal)))
+        assert sample(goal, trials=1).configurations == len(space_of(goal.tables, goal.request))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -294,8 +262,6 @@ def test_a_file_that_holds_something_else(cache: Cache, make_cache: Any, tmp_pat
 @pytest.mark.parametrize(
     ("request_", "options", "error", "message"),
     [
-        (Request(setting="budgeted"), {}, ConfigError, "budgeted setting is scanned"),
-        (Request(setting="final-only"), {}, ConfigError, "final-only setting is scanned"),
         (REQUEST, {"sampler": "tpee"}, ConfigError, "'tpee'.*did you mean 'tpe'"),
         (REQUEST, {"trials": 0}, ConfigError, ">= 1, got 0"),
         (REQUEST, {"starts": [(Choice(0, 0, 9.0), Choice(1))]}, ValueError, "does not belong"),
