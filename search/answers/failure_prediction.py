@@ -59,18 +59,19 @@ def ranking(tables: Tables) -> dict[str, float]:
     Of a signal that compares exits, over all pairs. NaN for one that says nothing anywhere.
     """
     risk = 1 - image_mious(tables)
-    counts = ~np.isnan(risk[0])
-    risk, found = risk[:, counts], {}
+    labelled = ~np.isnan(risk[0])
+    risk, ranked = risk[:, labelled], {}
     for k, name in enumerate(tables.signal_names):
         scores = [
-            failure_prediction(observed[counts], risk[exit_]) for exit_, observed in _all(tables, k)
+            failure_prediction(observed[labelled], risk[exit_])
+            for exit_, observed in _observations(tables, k)
         ]
         known = [score for score in scores if not np.isnan(score)]
-        found[name] = float(np.mean(known)) if known else float("nan")
-    return found
+        ranked[name] = float(np.mean(known)) if known else float("nan")
+    return ranked
 
 
-def _all(tables: Tables, k: int) -> list[tuple[int, NDArray[np.float32]]]:
+def _observations(tables: Tables, k: int) -> list[tuple[int, NDArray[np.float32]]]:
     """Exits that can be early and what a signal is at each, after each exit before it."""
     if tables.pairs is None:
         early = np.flatnonzero(tables.point < tables.points).tolist()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mess.errors import ConfigError
 from mess.search.problem.goal import Goal
 from mess.search.problem.ladder import Ladder, grid_size, ladder
-from mess.search.problem.progress import NOTHING, Arrays
+from mess.search.problem.progress import NOTHING
 from mess.search.problem.tables import Tables
 
 Done = Callable[[int, float], None]
@@ -24,22 +25,39 @@ OFFSET = 2**63
 def count_configurations(tables: Tables, rungs: Ladder, early: int, *, shared: bool = False) -> int:
     """Configurations with `early` early exits and one last exit."""
     if shared and early > 1:
-        chains = _count_chains(tables, np.ones(tables.exits, dtype=np.int64), early)
+        chains = _count_chains(tables, np.ones_like(tables.point), early)
         return chains * int(rungs.number.max(axis=0).sum())
     return _count_chains(tables, rungs.number.sum(axis=1), early)
 
 
-def _count_chains(tables: Tables, ways_E: Arrays, early: int) -> int:
-    """Choices of `early` early exits, each in so many ways, and one last exit."""
-    chains = [1] + [0] * early
-    total = 0
-    for point in range(1, tables.points + 1):
-        here = tables.point == point
-        total += chains[early] * int(here.sum())
-        ways = int(ways_E[here].sum())
-        for size in range(early, 0, -1):
-            chains[size] += chains[size - 1] * ways
-    return total
+def count_choices(tables: Tables, max_exits: int) -> int:
+    """Choices of early exits, none included, that with the last one are at most `max_exits`."""
+    *before_last, _ = _by_point(tables, np.ones_like(tables.point))
+    return sum(_choices(before_last, max_exits - 1))
+
+
+def _count_chains(tables: Tables, ways_E: NDArray[np.integer], early: int) -> int:
+    """Choices of `early` early exits, each in so many ways, and one last exit behind them."""
+    ways, lasts = _by_point(tables, ways_E), _by_point(tables, np.ones_like(tables.point))
+    return sum(last * _choices(ways[:p], early)[early] for p, last in enumerate(lasts))
+
+
+def _by_point(tables: Tables, of_exit_E: NDArray[np.integer]) -> list[int]:
+    """The sum over the exits of each point."""
+    return [int(of_exit_E[tables.point == p].sum()) for p in range(1, tables.points + 1)]
+
+
+def _choices(ways: Sequence[int], most: int) -> list[int]:
+    """In how many ways 0, 1, ..., `most` points are chosen, each of which has so many `ways`.
+
+    The elementary symmetric sums of `ways`, one point after the other. Python's integers hold them
+    whatever their size.
+    """
+    chosen = [1] + [0] * most
+    for here in ways:
+        for size in range(most, 0, -1):
+            chosen[size] += chosen[size - 1] * here
+    return chosen
 
 
 def ladders(goal: Goal) -> dict[int, Ladder]:
@@ -91,16 +109,6 @@ def decode_steps(steps: Ladder, exits: int, early: int, code: int) -> list[tuple
         code, exit_ = divmod(code, exits)
         found.append((exit_, signal, step))
     return found[::-1]
-
-
-def count_choices(tables: Tables, max_exits: int) -> int:
-    """Choices of early exits, none included, that with the last one are at most `max_exits`."""
-    by_size = [1] + [0] * (max_exits - 1)
-    for point in range(1, tables.points):
-        here = int((tables.point == point).sum())
-        for size in range(max_exits - 1, 0, -1):
-            by_size[size] += by_size[size - 1] * here
-    return sum(by_size)
 
 
 def describe_space(goal: Goal, **details: Any) -> dict[str, Any]:
