@@ -237,6 +237,7 @@ def _sampled(
 def _solve(goal: Goal, workers: Workers = ALL_CORES) -> Best | None:
     found = cover(goal, collect=False, workers=workers).found
     if not found.proven:
+        # It was interrupted. What it holds is no optimum, and nothing may be said that rests on it.
         raise KeyboardInterrupt
     return None if found.best is None else Best.of(goal, found.best[1])
 

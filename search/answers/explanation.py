@@ -94,6 +94,8 @@ def _asking(goal: Goal, **changes: Any) -> Goal:
 def _improves(without: Goal, reached: int, front: Sequence[Point] | None, solve: Solve) -> bool:
     """Whether the optimum of `without` is better than `reached`, the objective with the limit."""
     if front is not None:
+        # What even the relaxed optimum does not improve nothing does; where it improves and keeps
+        # all limits it is a witness. Only in between a search has to tell.
         point = relaxed_optimum(without, front)
         if point is None:
             return False

@@ -81,6 +81,7 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
         early: count(tables, steps, early, shared=shared) for early, steps in rungs.items()
     }
     total = sum(counts.values())
+    # For the front what has several early exits is searched a second time.
     work = total + (sum(n for early, n in counts.items() if early > 1) if collect else 0)
 
     def done(early: int, share: float) -> None:

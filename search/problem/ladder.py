@@ -103,6 +103,7 @@ def _ladder(
             values[exit_].append(thresholds)
             number[exit_, k] = len(thresholds)
             if len(signal):
+                # As the decision compares: in float64, and a signal equal to a threshold leaves.
                 exact = signal.astype(np.float64)
                 bins[exit_, k] = np.searchsorted(thresholds, exact, side="right")
     return Ladder(values, number, bins)

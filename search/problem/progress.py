@@ -1,4 +1,8 @@
-"""What a search has found so far: the best candidate, the front and the counts."""
+"""What a search has found so far: the best candidate, the front and the counts.
+
+Kernels know no configurations: they see the best and the front as whole numbers, and give back what
+they found as such, which is decoded here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,6 @@ from mess.search.problem.goal import Rank
 
 NOTHING = 2**62
 """Larger than any rank: what a kernel is told when nothing has been found."""
-
 
 Arrays = NDArray[np.int64]
 

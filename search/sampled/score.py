@@ -38,6 +38,7 @@ def score_of(goal: Goal, configuration: Configuration, order: int) -> Score:
 
 
 def _excess(goal: Goal, evaluation: Evaluation) -> dict[str, float]:
+    # Shares of the limits, so that picoseconds and MACs weigh alike where a sampler adds them up.
     over = {
         metric: (evaluation.totals[metric] - limit, limit) for metric, limit in goal.limits.items()
     }
