@@ -49,7 +49,7 @@ from mess.exits import FINAL
 from mess.networks.candidates import KEPT, Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.prediction.predict import predict
-from mess.runs.network import class_table, trained_network
+from mess.runs.network import trained_network
 from mess.runs.run import Run
 from mess.search.problem.tables import Tables
 from mess.signals.registry import configured_signals
@@ -125,7 +125,7 @@ def cases(part: str, options: argparse.Namespace) -> list[Row]:
     """What is measured of each network and size."""
     chosen = {"every": options.every, "batch": options.batch, "rounds": options.rounds}
     if options.run is not None:
-        config = Run(options.run).config()
+        config = Run(options.run).config
         size = "x".join(map(str, config.data.size))
         network = f"{config.backbone.name}, trained"
         run = str(options.run)
@@ -170,9 +170,9 @@ class Bench:
     def trained(cls, case: Row) -> Bench:
         """Those of a run."""
         place = Run(Path(case["run"]))
-        config = place.config()
-        network = trained_network(place, config, torch.device("cpu"))
-        kept = candidates(config, class_table(place).num_classes)
+        config = place.config
+        network = trained_network(place, torch.device("cpu"))
+        kept = candidates(config, place.class_table.num_classes)
         rows = [row for row in kept if row.exit_id == FINAL or row.exit_id in network.exits]
         data = open_split(config.data, "calibration", config.seed)
         # From all over the split: neighbours may be frames of one video.

@@ -15,9 +15,7 @@ import numpy as np
 
 from mess import workflow
 from mess.common.metrics import mean_iou
-from mess.runs.identity import exit_rows
 from mess.runs.run import Run
-from mess.runs.tables import load_tables
 
 SPLITS = ("calibration", "test")
 
@@ -38,7 +36,7 @@ def main() -> None:
             "path_macs": row["backbone_macs"] + row["exit_macs"],
             **{split: miou[split][row["exit_id"]] for split in SPLITS},
         }
-        for row in exit_rows(run)
+        for row in run.exit_rows
     ]
     print("| exit | path MACs (M) | mIoU calibration | mIoU test |\n| --- | --- | --- | --- |")
     for row in rows:
@@ -52,7 +50,7 @@ def main() -> None:
 
 def exit_mious(run: Run, split: str) -> dict[str, float]:
     """From the memoised counts."""
-    tables, _ = load_tables(run, split)
+    tables = run.open_cache(split).tables
     label = tables.label.sum(axis=0)
     hits = tables.intersection.sum(axis=1, dtype=np.int64)
     predicted = tables.predicted.sum(axis=1, dtype=np.int64)

@@ -230,8 +230,8 @@ def _numpy_entropy(probability_Chw: NDArray[np.floating]) -> float:
 
 def measure_definitions(run: Run, images: int) -> Row:
     """Signals by one definition against the other, over the images of every early exit."""
-    config = run.config()
-    network = trained_network(run, config, torch.device("cpu")).eval()
+    config = run.config
+    network = trained_network(run, torch.device("cpu")).eval()
     data = open_split(config.data, "calibration", config.seed)
     chosen = np.unique(np.linspace(0, len(data) - 1, images).round().astype(int)).tolist()
     loader = evaluation_loader(data.select(chosen, data.where), config.data, batch_size=8)

@@ -23,8 +23,8 @@ from results import Results, Row, machine_facts
 from mess import workflow
 from mess.common.metrics import mean_iou
 from mess.common.progress import Silent
-from mess.runs.identity import CALIBRATION
 from mess.runs.policies import policy_tables
+from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.search.answers.failure_prediction import ranking
 
@@ -85,7 +85,7 @@ def answers(run: Run, exits: int, error: float, below: str, target: str) -> Row:
 
 def best_miou(run: Run) -> float:
     """Of the exits on the calibration images."""
-    tables, _, _ = policy_tables(run, CALIBRATION, "any", Silent())
+    tables, _ = policy_tables(run.open_cache(CALIBRATION), "any", Silent())
     counts = tables.intersection.sum(1), tables.predicted.sum(1)
     return float(mean_iou(*counts, tables.label.sum(0)).max())
 
@@ -93,8 +93,8 @@ def best_miou(run: Run) -> float:
 def signals(run: Run) -> Row:
     """Quantiles over the images by exit, of NE and of VI to the exit before; and the ranking."""
     quantiles: dict[str, dict[str, list[float]]] = {"ne": {}, "vi": {}}
-    tables, _, _ = policy_tables(run, CALIBRATION, "any", Silent())
-    pairs, _, _ = policy_tables(run, CALIBRATION, "vi", Silent())
+    tables, _ = policy_tables(run.open_cache(CALIBRATION), "any", Silent())
+    pairs, _ = policy_tables(run.open_cache(CALIBRATION), "vi", Silent())
     assert pairs.pairs is not None
     entropies = 1 - tables.signals[:, :, tables.signal_names.index("ne")].astype(np.float64)
     for point in range(1, tables.points + 1):

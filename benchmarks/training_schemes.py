@@ -179,7 +179,7 @@ def measure(arm: Arm, seed: int, options: argparse.Namespace) -> Row:
             train_network(place, "cpu", Silent())
     seconds = round(time.monotonic() - begun, 1) if whole else None
     device = torch.device("cpu")
-    network = trained_network(place, config, device)
+    network = trained_network(place, device)
     exits = [*network.exits, FINAL]
     miou = {
         split: miou_by_exit(network, open_split(config.data, split, seed), config, exits, device)

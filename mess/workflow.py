@@ -12,21 +12,35 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mess.cache.parquet import read_facts
-from mess.common.files import sha256
+from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
 from mess.runs.costs import DEFAULT_PROFILE
-from mess.runs.identity import CALIBRATION
 from mess.runs.run import Run, begin_run, find_run
 from mess.search.exact.workers import Team
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
 
 _SILENT = Silent()
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _with_keywords_of(options: type) -> Callable[[_Function], _Function]:
+    """Have `help` and notebooks show the fields of `options` where a function takes **options."""
+
+    def shown(function: _Function) -> _Function:
+        own = signature(function)
+        *parameters, _ = own.parameters.values()
+        parameters += signature(options).parameters.values()
+        setattr(function, "__signature__", own.replace(parameters=parameters))  # noqa: B010
+        return function
+
+    return shown
 
 
 def train_overprovisioned(
@@ -42,6 +56,8 @@ def train_overprovisioned(
     `config` is a shipped name or a TOML file ("quickstart" by default; the run's own configuration
     where `run` has one). Returns the run.
     """
+    from mess.commands.memoise import memoise_split
+    from mess.commands.profile import measure_run
     from mess.commands.train import remove_progress, train_network
     from mess.compute.processes import joined
 
@@ -57,9 +73,9 @@ def train_overprovisioned(
                 train_network(place, device, reporter, processes)
         elif processes.is_first:
             remove_progress(place)
-        memoise(place.path, device=device, reporter=reporter)
+        memoise_split(place, None, None, None, device, reporter, processes)
         if processes.is_first and not _profile_is_current(place):
-            profile(place.path, reporter=reporter)
+            measure_run(place, reporter=reporter)
     return place
 
 
@@ -149,54 +165,24 @@ def profile(
     """
     from mess.commands.profile import measure_run
 
-    return measure_run(find_run(run), runtime, threads, rounds, name, reporter)
+    return measure_run(find_run(run), runtime, threads, rounds, name, reporter=reporter)
 
 
+@_with_keywords_of(SearchOptions)
 def search(
-    run: Path | None = None,
-    *,
-    setting: str = "input-dependent",
-    target: str = "latency",
-    max_error: float | None = None,
-    min_miou: float | None = None,
-    max_latency: float | None = None,
-    max_macs: str | float | None = None,
-    max_params: float | None = None,
-    checkpoints: Sequence[str] = (),
-    latency_stat: str = "mean",
-    profile: str | None = None,
-    cache: str = CALIBRATION,
-    max_exits: int = 3,
-    thresholds: int = 64,
-    front: bool = True,
-    fresh: bool = False,
-    algorithm: str = "exhaustive",
-    trials: int | None = None,
-    sampler: str | None = None,
-    policy: str | None = None,
-    shared_threshold: bool = False,
-    reporter: Reporter = _SILENT,
+    run: Path | None = None, *, reporter: Reporter = _SILENT, **options: Any
 ) -> dict[str, Any]:
     """Find the best instance without retraining; returns result.json, `id` and `path` added.
 
-    `max_latency` is in ms, `max_macs` a number or "0.5x" of the baseline's. A checkpoint is
-    "COST=MIOU" in the unit of the target; for target accuracy in that of the first limit, else in
-    ms. Without `front` only the answer is proven. An earlier search's front answers at once where
-    it proves the answer, unless `fresh`. Raises InfeasibleError when nothing meets the limits.
-
-    `policy` names the signals that decide, such as "share" (the default), "ne" or "vi"; "any" is
-    all of the exits' own together. With `shared_threshold` all early exits have one threshold.
-    "all" searches each policy and returns `mess.commands.compare.compare_policies` of them.
-
-    `algorithm` "optuna" samples what is too large to be proven: `trials` (2000 by default) of the
-    study in all, which the same call goes on with, also in several processes at once; `sampler` is
-    "tpe" or "nsga2".
+    `options` are the fields of `mess.commands.search_options.SearchOptions`, such as `target`,
+    `max_error` and `max_latency`. With `policy="all"` it returns
+    `mess.commands.compare.compare_policies`. Raises InfeasibleError when nothing meets the limits.
     """
-    from mess.commands.search import search_run
+    from mess.commands.search import search_run as find
     from mess.runs.policies import ALL
 
-    find: Callable[..., dict[str, Any]] = partial(search_run, policy=policy)
-    if policy == ALL:
+    asked = SearchOptions(**options)
+    if asked.policy == ALL:
         # Only this draws figures, whose libraries take as long to load as many a search.
         from mess.commands.compare import compare_policies as find
 
@@ -204,30 +190,8 @@ def search(
         place = find_run(run)
         if team:
             place = Run(Path(team.gather(str(place.path).encode())[0].decode()))
-        return find(
-            place,
-            team=team,
-            setting=setting,
-            target=target,
-            max_error=max_error,
-            min_miou=min_miou,
-            max_latency_ms=max_latency,
-            max_macs=max_macs,
-            max_params=max_params,
-            checkpoints=checkpoints,
-            latency_stat=latency_stat,
-            profile=profile,
-            cache=cache,
-            max_exits=max_exits,
-            thresholds=thresholds,
-            front=front,
-            fresh=fresh,
-            algorithm=algorithm,
-            trials=trials,
-            sampler=sampler,
-            shared_threshold=shared_threshold,
-            reporter=_SILENT if team and team.rank else reporter,
-        )
+            reporter = _SILENT if team.rank else reporter
+        return dict(find(place, asked, reporter, team))
 
 
 def export(
@@ -328,6 +292,6 @@ def _profile_is_current(place: Run) -> bool:
     if not path.exists():
         return False
     facts = read_facts(path)
-    wanted = [*configured_signals(place.config().memoise), *PAIR_SIGNALS.values()]
+    wanted = [*configured_signals(place.config.memoise), *PAIR_SIGNALS.values()]
     names = [signal.name for signal in wanted]
-    return facts["weights"] == sha256(place.weights) and facts["signals"] == names
+    return facts["weights"] == place.weights_sha256 and facts["signals"] == names

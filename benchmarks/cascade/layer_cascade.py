@@ -39,9 +39,9 @@ from mess.networks.heads import build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.prediction.predict import predict
 from mess.runs.costs import load_costs
-from mess.runs.identity import CALIBRATION
 from mess.runs.network import trained_network
 from mess.runs.policies import policy_tables
+from mess.runs.results import CALIBRATION
 from mess.runs.run import find_run
 from mess.search.answers.answer import search
 from mess.search.problem.costs import Cost
@@ -138,13 +138,14 @@ def main() -> None:
 def opened(path: Path, root: Path | None) -> Study:
     """The run, and one pass of the network over its calibration split."""
     run = find_run(path)
-    config = run.config()
+    config = run.config
     if root is not None:
         data_config = config.data.model_copy(update={"root": root.resolve()})
         config = config.model_copy(update={"data": data_config})
-    tables, manifest, _ = policy_tables(run, CALIBRATION, "share", Silent())
-    cost = load_costs(run, tables, manifest, None)
-    network = trained_network(run, config, torch.device("cpu"))
+    cache = run.open_cache(CALIBRATION)
+    tables, _ = policy_tables(cache, "share", Silent())
+    cost = load_costs(run, cache, tables, None)
+    network = trained_network(run, torch.device("cpu"))
     wanted = [exit_id for head in HEADS for exit_id in instance(tables, head, POINTS[-1])]
     exits = list(dict.fromkeys(wanted))
     data = open_split(config.data, "calibration", config.seed)
@@ -161,7 +162,7 @@ def opened(path: Path, root: Path | None) -> Study:
         return {e: np.concatenate([getattr(some[e], name) for some in batches]) for e in exits}
 
     return Study(
-        weights=manifest["weights"], config=config, network=network, tables=tables, cost=cost,
+        weights=run.weights_sha256, config=config, network=network, tables=tables, cost=cost,
         label=label, label_maps=stored("label_map"), confidences=stored("confidence_map"),
         exact=exact,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class PredictionStore:
         return self.directory / "predictions"
 
     @property
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
+        """The command that brings the cache up to date."""
         return remedy(self.directory)
 
     def manifest(self) -> dict[str, Any]:
@@ -84,19 +86,19 @@ class PredictionStore:
             recorded = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CacheError(
-                f"{self.directory} holds no predictions yet. Run {self._remedy} first."
+                f"{self.directory} holds no predictions yet. Run {self.remedy} first."
             ) from None
         except ValueError as error:
-            raise CacheError(f"{path} is damaged: {error}. Run {self._remedy} again.") from error
+            raise CacheError(f"{path} is damaged: {error}. Run {self.remedy} again.") from error
         version = recorded.get("schema_version") if isinstance(recorded, dict) else None
         if version != SCHEMA_VERSION:
             raise CacheError(
                 f"{self.directory} has schema version {version}, this version of mess reads "
-                f"{SCHEMA_VERSION}. Run {self._remedy} again."
+                f"{SCHEMA_VERSION}. Run {self.remedy} again."
             )
         if recorded.pop("checksum", None) != _checksum(recorded):
             raise CacheError(
-                f"{path} was altered: its checksum is wrong. Run {self._remedy} again; predictions "
+                f"{path} was altered: its checksum is wrong. Run {self.remedy} again; predictions "
                 "that are whole stay."
             )
         return recorded
@@ -116,36 +118,72 @@ class PredictionStore:
         if stale:
             raise CacheError(
                 f"{self.directory} is stale: it was made for other {', '.join(stale)}. "
-                f"Run {self._remedy} again."
+                f"Run {self.remedy} again."
             )
         if not manifest["complete"]:
-            raise CacheError(f"{self.directory} is unfinished. Run {self._remedy} to go on.")
+            raise CacheError(f"{self.directory} is unfinished. Run {self.remedy} to go on.")
         return manifest
 
     def images(self, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows of images.parquet; raises CacheError where it is not the manifest's."""
         if not self.images_file.exists() or sha256(self.images_file) != manifest["images_sha256"]:
             raise CacheError(
-                f"{self.images_file} is missing or was altered. Run {self._remedy} again; "
+                f"{self.images_file} is missing or was altered. Run {self.remedy} again; "
                 "predictions stay."
             )
         return read_table(self.images_file, IMAGES).to_pylist()
-
-    def parts(self) -> Iterator[Part]:
-        """All parts, whole and readable; raises CacheError that names one which is not."""
-        return map(open_part, find_parts(self.parts_folder))
 
     def read(self, expected: Mapping[str, Any]) -> tuple[Predictions, dict[str, Any]]:
         """All counts and signals, and the manifest.
 
         Refuses a cache that is missing, unfinished, stale, damaged or holey.
         """
-        manifest = self.checked_manifest(expected)
-        rows = self.images(manifest)
-        images = {row["image_id"]: row["fingerprint"] for row in rows}
-        exits = manifest["exit_fingerprints"]
-        names = [signal["name"] for signal in manifest["signals"]]
-        shape = (len(exits), len(images), len(manifest["classes"]))
+        found = Snapshot(self, expected)
+        return found.predictions, found.manifest
+
+    def label_maps(self, image_ids: Iterable[str]) -> dict[tuple[str, str], bytes]:
+        """Compressed label maps by (exit, image), of the given images."""
+        return Snapshot(self, None).label_maps(image_ids)
+
+
+class Snapshot:
+    """A cache as its manifest was when it was first asked for; every file is read once.
+
+    `expected` are items that the manifest of a complete cache has to have; with None it is taken
+    as it is. What cannot be read, is stale or damaged is a CacheError when it is asked for.
+    """
+
+    def __init__(self, store: PredictionStore, expected: Mapping[str, Any] | None) -> None:
+        self.store, self._expected = store, expected
+        self._opened: dict[Path, Part] = {}
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        if self._expected is None:
+            return self.store.manifest()
+        return self.store.checked_manifest(self._expected)
+
+    @cached_property
+    def images(self) -> list[dict[str, Any]]:
+        """The rows of images.parquet."""
+        return self.store.images(self.manifest)
+
+    @cached_property
+    def exit_fingerprints(self) -> dict[str, str]:
+        """By identifier, in the order of the axes."""
+        return self.manifest["exit_fingerprints"]
+
+    @cached_property
+    def image_fingerprints(self) -> dict[str, str]:
+        """By identifier, in the order of the axes."""
+        return {row["image_id"]: row["fingerprint"] for row in self.images}
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """All counts and signals; raises CacheError where any is missing."""
+        exits, images = self.exit_fingerprints, self.image_fingerprints
+        names = [signal["name"] for signal in self.manifest["signals"]]
+        shape = (len(exits), len(images), len(self.manifest["classes"]))
         arrays = {
             "intersection": np.empty(shape, np.int32),
             "predicted": np.empty(shape, np.int32),
@@ -167,34 +205,27 @@ class PredictionStore:
         if not filled.all():
             exit_index, image_index = np.argwhere(~filled)[0]
             raise CacheError(
-                f"{self.directory} has no prediction of {list(exits)[exit_index]} for image "
-                f"{list(images)[image_index]}. Run {self._remedy} to compute what is missing."
+                f"{self.store.directory} has no prediction of {list(exits)[exit_index]} for image "
+                f"{list(images)[image_index]}. Run {self.store.remedy} to compute what is missing."
             )
-        label = np.array([row["label"] for row in rows], np.int64)
-        predictions = Predictions(
+        label = np.array([row["label"] for row in self.images], np.int64)
+        return Predictions(
             exit_ids=tuple(exits),
             image_ids=tuple(images),
             label=label.reshape(len(images), shape[2]),
             **arrays,
         )
-        return predictions, manifest
 
-    def label_maps(
-        self, image_ids: Iterable[str], manifest: Mapping[str, Any] | None = None
-    ) -> dict[tuple[str, str], bytes]:
+    def label_maps(self, image_ids: Iterable[str]) -> dict[tuple[str, str], bytes]:
         """Compressed label maps by (exit, image), of the given images.
 
-        They are those of `manifest`, which a writer may have replaced since it was read; by
-        default of the one that is there now.
+        They are those of the manifest, which a writer may have replaced since it was read.
         """
-        manifest = manifest or self.manifest()
-        rows = self.images(manifest)
         wanted = set(image_ids)
-        images = {r["image_id"]: r["fingerprint"] for r in rows if r["image_id"] in wanted}
-        exits = manifest["exit_fingerprints"]
+        images = {i: print_ for i, print_ in self.image_fingerprints.items() if i in wanted}
         maps = {}
         for part in self.parts():
-            overlap = Overlap.of(part, exits, images)
+            overlap = Overlap.of(part, self.exit_fingerprints, images)
             if not overlap or not part.label_maps:
                 continue
             label_map = read_maps(part, "label_map")
@@ -203,6 +234,13 @@ class PredictionStore:
                 for e in overlap.part_exits:
                     maps[part_exits[e], part_images[i]] = label_map[i, e]
         return maps
+
+    def parts(self) -> Iterator[Part]:
+        """All parts, whole and readable; raises CacheError that names one which is not."""
+        for path in find_parts(self.store.parts_folder):
+            if path not in self._opened:
+                self._opened[path] = open_part(path)
+            yield self._opened[path]
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from mess.cli.options import (
     JsonOption,
     LatencyStat,
     RunOption,
-    Runtime,
+    RuntimeName,
     Sampler,
     SetOption,
     Setting,
@@ -163,7 +163,7 @@ def cache_prune(
 @app.command()
 def profile(
     run: RunOption = None,
-    runtime: Annotated[Runtime, typer.Option(help="What runs the parts.")] = Runtime.onnxruntime,
+    runtime: Annotated[RuntimeName, typer.Option(help="What runs the parts.")] = "onnxruntime",
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of every part.")] = 30,
     name: Annotated[str | None, typer.Option(help="Name of the profile.")] = None,
@@ -171,12 +171,7 @@ def profile(
     """Measure every segment and exit on this machine."""
     with reporter() as listener:
         path = workflow.profile(
-            run,
-            runtime=runtime.value,
-            threads=threads,
-            rounds=rounds,
-            name=name,
-            reporter=listener,
+            run, runtime=runtime, threads=threads, rounds=rounds, name=name, reporter=listener
         )
     say(f"Latencies: {path}")
 
@@ -184,12 +179,8 @@ def profile(
 @app.command()
 def search(
     run: RunOption = None,
-    setting: Annotated[
-        Setting, typer.Option(help="How the instance runs.")
-    ] = Setting.input_dependent,
-    target: Annotated[
-        Target, typer.Option(help="Minimised; accuracy is maximised.")
-    ] = Target.latency,
+    setting: Annotated[Setting, typer.Option(help="How the instance runs.")] = "input-dependent",
+    target: Annotated[Target, typer.Option(help="Minimised; accuracy is maximised.")] = "latency",
     max_error: Annotated[float | None, typer.Option(help="mIoU drop below the final exit.")] = None,
     min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
     max_latency: Annotated[float | None, typer.Option(help="Milliseconds.")] = None,
@@ -199,7 +190,7 @@ def search(
         list[str] | None,
         typer.Option(metavar="COST=MIOU", help="Anytime: mIoU delivered by a cost; repeatable."),
     ] = None,
-    latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = LatencyStat.mean,
+    latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = "mean",
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
     cache: Annotated[str, typer.Option(help="Predictions to search.")] = "calibration",
     policy: Annotated[
@@ -212,39 +203,18 @@ def search(
     thresholds: Annotated[int, typer.Option(min=1, help="Each of two early exits.")] = 64,
     no_front: Annotated[bool, typer.Option("--no-front", help="Only the answer.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore earlier fronts.")] = False,
-    algorithm: Annotated[
-        Algorithm, typer.Option(help="optuna samples, unproven.")
-    ] = Algorithm.exhaustive,
+    algorithm: Annotated[Algorithm, typer.Option(help="optuna samples, unproven.")] = "exhaustive",
     trials: Annotated[int | None, typer.Option(min=1, help="Of optuna, in all; 2000.")] = None,
     sampler: Annotated[Sampler | None, typer.Option(help="Of optuna; tpe by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best instance without retraining."""
+    options = locals()  # as `workflow.search` calls them, but for these:
+    del options["run"], options["as_json"]
+    options["checkpoints"] = options.pop("checkpoint") or ()
+    options["front"] = not options.pop("no_front")
     with reporter() as listener:
-        result = workflow.search(
-            run,
-            setting=setting.value,
-            target=target.value,
-            max_error=max_error,
-            min_miou=min_miou,
-            max_latency=max_latency,
-            max_macs=max_macs,
-            max_params=max_params,
-            checkpoints=checkpoint or (),
-            latency_stat=latency_stat.value,
-            profile=profile,
-            cache=cache,
-            max_exits=max_exits,
-            thresholds=thresholds,
-            front=not no_front,
-            fresh=fresh,
-            algorithm=algorithm.value,
-            trials=trials,
-            sampler=None if sampler is None else sampler.value,
-            policy=policy,
-            shared_threshold=shared_threshold,
-            reporter=listener,
-        )
+        result = workflow.search(run, reporter=listener, **options)
     if as_json:
         print_json(result)
     elif "policies" in result:
@@ -259,16 +229,12 @@ def export(
     search: Annotated[
         str | None, typer.Option(help="Search to export; the newest by default.")
     ] = None,
-    format: Annotated[
-        BundleFormat, typer.Option(help="What the bundle holds.")
-    ] = BundleFormat.onnx,
+    format: Annotated[BundleFormat, typer.Option(help="What the bundle holds.")] = "onnx",
     output: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
 ) -> None:
     """Write the bundle of a search's instance."""
     with reporter() as listener:
-        path = workflow.export(
-            run, search=search, format=format.value, output=output, reporter=listener
-        )
+        path = workflow.export(run, search=search, format=format, output=output, reporter=listener)
     say(f"Bundle: {path}")
 
 

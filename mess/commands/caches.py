@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from mess.cache.content import find_parts, remedy
 from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import count_pairs, pair_bytes
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.verify import missing, unneeded, verify
 from mess.common.progress import Reporter
 from mess.errors import CacheError, DataError, MessError, nearest
@@ -39,8 +38,8 @@ def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict
         found = verify(store)
         faults = list(found.faults)
         try:
-            manifest = store.manifest()
-            faults += filter(None, [why_stale(place, store), data_changes(place, store, manifest)])
+            changes = data_changes(place, Snapshot(store, None))
+            faults += filter(None, [why_stale(place, cache), changes])
         except DataError as error:
             reporter.message(f"Cache {cache} was not held against its data: {error}")
         except CacheError:
@@ -75,6 +74,7 @@ def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[st
 
 def _described(place: Run, name: str) -> dict[str, Any]:
     store = PredictionStore(place.cache(name))
+    held = Snapshot(store, None)
     paths = find_parts(store.parts_folder)
     row: dict[str, Any] = {
         "name": name,
@@ -83,7 +83,7 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         "pair_bytes": pair_bytes(PairStore(store.directory)),
     }
     try:
-        manifest = store.manifest()
+        manifest = held.manifest
     except MessError as error:
         return {**row, "state": str(error)}
     return {
@@ -94,8 +94,8 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         "exits": len(manifest["exits"]),
         "signals": [signal["name"] for signal in manifest["signals"]],
         "label_maps": manifest["label_maps"],
-        "pairs": _pairs(store, manifest),
-        "state": why_stale(place, store) or _holes(store) or "ready",
+        "pairs": _pairs(held),
+        "state": why_stale(place, name) or _holes(store) or "ready",
     }
 
 
@@ -110,11 +110,11 @@ def _holes(store: PredictionStore) -> str | None:
     return f"{store.directory} lacks {lacking} predictions. Run {remedy(store.directory)}."
 
 
-def _pairs(store: PredictionStore, manifest: Mapping[str, Any]) -> int | None:
+def _pairs(held: Snapshot) -> int | None:
     """Pairs of exits that have their signals; None where that cannot be told."""
     try:
-        images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
-        return count_pairs(PairStore(store.directory), manifest["exit_fingerprints"], images)
+        pairs = PairStore(held.store.directory)
+        return count_pairs(pairs, held.exit_fingerprints, held.image_fingerprints)
     except CacheError:
         return None
 

@@ -5,111 +5,93 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypedDict
 
 from mess.cache.parquet import read_rows
 from mess.cache.schema import FRONT
-from mess.commands.search import EXHAUSTIVE, search_run
+from mess.commands.search import search_run
+from mess.commands.search_options import SearchOptions
 from mess.common.files import write_json
 from mess.common.progress import Reporter
-from mess.errors import InfeasibleError, MessError
+from mess.common.records import Figures
+from mess.errors import InfeasibleError
 from mess.report.policies import PolicyLine, write_comparison
-from mess.runs.policies import ANY, known_policies, policy_tables
+from mess.runs.cache import RunCache
+from mess.runs.policies import known_policies, policy_tables
+from mess.runs.results import FoundResult
 from mess.runs.run import Run, new_folder
 from mess.search.answers.failure_prediction import ranking
 from mess.search.exact.workers import Team
-from mess.search.problem.settings import SETTINGS, find_setting
 from mess.signals.registry import PAIR_SIGNALS, distinct
 
 
+class PolicyAnswer(TypedDict):
+    """What the search with one policy found."""
+
+    policy: str
+    shared_threshold: bool
+    search: str
+    """Its identifier."""
+    exits: list[str]
+    predicted: Figures
+    error: float
+    configurations: int
+    optimal: bool
+    failure_prediction: float | None
+    """Of the best of the policy's signals; None where none of them tells anything."""
+
+
+class PolicyRefusal(TypedDict):
+    """Why there is no answer with a policy."""
+
+    policy: str
+    shared_threshold: bool
+    infeasible: str
+
+
 def compare_policies(
-    place: Run,
-    *,
-    cache: str,
-    shared_threshold: bool,
-    reporter: Reporter,
-    team: Team | None = None,
-    **options: Any,
+    place: Run, options: SearchOptions, reporter: Reporter, team: Team | None = None
 ) -> dict[str, Any]:
     """Search with every policy of a cache, each with thresholds of its own and with a shared one.
 
-    `options` are those of `search_run`. Each search is written as any other; besides this writes
-    comparison.json, which is returned with `id` and `path`, and comparison.html with the fronts.
+    Each search is written as any other; besides this writes comparison.json, which is returned with
+    `id` and `path`, and comparison.html with the fronts.
 
-    policies: a row a search: `policy`, `shared_threshold`, `search` (its id), `exits`, `predicted`,
-        `error`, `configurations`, `optimal` and `failure_prediction`, of the best of its signals;
-        or `infeasible`, the reason.
+    policies: a row a search, `PolicyAnswer` or `PolicyRefusal`.
     signals: `mess.search.answers.failure_prediction.ranking` of every signal on this cache.
     best: the `search` that comes first by what was asked for.
     An interrupt (Ctrl-C) ends the comparison with the search at hand, whose row is not `optimal`.
     """
-    if not find_setting(options["setting"]).signals_decide:
-        fitting = " or ".join(s.name for s in SETTINGS.values() if s.signals_decide)
-        raise MessError(
-            f"policies decide in the {fitting} setting alone, got {options['setting']}."
-        )
-    if options["algorithm"] != EXHAUSTIVE or shared_threshold:
-        raise MessError(
-            "--policy all searches every policy exhaustively, with thresholds of its own and with "
-            "a shared one. Leave --algorithm and --shared-threshold out, or name one policy."
-        )
-    _, manifest, _ = policy_tables(place, cache, ANY, reporter)
-    members = known_policies(manifest)
+    cache = place.open_cache(options.cache)
+    members = known_policies(cache.manifest)
     scores: dict[str, float] = {}
-    rows: list[dict[str, Any]] = []
+    results: list[FoundResult] = []
+    answers: list[PolicyAnswer] = []
+    rows: list[PolicyAnswer | PolicyRefusal] = []
     refusals: list[InfeasibleError] = []
-    results: list[dict[str, Any]] = []
-    for policy, shared in _searches(distinct(members), options["max_exits"]):
-        if results and not results[-1]["search"]["optimal"]:
+    for policy, shared in _searches(distinct(members), options.max_exits):
+        if answers and not answers[-1]["optimal"]:
             break  # interrupted
-        row = {"policy": policy, "shared_threshold": shared}
-        if policy in PAIR_SIGNALS and not manifest["label_maps"]:
-            rows.append({**row, "infeasible": "it compares label maps, and the cache has none"})
+        asked = replace(options, policy=policy, shared_threshold=shared)
+        if policy in PAIR_SIGNALS and not cache.manifest["label_maps"]:
+            rows.append(_refusal(asked, "it compares label maps, and the cache has none"))
             continue
         if not shared:
-            tables, _, _ = policy_tables(place, cache, policy, reporter, team)
-            scores |= {n: s for n, s in ranking(tables).items() if n not in scores}
+            scores = _ranked(cache, policy, reporter, team) | scores
         try:
-            result = search_run(
-                place, cache=cache, policy=policy, shared_threshold=shared, reporter=reporter,
-                team=team, **options,
-            )  # fmt: skip
+            results.append(search_run(place, asked, reporter, team))
         except InfeasibleError as error:
             refusals.append(error)
-            rows.append({**row, "infeasible": str(error)})
+            rows.append(_refusal(asked, str(error)))
             continue
-        results.append(result)
-        best = max((scores[name] for name in members[policy]), key=_known)
-        rows.append({**row, **_figures(result), "failure_prediction": _finite(best)})
-    found = [row for row in rows if "infeasible" not in row]
-    if not results:
+        answers.append(_row(asked, results[-1], [scores[name] for name in members[policy]]))
+        rows.append(answers[-1])
+    if not answers:
         raise refusals[0]
-    comparison = {
-        "target": options["target"],
-        "cache": cache,
-        "baseline": results[0]["baseline"],
-        "constraints": _constraints(results[0]),
-        "best": min(found, key=lambda row: _merit(row, options["target"]))["search"],
-        "policies": rows,
-        "signals": {
-            name: _finite(score)
-            for name, score in sorted(scores.items(), key=lambda item: -_known(item[1]))
-        },
-    }
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
-    folder = new_folder(place.path / "comparisons", f"policies-{options['target']}")
-    write_json(folder / "comparison.json", comparison)
-    lines = [
-        PolicyLine(
-            name=f"{row['policy']}{', one threshold' * row['shared_threshold']}",
-            points=_front(place, row["search"]),
-            row=row,
-        )
-        for row in found
-    ]
-    write_comparison(folder / "comparison.html", comparison, lines)
-    told = {"id": folder.name, "path": str(folder), **comparison}
+    told = _write(place, _comparison(options, results[0], answers, rows, scores), answers)
     if team:
         team.gather(json.dumps(told).encode())
     return told
@@ -123,23 +105,78 @@ def _searches(policies: Sequence[str], max_exits: int) -> Iterator[tuple[str, bo
             yield policy, True
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+def _ranked(
+    cache: RunCache, policy: str, reporter: Reporter, team: Team | None
+) -> dict[str, float]:
+    tables, _ = policy_tables(cache, policy, reporter, team)
+    return ranking(tables)
+
+
+def _refusal(asked: SearchOptions, reason: str) -> PolicyRefusal:
     return {
+        "policy": str(asked.policy),
+        "shared_threshold": asked.shared_threshold,
+        "infeasible": reason,
+    }
+
+
+def _row(asked: SearchOptions, result: FoundResult, scores: Sequence[float]) -> PolicyAnswer:
+    return {
+        "policy": str(asked.policy),
+        "shared_threshold": asked.shared_threshold,
         "search": result["id"],
         "exits": [exit_["exit_id"] for exit_ in result["exits"]],
         "predicted": result["predicted"],
         "error": result["error"],
         "configurations": result["search"]["configurations"],
         "optimal": result["search"]["optimal"],
+        "failure_prediction": _finite(max(scores, key=_known)),
     }
 
 
-def _constraints(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in result["constraints"].items() if k != "shared_threshold"}
+def _comparison(
+    options: SearchOptions,
+    first: FoundResult,
+    answers: Sequence[PolicyAnswer],
+    rows: Sequence[PolicyAnswer | PolicyRefusal],
+    scores: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of comparison.json."""
+    constraints = {k: v for k, v in first["constraints"].items() if k != "shared_threshold"}
+    return {
+        "target": options.target,
+        "cache": options.cache,
+        "baseline": first["baseline"],
+        "constraints": constraints,
+        "best": min(answers, key=lambda row: _merit(row["predicted"], options.target))["search"],
+        "policies": list(rows),
+        "signals": {
+            name: _finite(score)
+            for name, score in sorted(scores.items(), key=lambda item: -_known(item[1]))
+        },
+    }
 
 
-def _merit(row: Mapping[str, Any], target: str) -> tuple[float, float]:
-    predicted = row["predicted"]
+def _write(
+    place: Run, comparison: Mapping[str, Any], answers: Sequence[PolicyAnswer]
+) -> dict[str, Any]:
+    """Write the comparison's folder."""
+    folder = new_folder(place.path / "comparisons", f"policies-{comparison['target']}")
+    write_json(folder / "comparison.json", comparison)
+    lines = [
+        PolicyLine(
+            name=f"{row['policy']}{', one threshold' * row['shared_threshold']}",
+            points=_front(place, row["search"]),
+            row=row,
+        )
+        for row in answers
+    ]
+    write_comparison(folder / "comparison.html", comparison, lines)
+    return {"id": folder.name, "path": str(folder), **comparison}
+
+
+def _merit(predicted: Figures, target: str) -> tuple[float, float]:
+    """What is smallest for the best answer."""
     if target == "accuracy":
         return -predicted["miou"], predicted["macs"]
     return predicted["latency_ms" if target == "latency" else target], -predicted["miou"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,14 @@ import numpy as np
 
 from mess.common.images import normalise
 from mess.common.progress import Reporter
-from mess.data import open_split
+from mess.data import SegmentationData, open_split
 from mess.errors import BundleError, DataError
 from mess.runs.bundles import baseline_path, newest_bundle
-from mess.runs.identity import CALIBRATION
 from mess.runs.policies import observed_signals
+from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
-from mess.runs.tables import load_tables
-from mess.runtime.bundle import load_bundle
+from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.manifest import RunManifest
 from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.problem.settings import find_setting
 from mess.signals.decision import answering_exit
@@ -30,40 +29,15 @@ def evaluate_bundle(
 
     An anytime bundle is run up to each of its exits as well.
     """
-    path = path or newest_bundle(place)
-    bundle = load_bundle(path, threads=threads)
-    config = place.config()
-    if bundle.size != tuple(config.data.size):
-        raise BundleError(
-            f"bundle {path} takes images of {bundle.size}, run {place.path} has "
-            f"{tuple(config.data.size)}. Name the run it was exported from with --run."
-        )
-    reference_path = baseline_path(place, bundle.manifest["format"])
-    if not reference_path.is_dir():
-        raise BundleError(
-            f"{reference_path} is missing. Run {place.command('export')} to write it again."
-        )
-    reference = load_bundle(reference_path, threads=threads)
-    source = bundle.manifest["source"]
-    if source["weights"] != reference.manifest["source"]["weights"]:
-        raise BundleError(
-            f"bundle {path} was exported from other weights than run {place.path} holds. Name the "
-            "run it was exported from with --run."
-        )
-    data = open_split(config.data, split, config.seed)
-    images = (
-        (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
-    )
-    ours, theirs = Outcome(bundle), Outcome(reference)
-    early: list[Outcome] = []
-    if find_setting(bundle.manifest["setting"]).every_exit_answers:
-        early = [Outcome(bundle, until=index) for index in range(len(bundle.manifest["exits"]) - 1)]
-    with reporter.task(f"evaluating on {split}", len(data)) as task:
-        run_in_turns([ours, theirs, *early], images, task)
-    if not ours.label.any():
-        raise DataError(f"split {split!r} has no labelled pixel, so mIoU is undefined.")
+    bundle = load_bundle(path or newest_bundle(place), threads=threads)
+    _require_size(place, bundle)
+    baseline = _load_baseline(place, bundle, threads)
+    data = open_split(place.config.data, split, place.config.seed)
+    ours, theirs = Outcome(bundle), Outcome(baseline)
+    early = [Outcome(bundle, until=index) for index in _early_exits(bundle)]
+    _run([ours, theirs, *early], data, split, reporter)
     report: dict[str, Any] = {
-        "bundle": str(path),
+        "bundle": str(bundle.path),
         "split": split,
         "images": len(data),
         **_figures(ours),
@@ -76,9 +50,48 @@ def evaluate_bundle(
             {"exit_id": exit_["exit_id"], **_figures(outcome)}
             for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
-    if split == CALIBRATION and data.fingerprint() == source["data"]:
-        report["agreement"] = _agreement(place, source["name"], bundle.manifest, ours, reporter)
+    if split == CALIBRATION and data.fingerprint() == bundle.facts["source"]["data"]:
+        report["agreement"] = _agreement(place, bundle.facts, ours, reporter)
     return report
+
+
+def _require_size(place: Run, bundle: Bundle) -> None:
+    size = tuple(place.config.data.size)
+    if bundle.size != size:
+        raise BundleError(
+            f"bundle {bundle.path} takes images of {bundle.size}, run {place.path} has {size}. "
+            "Name the run it was exported from with --run."
+        )
+
+
+def _load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
+    """The run's network to its end, in the form of `bundle` and with its weights."""
+    path = baseline_path(place, bundle.manifest["format"])
+    if not path.is_dir():
+        raise BundleError(f"{path} is missing. Run {place.command('export')} to write it again.")
+    baseline = load_bundle(path, threads=threads)
+    if bundle.facts["source"]["weights"] != baseline.facts["source"]["weights"]:
+        raise BundleError(
+            f"bundle {bundle.path} was exported from other weights than run {place.path} holds. "
+            "Name the run it was exported from with --run."
+        )
+    return baseline
+
+
+def _early_exits(bundle: Bundle) -> range:
+    """Exits whose own answers count, the last one's left out."""
+    each = find_setting(bundle.facts["setting"]).every_exit_answers
+    return range(len(bundle.manifest["exits"]) - 1 if each else 0)
+
+
+def _run(outcomes: list[Outcome], data: SegmentationData, split: str, reporter: Reporter) -> None:
+    images = (
+        (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
+    )
+    with reporter.task(f"evaluating on {split}", len(data)) as task:
+        run_in_turns(outcomes, images, task)
+    if not outcomes[0].label.any():
+        raise DataError(f"split {split!r} has no labelled pixel, so mIoU is undefined.")
 
 
 def _figures(outcome: Outcome) -> dict[str, float]:
@@ -86,19 +99,24 @@ def _figures(outcome: Outcome) -> dict[str, float]:
 
 
 def _agreement(
-    place: Run, cache: str, manifest: Mapping[str, Any], ours: Outcome, reporter: Reporter
+    place: Run, manifest: RunManifest, ours: Outcome, reporter: Reporter
 ) -> dict[str, Any]:
     """How the bundle's run compares with what the search computed from the cache."""
-    tables, stored = load_tables(place, cache)
-    exits = [
-        {"exit_id": exit_["exit_id"], "signal": exit_["signal"] and exit_["signal"]["name"]}
+    cache = place.open_cache(manifest["source"].get("name", CALIBRATION))
+    exits: list[ChosenExit] = [
+        {
+            "exit_id": exit_["exit_id"],
+            "signal": exit_["signal"]["name"] if exit_["signal"] else None,
+            "threshold": exit_["threshold"],
+            "exit_rate": exit_["exit_rate"],
+        }
         for exit_ in manifest["exits"]
     ]
-    expected = np.full(tables.images, len(exits) - 1)
+    expected = np.full(cache.tables.images, len(exits) - 1)
     if find_setting(manifest["setting"]).signals_decide:
-        observed = observed_signals(place, cache, tables, stored, exits, reporter)
-        thresholds = [exit_["threshold"] for exit_ in manifest["exits"][:-1]]
-        expected = answering_exit(observed, thresholds, tables.images)
+        observed = observed_signals(cache, exits, reporter)
+        thresholds = [exit_["threshold"] for exit_ in exits[:-1]]
+        expected = answering_exit(observed, thresholds, cache.tables.images)
     predicted = manifest["predicted"]
     return {
         "same_exit": float(np.mean(expected == np.array(ours.taken))),

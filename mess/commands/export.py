@@ -2,129 +2,154 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mess.common.progress import Reporter
-from mess.config import Config
+from mess.common.records import Figures
 from mess.errors import BundleError, MessError
 from mess.exits import FINAL
 from mess.export.bundle import PlannedExit, export_bundle
 from mess.export.programs import Format
 from mess.networks.network import OverprovisionedNetwork
 from mess.runs.bundles import baseline_path
-from mess.runs.identity import cache_of, exit_rows, is_of_cache
-from mess.runs.network import class_table, trained_network
+from mess.runs.cache import RunCache
+from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
+from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
-from mess.runs.tables import load_tables
-from mess.runtime.manifest import read_manifest
+from mess.runtime.manifest import RunManifest, Source, read_manifest
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Instance:
+    """What a bundle is made of, besides the network."""
+
+    setting: str
+    policy: str | None
+    exits: Sequence[ChosenExit]
+    signals: Sequence[NDArray[np.float32] | None]
+    """Of every calibration image, by exit; None where an exit has no signal."""
+    predicted: Figures
+    baseline: Figures
+    source: Source
 
 
 def export_search(
     place: Run, search_id: str, format_: Format, output: Path | None, reporter: Reporter
 ) -> Path:
     """Write the bundle of a search, and the baseline's beside it where there is none yet."""
-    result = json.loads((place.search(search_id) / "result.json").read_text(encoding="utf-8"))
-    cache = cache_of(result)
-    tables, manifest = load_tables(place, cache)
-    known = {None, *tables.signal_names, *PAIR_SIGNALS}
-    if not is_of_cache(result, manifest) or any(
+    result = place.result(search_id)
+    cache = place.open_cache(cache_of(result))
+    _require_same_predictions(place, search_id, result, cache)
+    network = trained_network(place, torch.device("cpu"))
+    baseline = _baseline(result)
+    directory = baseline_path(place, format_)
+    if not _is_there(directory, baseline.source):
+        _export(place, cache, network, baseline, directory, format_, reporter)
+    suffix = "" if format_ == "onnx" else f"-{format_}"
+    directory = output or place.bundle(search_id + suffix)
+    chosen = _chosen(search_id, result, cache, reporter)
+    return _export(place, cache, network, chosen, directory, format_, reporter)
+
+
+def _require_same_predictions(
+    place: Run, search_id: str, result: SearchResult, cache: RunCache
+) -> None:
+    known = {None, *cache.tables.signal_names, *PAIR_SIGNALS}
+    if not is_of_cache(result, cache.manifest) or any(
         exit_["signal"] not in known for exit_ in result["exits"]
     ):
         raise MessError(
-            f"search {search_id!r} ran on other predictions than {place.cache(cache)} holds now. "
-            f"Run {place.command('search')} again."
+            f"search {search_id!r} ran on other predictions than {cache.store.directory} holds "
+            f"now. Run {place.command('search')} again."
         )
-    config = place.config()
-    network = trained_network(place, config, torch.device("cpu"))
-    source = {"search": search_id, **result["cache"]}
-    _export_baseline(place, config, network, result, format_, reporter)
-    suffix = "" if format_ == "onnx" else f"-{format_}"
-    directory = output or place.bundle(search_id + suffix)
-    return _export(place, config, network, result, source, directory, format_, reporter)
 
 
-def _export_baseline(
-    place: Run,
-    config: Config,
-    network: OverprovisionedNetwork,
-    result: Mapping[str, Any],
-    format_: Format,
-    reporter: Reporter,
-) -> None:
-    directory = baseline_path(place, format_)
-    source = {"search": None, **result["cache"]}
+def _chosen(search_id: str, result: SearchResult, cache: RunCache, reporter: Reporter) -> _Instance:
+    return _Instance(
+        setting=result["setting"],
+        policy=result.get("policy"),
+        exits=result["exits"],
+        signals=[*observed_signals(cache, result["exits"], reporter), None],
+        predicted=result["predicted"],
+        baseline=result["baseline"],
+        source={"search": search_id, **result["cache"]},
+    )
+
+
+def _baseline(result: SearchResult) -> _Instance:
+    """The network run to its end, as the search of `result` measured it."""
+    return _Instance(
+        setting=FinalOnly.name,
+        policy=None,
+        exits=[{"exit_id": FINAL, "signal": None, "threshold": None, "exit_rate": 1.0}],
+        signals=[None],
+        predicted=result["baseline"],
+        baseline=result["baseline"],
+        source={"search": None, **result["cache"]},
+    )
+
+
+def _is_there(directory: Path, source: Source) -> bool:
     try:
-        if read_manifest(directory)["source"] == source:
-            return
+        return read_manifest(directory, RunManifest)["source"] == source
     except BundleError:
-        pass  # none yet, or a damaged one
-    whole = {
-        "setting": FinalOnly.name,
-        "exits": [{"exit_id": FINAL, "signal": None, "threshold": None, "exit_rate": 1.0}],
-        "predicted": result["baseline"],
-        "baseline": result["baseline"],
-        "cache": result["cache"],
-    }
-    _export(place, config, network, whole, source, directory, format_, reporter)
+        return False  # none yet, or a damaged one
 
 
 def _export(
     place: Run,
-    config: Config,
+    cache: RunCache,
     network: OverprovisionedNetwork,
-    result: Mapping[str, Any],
-    source: Mapping[str, Any],
+    instance: _Instance,
     directory: Path,
     format_: Format,
     reporter: Reporter,
 ) -> Path:
-    table = class_table(place)
+    table = place.class_table
     facts = {
-        "setting": result["setting"],
-        "policy": result.get("policy"),
-        "predicted": result["predicted"],
-        "baseline": result["baseline"],
-        "source": source,
+        "setting": instance.setting,
+        "policy": instance.policy,
+        "predicted": instance.predicted,
+        "baseline": instance.baseline,
+        "source": instance.source,
         "classes": list(table.names),
         "palette": [list(color) for color in table.colors],
         "ignore_index": table.ignore_index,
     }
     return export_bundle(
         network,
-        _planned(place, result, reporter),
+        _planned(place, cache, instance),
         directory,
-        size=config.data.size,
+        size=place.config.data.size,
         format_=format_,
         facts=facts,
         reporter=reporter,
     )
 
 
-def _planned(place: Run, result: Mapping[str, Any], reporter: Reporter) -> list[PlannedExit]:
-    cache = cache_of(result)
-    tables, manifest = load_tables(place, cache)
-    known = {signal["name"]: signal_from_json(signal) for signal in manifest["signals"]}
+def _planned(place: Run, cache: RunCache, instance: _Instance) -> list[PlannedExit]:
+    known = {signal["name"]: signal_from_json(signal) for signal in cache.manifest["signals"]}
     known |= PAIR_SIGNALS
-    rows = {row["exit_id"]: row for row in exit_rows(place)}
-    observed = observed_signals(place, cache, tables, manifest, result["exits"], reporter)
+    rows = {row["exit_id"]: row for row in place.exit_rows}
     planned = []
     heads = 0
-    for chosen, signal in zip(result["exits"], [*observed, None], strict=True):
-        exit_id = chosen["exit_id"]
-        heads += rows[exit_id]["exit_macs"]
+    for chosen, signal in zip(instance.exits, instance.signals, strict=True):
+        row = rows[chosen["exit_id"]]
+        heads += row["exit_macs"]
         planned.append(
             PlannedExit(
-                exit_id=exit_id,
-                point=rows[exit_id]["point"],
-                macs=rows[exit_id]["backbone_macs"] + heads,
+                exit_id=chosen["exit_id"],
+                point=row["point"],
+                macs=row["backbone_macs"] + heads,
                 signal=None if chosen["signal"] is None else known[chosen["signal"]],
                 threshold=chosen["threshold"],
                 exit_rate=chosen["exit_rate"],

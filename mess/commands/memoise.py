@@ -32,8 +32,8 @@ from mess.networks.network import OverprovisionedNetwork
 from mess.prediction.predict import predict
 from mess.prediction.statistics import ExitPrediction
 from mess.runs.fingerprints import exit_fingerprints
-from mess.runs.identity import CALIBRATION, exit_rows, expected_identity
-from mess.runs.network import class_table, trained_network
+from mess.runs.network import trained_network
+from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.signals.registry import configured_signals
 from mess.signals.signal import Signal
@@ -61,7 +61,7 @@ def memoise_split(
     What an earlier run stored and is still true is kept. Processes divide the images.
     """
     name, split, root = _source(place, split, name, root)
-    config = place.config()
+    config = place.config
     if root is not None:
         if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
             raise MessError(
@@ -70,7 +70,7 @@ def memoise_split(
         data_config = config.data.model_copy(update={"root": root.resolve()})
         config = config.model_copy(update={"data": data_config})
     data = open_split(config.data, split, config.seed)
-    trained_on = class_table(place).names
+    trained_on = place.class_table.names
     if data.classes.names != trained_on:
         raise DataError(
             f"{data.where} has the classes {', '.join(data.classes.names)}; the network was "
@@ -92,7 +92,7 @@ def memoise_split(
         require_exportable(
             configured_signals(config.memoise), config.data.size, data.classes.num_classes
         )
-        network = trained_network(place, config, local_device(pick_device(device_name)))
+        network = trained_network(place, local_device(pick_device(device_name)))
         missing = sum(len(task.images) for task in tasks)
         total = max(len(data), missing)
         with reporter.task(f"memoising {name}", total, total - missing) as progress:
@@ -114,7 +114,7 @@ def memoise_split(
 def _identity(
     place: Run, config: Config, data: SegmentationData, split: str, root: Path | None
 ) -> Identity:
-    known = expected_identity(place, config, exit_rows(place))
+    known = place.expected_identity
     unknown = sorted(set(config.memoise.confidence_maps) - set(known["exits"]))
     if unknown:
         raise ConfigError(

@@ -26,7 +26,7 @@ def predict_images(
             f"{output / twice[0]}.png. Give them in separate calls with their own --output."
         )
     loaded = load_bundle(bundle, threads=threads)
-    palette = [value for color in loaded.manifest["palette"] for value in color]
+    palette = [value for color in loaded.facts["palette"] for value in color]
     rows = []
     for image in images:
         pixels = read_image(image)

@@ -8,7 +8,6 @@ import torch
 
 from mess.cache.parquet import write_rows
 from mess.cache.schema import LATENCY
-from mess.common.files import sha256
 from mess.common.progress import Reporter
 from mess.profiling.machine import machine_facts
 from mess.profiling.timing import profile
@@ -21,13 +20,19 @@ _UNSTEADY = 2.0
 
 
 def measure_run(
-    place: Run, runtime: str, threads: int, rounds: int, name: str | None, reporter: Reporter
+    place: Run,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    rounds: int = 30,
+    name: str | None = None,
+    *,
+    reporter: Reporter,
 ) -> Path:
     """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for."""
-    config = place.config()
+    config = place.config
     signals = [*configured_signals(config.memoise), *PAIR_SIGNALS.values()]
     timings = profile(
-        trained_network(place, config, torch.device("cpu")),
+        trained_network(place, torch.device("cpu")),
         config.data.size,
         signals,
         runtime=runtime,
@@ -36,7 +41,7 @@ def measure_run(
         reporter=reporter,
     )
     facts = machine_facts(runtime, threads) | {
-        "weights": sha256(place.weights),
+        "weights": place.weights_sha256,
         "signals": [signal.name for signal in signals],
         "size": list(config.data.size),
     }

@@ -21,8 +21,8 @@ from mess.export.programs import require_exportable
 from mess.networks.candidates import KEPT, TRAINED, Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.networks.weights import load_weights, save_weights
-from mess.runs.identity import CALIBRATION
 from mess.runs.network import without_weights
+from mess.runs.results import CALIBRATION
 from mess.runs.run import Run, find_run
 from mess.signals.registry import configured_signals
 from mess.training.best_epoch import remove_best_epochs
@@ -42,7 +42,7 @@ def train_network(
     Several processes train one network together; the first one writes what is not divided.
     """
     keep_memory()
-    config = place.config()
+    config = place.config
     best = place.best_epoch if keeps_best(config) else None
     log = _open_log(place, config)
     device = local_device(pick_device(device_name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def resize_mask(mask_HW: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
 
 def normalise(
     image_HW3: NDArray[np.uint8],
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> NDArray[np.float32]:
     """uint8 RGB to the network's input, shape (3, H, W), float32, zero mean and unit deviation."""
     scaled = image_HW3.astype(np.float32) / np.float32(255)

@@ -19,7 +19,7 @@ from mess.errors import BundleError
 from mess.export.programs import SUFFIX, Format, write_program
 from mess.export.segments import LabelMap, Segment, native_shape, point_shapes
 from mess.networks.network import OverprovisionedNetwork
-from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, read_manifest
+from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, BundleExit, Manifest, read_manifest
 from mess.signals.measure import SignalModule
 from mess.signals.signal import Signal
 
@@ -90,7 +90,7 @@ def _check_replaceable(directory: Path) -> None:
     known = {MANIFEST}
     if directory.is_dir():
         try:
-            known |= read_manifest(directory)["files"].keys()
+            known |= read_manifest(directory, Manifest)["files"].keys()
         except BundleError:
             known = set()
     if not directory.is_dir() or {file.name for file in directory.iterdir()} != known:
@@ -115,9 +115,9 @@ def _write_programs(
     size: tuple[int, int],
     format_: Format,
     reporter: Reporter,
-) -> list[dict[str, Any]]:
+) -> list[BundleExit]:
     shapes = point_shapes(network, size)
-    rows = []
+    rows: list[BundleExit] = []
     start = 0
     labels_shape: tuple[int, ...] = (1, *size)
     with reporter.task("exporting", len(exits)) as task:

@@ -11,7 +11,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
+
+from mess.common.records import Figures
 
 DEPTH = ["#2f9e95", "#7fa63a", "#cf9f2e", "#dc7f3c", "#cf566c"]
 """From shallow to deep."""
@@ -72,7 +74,7 @@ class FrontLine:
 
     name: str
     points: Sequence[Mapping[str, Any]]
-    predicted: Mapping[str, Any]
+    predicted: Figures
 
 
 def candidates(rows: Sequence[Mapping[str, Any]], unit: Unit) -> str:
@@ -109,12 +111,13 @@ def candidates(rows: Sequence[Mapping[str, Any]], unit: Unit) -> str:
     return _fragment(figure, "figure-candidates", 420)
 
 
-def fronts(lines: Sequence[FrontLine], baseline: Mapping[str, Any], unit: Unit) -> str:
+def fronts(lines: Sequence[FrontLine], baseline: Figures, unit: Unit) -> str:
     """MIoU against MACs, and against latency where it was measured; the first line stands out.
 
     Points are joined where they are a front in the cost of the axis: the front of a search for
     latency need not be one in MACs.
     """
+    axes: dict[Literal["macs", "latency_ms"], tuple[str, float]]
     axes = {"macs": (f"mean MACs ({unit.suffix})", unit.scale)}
     if any(point["latency_ms"] is not None for line in lines for point in line.points):
         axes["latency_ms"] = ("latency (ms)", 1.0)
@@ -134,18 +137,18 @@ def fronts(lines: Sequence[FrontLine], baseline: Mapping[str, Any], unit: Unit) 
                 showlegend=False,
                 **group,
             )
-            if line.predicted[key] is not None:
+            if (cost := line.predicted[key]) is not None:
                 figure.add_scatter(
-                    x=[line.predicted[key] / scale],
+                    x=[cost / scale],
                     y=[line.predicted["miou"]],
                     mode="markers",
                     marker={"size": 14, "symbol": "star", "color": color},
                     showlegend=column == 1,
                     **group,
                 )
-        if baseline[key] is not None:
+        if (cost := baseline[key]) is not None:
             figure.add_scatter(
-                x=[baseline[key] / scale],
+                x=[cost / scale],
                 y=[baseline["miou"]],
                 mode="markers",
                 name="baseline",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,33 +11,23 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.compression import decompress
 from mess.common.metrics import iou
 from mess.common.progress import Silent
 from mess.errors import CacheError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
 from mess.report.figures import Histogram
+from mess.runs.cache import RunCache
 from mess.runs.costs import load_costs
-from mess.runs.identity import CALIBRATION, cache_of, is_of_cache
 from mess.runs.policies import observed_signals
+from mess.runs.results import SearchResult
 from mess.runs.run import Run
-from mess.runs.tables import load_tables
 from mess.search.problem.settings import find_setting
-from mess.search.problem.tables import Tables
 from mess.signals.decision import answering_exit
 
 _HISTOGRAM_BINS = 30
 _EXAMPLES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cache:
-    """The calibration tables, the manifest beside them, and path latencies by exit."""
-
-    tables: Tables
-    manifest: Mapping[str, Any]
-    latency_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +38,7 @@ class Instance:
     instance has no rule to follow: every exit of an anytime instance answers.
     """
 
-    result: Mapping[str, Any]
+    result: SearchResult
     exits: NDArray[np.intp]
     """(M,): indices into the tables."""
     signals: Sequence[NDArray[np.float32] | None]
@@ -56,32 +46,25 @@ class Instance:
     answer: NDArray[np.intp] | None
 
 
-def read_cache(run: Run, result: Mapping[str, Any] | None) -> Cache:
-    """The calibration cache; latencies come from the profile that the search of `result` used.
+def path_latencies(run: Run, cache: RunCache, result: SearchResult | None) -> dict[str, float]:
+    """Milliseconds of the way through each exit, by the profile that the search of `result` used.
 
-    Raises CacheError when it is missing, unfinished or stale, MessError before training.
+    Empty where there is no profile, or a stale one: its own section of the report says so.
     """
-    tables, manifest = load_tables(run, cache_of(result) if result else CALIBRATION)
+    # Paths alone are shown, which take no signal.
+    bare = replace(cache.tables, signals=cache.tables.signals[:, :, :0], signal_names=())
     try:
-        # Paths alone are shown, which take no signal.
-        bare = replace(tables, signals=tables.signals[:, :, :0], signal_names=())
-        costs = load_costs(run, bare, manifest, (result or {}).get("profile"))
+        costs = load_costs(run, cache, bare, result.get("profile") if result else None)
     except CacheError:
-        costs = {}  # the profile is gone, or stale; its own section says so
-    latency = {}
-    if "latency" in costs:
-        cost = costs["latency"]
-        paths = cost.backbone[tables.point] + cost.exit + cost.answer
-        latency = dict(zip(tables.exit_ids, paths.tolist(), strict=True))
-    return Cache(tables=tables, manifest=manifest, latency_ms=latency)
+        return {}
+    if "latency" not in costs:
+        return {}
+    cost = costs["latency"]
+    paths = cost.backbone[bare.point] + cost.exit + cost.answer
+    return dict(zip(bare.exit_ids, paths.tolist(), strict=True))
 
 
-def is_of(result: Mapping[str, Any], cache: Cache) -> bool:
-    """Whether a search ran on the cache's weights and data."""
-    return is_of_cache(result, cache.manifest)
-
-
-def instance_of(run: Run, cache: Cache, result: Mapping[str, Any]) -> Instance:
+def instance_of(cache: RunCache, result: SearchResult) -> Instance:
     """Follow the exits and thresholds of `result` on every image of the cache."""
     tables = cache.tables
     exits = np.array([tables.exit_ids.index(row["exit_id"]) for row in result["exits"]])
@@ -90,16 +73,14 @@ def instance_of(run: Run, cache: Cache, result: Mapping[str, Any]) -> Instance:
     if find_setting(result["setting"]).every_exit_answers:
         return nobody
     try:
-        signals = observed_signals(
-            run, cache_of(result), tables, cache.manifest, result["exits"], Silent()
-        )
+        signals = observed_signals(cache, result["exits"], Silent())
     except CacheError:  # a signal that is not memoised any more, or label maps that are gone
         return nobody
     answer = answering_exit(signals, [row["threshold"] for row in early], tables.images)
     return Instance(result=result, exits=exits, signals=signals, answer=answer)
 
 
-def thresholds(cache: Cache, instance: Instance) -> dict[str, Any]:
+def thresholds(cache: RunCache, instance: Instance) -> dict[str, Any]:
     """Histograms of the signals with their thresholds, and the IoU of every class."""
     panels = _panels(instance)
     return {
@@ -115,9 +96,10 @@ def _panels(instance: Instance) -> list[Histogram]:
     if instance.answer is None:
         return panels
     for position, signal in enumerate(instance.signals):
-        if signal is None:
-            continue
         row = instance.result["exits"][position]
+        name, threshold = row["signal"], row["threshold"]
+        if signal is None or name is None or threshold is None:
+            continue
         edges = np.histogram_bin_edges(signal.astype(np.float64), bins=_HISTOGRAM_BINS)
         counts = [
             np.histogram(signal[where], edges)[0]
@@ -130,8 +112,8 @@ def _panels(instance: Instance) -> list[Histogram]:
         panels.append(
             Histogram(
                 exit_id=row["exit_id"],
-                signal=row["signal"],
-                threshold=row["threshold"],
+                signal=name,
+                threshold=threshold,
                 edges=edges,
                 answered=counts[0],
                 onward=counts[1],
@@ -141,7 +123,7 @@ def _panels(instance: Instance) -> list[Histogram]:
     return panels
 
 
-def _per_class(cache: Cache, instance: Instance) -> dict[str, Any]:
+def _per_class(cache: RunCache, instance: Instance) -> dict[str, Any]:
     """IoU of every class: of the routed answers, or of each exit where all of them answer."""
     tables = cache.tables
     label = tables.label.sum(0)
@@ -171,7 +153,7 @@ def _per_class(cache: Cache, instance: Instance) -> dict[str, Any]:
     return {"columns": list(columns), "classes": classes}
 
 
-def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
+def examples(run: Run, cache: RunCache, instance: Instance) -> dict[str, Any]:
     """Label maps of a few images, ordered by the first signal."""
     palette = _palette(run)
     if palette is None:
@@ -181,13 +163,10 @@ def examples(run: Run, cache: Cache, instance: Instance) -> dict[str, Any]:
     order = None if signal is None else np.argsort(signal, kind="stable")
     places = np.unique(np.linspace(0, tables.images - 1, _EXAMPLES).round().astype(int))
     picked = places if order is None else order[places]
-    store = PredictionStore(run.cache(cache_of(instance.result)))
-    image_ids = [row["image_id"] for row in store.images(store.manifest())]
-    maps = store.label_maps([image_ids[index] for index in picked])
+    image_ids = list(cache.image_fingerprints)
+    maps = cache.label_maps([image_ids[index] for index in picked])
     if not maps:
         return {"reason": "The cache holds no label maps: memoise.label_maps is false."}
-    from mess.cache.compression import decompress
-
     columns = list(dict.fromkeys([*(tables.exit_ids[index] for index in instance.exits), FINAL]))
     rows = []
     for index in picked:

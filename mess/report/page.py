@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -18,21 +18,36 @@ from plotly.offline import get_plotlyjs
 
 from mess import __version__
 from mess.cache.parquet import read_facts, read_rows
-from mess.cache.schema import EXITS, FRONT, LATENCY
-from mess.common.files import sha256, write_text
+from mess.cache.schema import FRONT, LATENCY
+from mess.common.files import write_text
 from mess.common.metrics import mean_iou
 from mess.errors import MessError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
 from mess.report.figures import FrontLine, Unit
-from mess.report.instance import Cache, examples, instance_of, is_of, read_cache, thresholds
+from mess.report.instance import examples, instance_of, path_latencies, thresholds
 from mess.report.templates import templates
+from mess.runs.cache import RunCache
 from mess.runs.costs import DEFAULT_PROFILE
+from mess.runs.results import CALIBRATION, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
 from mess.search.problem.settings import find_setting
 
 _TEMPLATE = "report.html.jinja"
 _T = TypeVar("_T")
+
+
+class _Search(NamedTuple):
+    id: str
+    result: SearchResult
+    front: Sequence[Mapping[str, Any]]
+    no_front: str | None
+    """Why there is none."""
+
+    @property
+    def every_exit_answers(self) -> bool:
+        """Whether the instance gives several answers, one after the other."""
+        return find_setting(self.result["setting"]).every_exit_answers
 
 
 def write_report(run: Run) -> Path:
@@ -42,11 +57,11 @@ def write_report(run: Run) -> Path:
     """
     searches = [_search(run, search_id) for search_id in reversed(run.searches())]
     newest = searches[0] if searches else None
-    result = newest["result"] if newest else None
-    weights = sha256(run.weights) if run.weights.exists() else None
-    cache, no_cache = _attempt(lambda: read_cache(run, result))
-    stale = result is not None and cache is not None and not is_of(result, cache)
-    instance = instance_of(run, cache, result) if cache and result and not stale else None
+    result = newest.result if newest else None
+    weights = run.weights_sha256 if run.weights.exists() else None
+    cache, no_cache = _attempt(lambda: _opened(run, result))
+    stale = result is not None and cache is not None and not is_of_cache(result, cache.manifest)
+    instance = instance_of(cache, result) if cache and result and not stale else None
     page: dict[str, Any] = {
         "name": run.path.resolve().name,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -97,29 +112,30 @@ def _attempt(read: Callable[[], _T]) -> tuple[_T | None, str | None]:
         return None, str(error)
 
 
-def _search(run: Run, search_id: str) -> dict[str, Any]:
-    folder = run.search(search_id)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    front, no_front = _attempt(lambda: read_rows(folder / "front.parquet", FRONT))
-    return {
-        "id": search_id,
-        "result": result,
-        "every_exit_answers": find_setting(result["setting"]).every_exit_answers,
-        "front": front or [],
-        "no_front": no_front,
-    }
+def _opened(run: Run, result: SearchResult | None) -> RunCache:
+    """The cache that was searched, or that of the calibration split, read."""
+    cache = run.open_cache(cache_of(result) if result else CALIBRATION)
+    _ = cache.tables
+    return cache
+
+
+def _search(run: Run, search_id: str) -> _Search:
+    path = run.search(search_id) / "front.parquet"
+    front, no_front = _attempt(lambda: read_rows(path, FRONT))
+    return _Search(search_id, run.result(search_id), front or [], no_front)
 
 
 def _candidates(
-    run: Run, cache: Cache | None, result: Mapping[str, Any] | None
+    run: Run, cache: RunCache | None, result: SearchResult | None
 ) -> dict[str, Any] | None:
     """Every exit with its figures, the excluded ones with the reason."""
     if not run.exits.exists():
         return None
-    rows = read_rows(run.exits, EXITS)
-    miou = {}
+    rows = run.candidate_rows
+    miou: dict[str, float] = {}
+    latency_ms: dict[str, float] = {}
     if cache is not None:
-        tables = cache.tables
+        tables, latency_ms = cache.tables, path_latencies(run, cache, result)
         values = mean_iou(tables.intersection.sum(1), tables.predicted.sum(1), tables.label.sum(0))
         miou = dict(zip(tables.exit_ids, np.atleast_1d(values).tolist(), strict=True))
     chosen = {row["exit_id"] for row in result["exits"]} if result else set()
@@ -128,7 +144,7 @@ def _candidates(
             **row,
             "path_macs": row["backbone_macs"] + row["exit_macs"],
             "miou": miou.get(row["exit_id"]),
-            "latency_ms": cache.latency_ms.get(row["exit_id"]) if cache else None,
+            "latency_ms": latency_ms.get(row["exit_id"]),
             "chosen": row["exit_id"] in chosen,
         }
         for row in rows
@@ -145,19 +161,19 @@ def _candidates(
     }
 
 
-def _fronts(searches: Sequence[Mapping[str, Any]]) -> Markup | None:
+def _fronts(searches: Sequence[_Search]) -> Markup | None:
     lines = [
         FrontLine(
-            name=search["id"],
+            name=search.id,
             # With checkpoints a front counts their mean, no mIoU of an answer.
-            points=[] if search["every_exit_answers"] else search["front"],
-            predicted=search["result"]["predicted"],
+            points=[] if search.every_exit_answers else search.front,
+            predicted=search.result["predicted"],
         )
         for search in searches
     ]
     if not lines:
         return None
-    baseline = searches[0]["result"]["baseline"]
+    baseline = searches[0].result["baseline"]
     return Markup(report_figures.fronts(lines, baseline, Unit.of(baseline["macs"])))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import LATENCY
 from mess.errors import CacheError, nearest
-from mess.runs.identity import exit_rows
+from mess.runs.cache import RunCache
 from mess.runs.run import Run
 from mess.search.problem.costs import Cost
 from mess.search.problem.tables import Tables
@@ -21,19 +21,19 @@ DEFAULT_PROFILE = "onnxruntime-1thread"
 
 def load_costs(
     run: Run,
+    cache: RunCache,
     tables: Tables,
-    manifest: Mapping[str, Any],
     profile: str | None,
     *,
     measured: bool = True,
 ) -> dict[str, Cost]:
     """Costs of every part in MACs, parameters and, where a profile was measured, milliseconds.
 
-    `profile` names a file below RUN/latency; None takes the default and leaves latency out where
-    there is none, as without `measured`. Raises CacheError for a profile of other weights or
-    signals.
+    `tables` are those of the `cache`, with the signals of a policy. `profile` names a file below
+    RUN/latency; None takes the default and leaves latency out where there is none, as without
+    `measured`. Raises CacheError for a profile of other weights or signals.
     """
-    rows = {row["exit_id"]: row for row in exit_rows(run)}
+    rows = {row["exit_id"]: row for row in run.exit_rows}
     costs = {
         "macs": _counted(rows, tables, "exit_macs", "backbone_macs"),
         "params": _counted(rows, tables, "params", "backbone_params"),
@@ -43,7 +43,7 @@ def load_costs(
     known = sorted(file.stem for file in (run.path / "latency").glob("*.parquet"))
     name = profile or DEFAULT_PROFILE
     if name in known:
-        costs["latency"] = _measured(run, name, tables, manifest)
+        costs["latency"] = _measured(run, name, cache, tables)
     elif profile is not None:
         raise CacheError(
             f"{run.path} has no latency profile {name!r}; {nearest(name, known)} "
@@ -79,10 +79,10 @@ class _Times(dict[tuple[str, str], float]):
         raise CacheError(f"{self._path} lacks {' '.join(part)}. Run {self._command} again.")
 
 
-def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) -> Cost:
+def _measured(run: Run, name: str, cache: RunCache, tables: Tables) -> Cost:
     path, command = run.latency(name), run.command("profile")
     facts = read_facts(path)
-    if facts["weights"] != manifest["weights"]:
+    if facts["weights"] != run.weights_sha256:
         raise CacheError(f"{path} was measured for other weights. Run {command} again.")
     medians = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
     times = _Times(path, medians, command)
@@ -95,7 +95,8 @@ def _measured(run: Run, name: str, tables: Tables, manifest: Mapping[str, Any]) 
         parts = prefix[point] + times["segment", f"{point}-{last}"]
         resume[point] = max(0.0, parts - prefix[last])
     compares = tables.pairs is not None
-    where = ["x".join(map(str, manifest["native_shapes"][exit_id])) for exit_id in tables.exit_ids]
+    shapes = cache.manifest["native_shapes"]
+    where = ["x".join(map(str, shapes[exit_id])) for exit_id in tables.exit_ids]
     return Cost(
         backbone=np.maximum.accumulate(np.array(prefix)),
         exit=np.array([times["exit", exit_id] for exit_id in tables.exit_ids]),

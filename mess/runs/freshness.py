@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mess.cache.content import remedy
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import Snapshot
 from mess.common.progress import Reporter
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, DataError, MessError
-from mess.runs.identity import exit_rows, expected_identity
 from mess.runs.run import Run
 
 
-def require_current_data(
-    place: Run, store: PredictionStore, manifest: Mapping[str, Any], reporter: Reporter
-) -> None:
+def require_current_data(place: Run, cache: Snapshot, reporter: Reporter) -> None:
     """Raise CacheError where the data is not what was memoised; say so where it is not there."""
     try:
-        changes = data_changes(place, store, manifest)
+        changes = data_changes(place, cache)
     except DataError as error:
         reporter.message(f"The cache was not held against its data: {error}")
         return
@@ -28,9 +22,9 @@ def require_current_data(
         raise CacheError(changes)
 
 
-def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]) -> str | None:
+def data_changes(place: Run, cache: Snapshot) -> str | None:
     """How the data differs from what was memoised; raises DataError where it cannot be read."""
-    config, source = place.config(), manifest["source"]
+    config, source = place.config, cache.manifest["source"]
     data = config.data
     if source["root"] is not None:
         data = data.model_copy(update={"root": Path(source["root"])})
@@ -38,7 +32,7 @@ def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]
         now = open_split(data, source["split"], config.seed).image_fingerprints()
     except ConfigError as error:
         raise DataError(str(error)) from error
-    then = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+    then = cache.image_fingerprints
     if list(now.items()) == list(then.items()):
         return None
     changed = [name for name in now if name in then and now[name] != then[name]]
@@ -49,16 +43,16 @@ def data_changes(place: Run, store: PredictionStore, manifest: Mapping[str, Any]
         if names
     )
     return (
-        f"{store.directory} is stale, for its images are no longer what they were: "
-        f"{counts or 'their order changed'}. Run {remedy(store.directory)} again; "
+        f"{cache.store.directory} is stale, for its images are no longer what they were: "
+        f"{counts or 'their order changed'}. Run {cache.store.remedy} again; "
         "only what changed is computed."
     )
 
 
-def why_stale(place: Run, store: PredictionStore) -> str | None:
-    """Why a search would refuse the cache, apart from its data."""
+def why_stale(place: Run, name: str) -> str | None:
+    """Why a search would refuse the cache of this name, apart from its data."""
     try:
-        store.checked_manifest(expected_identity(place, place.config(), exit_rows(place)))
+        _ = place.open_cache(name).manifest
     except MessError as error:
         return str(error)
     return None

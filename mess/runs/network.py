@@ -6,19 +6,18 @@ import torch
 
 from mess.compute.memory import keep_memory
 from mess.config import Config
-from mess.data import ClassTable, read_classes
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network, frozen
 from mess.networks.weights import load_weights
 from mess.runs.run import Run
 
 
-def trained_network(place: Run, config: Config, device: torch.device) -> OverprovisionedNetwork:
+def trained_network(place: Run, device: torch.device) -> OverprovisionedNetwork:
     """The trained network of a run, in eval mode and without gradients. Needs no data."""
     place.require_weights()
     keep_memory()
-    classes = class_table(place).num_classes
-    blank = without_weights(config)
+    classes = place.class_table.num_classes
+    blank = without_weights(place.config)
     network = build_network(blank, candidates(blank, classes), classes)
     load_weights(network, place.weights)
     frozen(network)
@@ -29,8 +28,3 @@ def without_weights(config: Config) -> Config:
     """For a network whose weights come from elsewhere than what the backbone starts from."""
     backbone = config.backbone.model_copy(update={"weights": "none"})
     return config.model_copy(update={"backbone": backbone})
-
-
-def class_table(place: Run) -> ClassTable:
-    """Names and colours of the classes a run was trained on."""
-    return read_classes(place.classes)[0]

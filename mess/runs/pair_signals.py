@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.cache.compression import decompress
-from mess.cache.content import remedy
 from mess.cache.pairs.store import PairBlock, PairStore, blocks
-from mess.cache.predictions.store import PredictionStore
 from mess.common.progress import Reporter, Task
 from mess.errors import CacheError
 from mess.exits import FINAL
-from mess.runs.run import Run
+from mess.runs.cache import RunCache
 from mess.signals.variation import VARIATION, variations
 
 _PART_SIGNALS = 2**20
@@ -38,12 +36,7 @@ def possible_pairs(exit_ids: Sequence[str], points: Mapping[str, int]) -> NDArra
 
 
 def pair_signals(
-    place: Run,
-    cache: str,
-    manifest: Mapping[str, Any],
-    points: Mapping[str, int],
-    reporter: Reporter,
-    wanted_EE: NDArray[np.bool_] | None = None,
+    cache: RunCache, reporter: Reporter, wanted_EE: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
     """Minus VI by exit a, exit b and image of a cache, (E, E, I); larger means leave.
 
@@ -51,12 +44,10 @@ def pair_signals(
     all) are computed where they are not stored yet; what is neither is NaN. Raises CacheError where
     that needs label maps and the cache has none.
     """
-    store = PredictionStore(place.cache(cache))
-    exits = manifest["exit_fingerprints"]
-    images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
-    pairs = PairStore(store.directory)
+    exits, images = cache.exit_fingerprints, cache.image_fingerprints
+    pairs = PairStore(cache.store.directory)
     signal_EEI = pairs.read(VARIATION, exits, images)
-    of_use_EE = possible_pairs(list(exits), points)
+    of_use_EE = possible_pairs(list(exits), cache.points)
     if wanted_EE is not None:
         of_use_EE &= wanted_EE
     pair_P2 = np.argwhere(of_use_EE)
@@ -64,19 +55,19 @@ def pair_signals(
     lacking = int(lacks_IP.sum())
     if not lacking:
         return signal_EEI
-    if not manifest["label_maps"]:
+    if not cache.manifest["label_maps"]:
+        config_file = cache.store.directory.parents[1] / "config.toml"
         raise CacheError(
-            f"{store.directory} holds no label maps, and comparing exits needs them. Set "
-            f"`memoise.label_maps = true` in {place.config_file} and run {remedy(store.directory)} "
-            "again."
+            f"{cache.store.directory} holds no label maps, and comparing exits needs them. Set "
+            f"`memoise.label_maps = true` in {config_file} and run {cache.store.remedy} again."
         )
     exit_ids, image_ids = list(exits), list(images)
     with reporter.task("comparing exits", lacks_IP.size, lacks_IP.size - lacking) as progress:
         for some, lacks_EE in _alike(lacks_IP, pair_P2, len(exits)):
             work = list(blocks(lacks_EE))
-            for chunk in _chunks(some, lacks_EE, manifest):
+            for chunk in _chunks(some, lacks_EE, cache.manifest):
                 ids = tuple(image_ids[index] for index in chunk)
-                found = _compare(store, manifest, ids, work, progress)
+                found = _compare(cache, ids, work, progress)
                 for (a, b), signal_BAI in zip(work, found, strict=True):
                     block = PairBlock(
                         exits_a=tuple(exit_ids[index] for index in a),
@@ -118,18 +109,14 @@ def _chunks(
 
 
 def _compare(
-    store: PredictionStore,
-    manifest: Mapping[str, Any],
-    image_ids: Sequence[str],
-    work: Sequence[Block],
-    progress: Task,
+    cache: RunCache, image_ids: Sequence[str], work: Sequence[Block], progress: Task
 ) -> Iterator[NDArray[np.float32]]:
     """The signals of each block, (B, A, I)."""
     pair_P2 = np.array([(a, b) for exits_a, exits_b in work for b in exits_b for a in exits_a])
     used, position = np.unique(pair_P2, return_inverse=True)
-    maps = _label_maps(store, manifest, image_ids, used)
+    maps = _label_maps(cache, image_ids, used)
     signal_IP = np.empty((len(image_ids), len(pair_P2)), np.float32)
-    classes = len(manifest["classes"])
+    classes = len(cache.manifest["classes"])
     for image, signal_P in enumerate(variations(maps, position.reshape(-1, 2), classes)):
         signal_IP[image] = signal_P
         progress.advance(len(signal_P))
@@ -141,24 +128,21 @@ def _compare(
 
 
 def _label_maps(
-    store: PredictionStore,
-    manifest: Mapping[str, Any],
-    image_ids: Sequence[str],
-    exits: NDArray[np.intp],
+    cache: RunCache, image_ids: Sequence[str], exits: NDArray[np.intp]
 ) -> list[NDArray[np.uint8]]:
     """The label maps of exits by position, (I, h, w) each."""
-    exit_ids = list(manifest["exit_fingerprints"])
-    compressed = store.label_maps(image_ids, manifest)
+    exit_ids = list(cache.exit_fingerprints)
+    compressed = cache.label_maps(image_ids)
     maps = []
     for exit_id in (exit_ids[index] for index in exits):
-        shape = tuple(manifest["native_shapes"][exit_id])
+        shape = tuple(cache.manifest["native_shapes"][exit_id])
         some_Ihw = np.empty((len(image_ids), *shape), np.uint8)
         for image, image_id in enumerate(image_ids):
             content = compressed.get((exit_id, image_id))
             if content is None:
                 raise CacheError(
-                    f"{store.directory} has no label map of {exit_id} for image {image_id}. "
-                    f"Run {remedy(store.directory)} to compute what is missing."
+                    f"{cache.store.directory} has no label map of {exit_id} for image {image_id}. "
+                    f"Run {cache.store.remedy} to compute what is missing."
                 )
             some_Ihw[image] = decompress(content, shape)
         maps.append(some_Ihw)

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.cache.content import remedy
 from mess.common.progress import Reporter
 from mess.errors import CacheError, MessError, nearest
+from mess.runs.cache import RunCache
 from mess.runs.pair_signals import pair_signals
-from mess.runs.run import Run
-from mess.runs.tables import load_tables
+from mess.runs.results import ChosenExit
 from mess.search.exact.workers import Team
 from mess.search.problem.tables import Tables
 from mess.signals.registry import PAIR_SIGNALS, policies, signal_from_json
@@ -37,59 +36,48 @@ def known_policies(manifest: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def policy_tables(
-    place: Run, cache: str, policy: str | None, reporter: Reporter, team: Team | None = None
-) -> tuple[Tables, dict[str, Any], str]:
-    """Tables that have the signals of a policy alone, the cache's manifest, the policy's name.
+    cache: RunCache, policy: str | None, reporter: Reporter, team: Team | None = None
+) -> tuple[Tables, str]:
+    """Tables of a cache that have the signals of a policy alone, and the policy's name.
 
     For one that compares exits this computes what no earlier search has; of a `team` the first
     process does. Raises MessError that names the policies there are.
     """
-    tables, manifest = load_tables(place, cache)
-    known = known_policies(manifest)
+    tables, known = cache.tables, known_policies(cache.manifest)
     if policy is None:
         policy = next(name for name in PREFERRED if name in known)
     if policy not in known:
         raise MessError(
-            f"the cache {cache!r} has no signals for the policy {policy!r}; "
+            f"the cache {cache.name!r} has no signals for the policy {policy!r}; "
             f"{nearest(policy, known)} memoise.signals says what is memoised."
         )
     names = known[policy]
     if policy in PAIR_SIGNALS:
-        points = dict(zip(tables.exit_ids, tables.point.tolist(), strict=True))
         if team and team.rank:
             team.gather(b"")
-        pairs = pair_signals(place, cache, manifest, points, reporter)
+        pairs = pair_signals(cache, reporter)
         if team and not team.rank:
             team.gather(b"")
-        return _comparing(tables, names, pairs), manifest, policy
+        return _comparing(tables, names, pairs), policy
     columns = [tables.signal_names.index(name) for name in names]
-    return (
-        replace(tables, signals=tables.signals[:, :, columns].copy(), signal_names=names),
-        manifest,
-        policy,
-    )
+    return replace(tables, signals=tables.signals[:, :, columns].copy(), signal_names=names), policy
 
 
 def observed_signals(
-    place: Run,
-    cache: str,
-    tables: Tables,
-    manifest: Mapping[str, Any],
-    exits: Sequence[Mapping[str, Any]],
-    reporter: Reporter,
+    cache: RunCache, exits: Sequence[ChosenExit], reporter: Reporter
 ) -> list[NDArray[np.float32] | None]:
     """The signal of every image at each exit of an instance but the last, None where it has none.
 
     `exits` are those of result.json. Raises CacheError for a signal the cache does not have.
     """
+    tables = cache.tables
     position = [tables.exit_ids.index(row["exit_id"]) for row in exits]
     names = [row["signal"] for row in exits[:-1]]
     pairs = None
     if any(name in PAIR_SIGNALS for name in names):
         wanted = np.zeros((tables.exits, tables.exits), dtype=np.bool_)
         wanted[position[:-2], position[1:-1]] = True
-        points = dict(zip(tables.exit_ids, tables.point.tolist(), strict=True))
-        pairs = pair_signals(place, cache, manifest, points, reporter, wanted)
+        pairs = pair_signals(cache, reporter, wanted)
     found: list[NDArray[np.float32] | None] = []
     for depth, name in enumerate(names):
         if name is None:
@@ -100,8 +88,8 @@ def observed_signals(
             found.append(tables.signals[position[depth], :, tables.signal_names.index(name)])
         else:
             raise CacheError(
-                f"the cache {cache!r} has no signal {name!r} any more. Add it to memoise.signals "
-                f"and run {remedy(place.cache(cache))} again."
+                f"the cache {cache.name!r} has no signal {name!r} any more. Add it to "
+                f"memoise.signals and run {cache.store.remedy} again."
             )
     return found
 

@@ -1,4 +1,4 @@
-"""The run directory: where everything of one trained network lies."""
+"""The run directory: where everything of one trained network lies, and what was read from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from mess.common.files import write_text
+from mess.cache.parquet import read_rows
+from mess.cache.schema import EXITS
+from mess.common.files import sha256, write_text
+from mess.common.records import read_record
 from mess.config import Config, load_config
+from mess.data import ClassTable, read_classes
 from mess.errors import ConfigError, MessError, nearest
+from mess.runs.cache import RunCache
+from mess.runs.fingerprints import pipeline_fingerprint
+from mess.runs.results import SearchResult
 from mess.signals.registry import configured_signals
 
 RUNS = Path("runs")
@@ -33,10 +41,14 @@ os.register_at_fork(after_in_child=_close_held)
 
 
 class Run:
-    """Paths within a run directory."""
+    """A run directory: paths within it, and what is read from them, each when first asked for.
+
+    What was read is kept, for one command's time: whoever has changed a file makes a new `Run`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._caches: dict[str, RunCache] = {}
 
     @property
     def config_file(self) -> Path:
@@ -120,9 +132,62 @@ class Run:
             finally:
                 _held.discard(file)
 
+    @cached_property
     def config(self) -> Config:
         """The resolved configuration the run was begun with."""
         return load_config(self.config_file)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the trained weights; raises MessError where training has not finished."""
+        return sha256(self.require_weights())
+
+    @cached_property
+    def class_table(self) -> ClassTable:
+        """Names and colours of the classes the run was trained on."""
+        return read_classes(self.classes)[0]
+
+    @cached_property
+    def candidate_rows(self) -> list[dict[str, Any]]:
+        """All rows of exits.parquet."""
+        return read_rows(self.exits, EXITS)
+
+    @property
+    def exit_rows(self) -> list[dict[str, Any]]:
+        """Those of the trained exits, `final` included, from shallow to deep."""
+        self.require_weights()
+        return [row for row in self.candidate_rows if row["status"] == "trained"]
+
+    @property
+    def excluded_exits(self) -> dict[str, Any]:
+        """What no search can find: how many candidates were not trained, and the limits."""
+        return {
+            "exits": len(self.candidate_rows) - len(self.exit_rows),
+            "max_exit_cost": self.config.exits.max_exit_cost,
+            "max_exit_share": self.config.exits.max_exit_share,
+        }
+
+    @cached_property
+    def expected_identity(self) -> dict[str, Any]:
+        """The part of a cache's identity that can be known without the data."""
+        return {
+            "weights": self.weights_sha256,
+            "pipeline": pipeline_fingerprint(self.config),
+            "exits": [row["exit_id"] for row in self.exit_rows],
+            "signals": [signal.to_json() for signal in configured_signals(self.config.memoise)],
+        }
+
+    def open_cache(self, name: str) -> RunCache:
+        """The cache of this name, which is refused where it is not of this run as it is now."""
+        if name not in self._caches:
+            points = {row["exit_id"]: row["point"] for row in self.exit_rows}
+            self._caches[name] = RunCache(self.cache(name), self.expected_identity, points)
+        return self._caches[name]
+
+    def result(self, search_id: str) -> SearchResult:
+        """What a finished search found; raises MessError that names a key which is missing."""
+        again = f"Run {self.command('search')} again."
+        return read_record(self.search(search_id) / "result.json", SearchResult, again)
 
     def searches(self) -> list[str]:
         """Identifiers of finished searches, oldest first."""
@@ -180,19 +245,21 @@ def begin_run(path: Path | None, config: Config, name: str) -> Run:
         same = [run for run in _runs() if _trains(run, config)]
         path = same[-1].path if same else RUNS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     run = Run(path)
-    if run.config_file.exists() and run.config().of_weights() != config.of_weights():
-        raise ConfigError(
-            f"{path} was begun with another configuration ({run.config_file}). Choose another "
-            "folder with --run, or leave CONFIG and --set out to go on with that one."
-        )
-    if not run.config_file.exists() or run.config() != config:
-        write_text(run.config_file, config.to_toml())
-    return run
+    if run.config_file.exists():
+        if run.config.of_weights() != config.of_weights():
+            raise ConfigError(
+                f"{path} was begun with another configuration ({run.config_file}). Choose another "
+                "folder with --run, or leave CONFIG and --set out to go on with that one."
+            )
+        if run.config == config:
+            return run
+    write_text(run.config_file, config.to_toml())
+    return Run(path)
 
 
 def _trains(run: Run, config: Config) -> bool:
     try:
-        return run.config().of_weights() == config.of_weights()
+        return run.config.of_weights() == config.of_weights()
     except ConfigError:
         return False  # of another version, or edited by hand
 

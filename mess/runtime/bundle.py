@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mess.common.files import sha256
 from mess.common.images import normalise, read_image, resize_image
 from mess.errors import BundleError
-from mess.runtime.manifest import read_manifest
+from mess.runtime.manifest import Manifest, RunManifest, checked_manifest, read_manifest
 from mess.runtime.onnx_program import OnnxProgram
 from mess.signals.decision import leaves
 
@@ -52,14 +52,20 @@ class Bundle:
     stops at the first exit whose signal reaches its threshold, every other runs to its last exit.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], threads: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, threads: int) -> None:
         self.path = path
         self.manifest = manifest
-        self.size: tuple[int, int] = tuple(manifest["input"]["size"])
+        height, width = manifest["input"]["size"]
+        self.size = height, width
         self._load = _loader(manifest["format"], path, threads)
         self._exits = manifest["exits"]
         self._segments = [self._load(exit_["segment"]) for exit_ in self._exits]
         self._answers = {name: self._load(name) for name in {e["answer"] for e in self._exits}}
+
+    @property
+    def facts(self) -> RunManifest:
+        """The manifest with what `mess export` tells of the run; BundleError where it does not."""
+        return checked_manifest(self.manifest, self.path, RunManifest)
 
     def __call__(self, image: Path | str | NDArray[np.uint8]) -> Answer:
         """Answer one image: a path, or RGB of any size, (H, W, 3) uint8."""
@@ -137,7 +143,7 @@ def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
     number they were measured with. Raises BundleError that names the file at fault.
     """
     path = Path(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, Manifest)
     for name, digest in manifest["files"].items():
         file = path / name
         if not file.is_file():

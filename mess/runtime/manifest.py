@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
 
+from mess.common.records import Figures, as_record
 from mess.errors import BundleError
 
 MANIFEST = "manifest.json"
@@ -14,8 +15,71 @@ MANIFEST = "manifest.json"
 BUNDLE_VERSION = 1
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the bundle at `path`."""
+class Input(TypedDict):
+    """How an image is prepared: the size in pixels, mean and deviation of each channel."""
+
+    size: list[int]
+    mean: list[float]
+    std: list[float]
+
+
+class BundleExit(TypedDict):
+    """One exit of an instance, in order of depth."""
+
+    exit_id: str
+    segment: str
+    """File of the program that ends with this exit."""
+    outputs: list[str]
+    answer: str
+    """File of the program that turns its logits into the label map."""
+    signal: dict[str, Any] | None
+    threshold: float | None
+    exit_rate: float | None
+    macs: float
+    """Of an image this exit answers."""
+
+
+class Source(TypedDict):
+    """Where an instance comes from; `search` is None for the network run to its end."""
+
+    search: str | None
+    weights: str
+    data: str
+    name: NotRequired[str]
+    """Of the cache that was searched."""
+
+
+class Manifest(TypedDict):
+    """What every bundle says."""
+
+    bundle_version: int
+    format: str
+    input: Input
+    exits: list[BundleExit]
+    histograms: dict[str, dict[str, list[float]]]
+    """Of the signals of the calibration images, by exit."""
+    files: dict[str, str]
+    """sha256 of every other file."""
+
+
+class RunManifest(Manifest):
+    """What `mess export` writes besides."""
+
+    setting: str
+    policy: NotRequired[str | None]
+    predicted: Figures
+    baseline: Figures
+    source: Source
+    classes: list[str]
+    palette: list[list[int]]
+    ignore_index: int
+
+
+_Kind = TypeVar("_Kind", Manifest, RunManifest)
+
+
+def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
+    """The manifest of the bundle at `path`; raises BundleError, which names what is wrong."""
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
@@ -23,9 +87,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
     except ValueError as error:
         raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
-    if manifest.get("bundle_version") != BUNDLE_VERSION:
+    version = manifest.get("bundle_version") if isinstance(manifest, dict) else None
+    if version != BUNDLE_VERSION:
         raise BundleError(
-            f"{file} has bundle version {manifest.get('bundle_version')}, this version of mess "
-            f"reads {BUNDLE_VERSION}."
+            f"{file} has bundle version {version}, this version of mess reads {BUNDLE_VERSION}."
         )
-    return manifest
+    return checked_manifest(manifest, path, kind)
+
+
+def checked_manifest(manifest: object, path: Path, kind: type[_Kind]) -> _Kind:
+    """A manifest that has what `kind` names; raises BundleError that names what is missing."""
+    return as_record(manifest, kind, path / MANIFEST, "Export the bundle again.", BundleError)

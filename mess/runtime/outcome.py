@@ -34,7 +34,7 @@ class Outcome:
     milliseconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        classes = len(self.bundle.manifest["classes"])
+        classes = len(self.bundle.facts["classes"])
         self.intersection, self.predicted, self.label = np.zeros((3, classes), np.int64)
 
     def add(self, answer: Answer, label_HW: NDArray[np.uint8], milliseconds: float) -> None:

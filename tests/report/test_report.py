@@ -20,7 +20,6 @@ from mess.common.files import sha256, write_json, write_text
 from mess.common.metrics import iou
 from mess.config import Config
 from mess.report.page import write_report
-from mess.runs.identity import expected_identity
 from mess.runs.run import Run
 from mess.signals.registry import configured_signals
 from tests.caches import fill
@@ -113,9 +112,7 @@ def trained(bare: Run) -> Run:
 @pytest.fixture
 def memoised(trained: Run) -> Run:
     """With a cache: the early exit confuses two classes, `final` is right everywhere."""
-    config = trained.config()
-    rows = [{"exit_id": EARLY}, {"exit_id": "final"}]
-    known = expected_identity(trained, config, rows)
+    known = Run(trained.path).expected_identity
     identity = Identity(
         classes=CLASSES,
         exits=dict.fromkeys(known["exits"], "exit-fingerprint"),
@@ -195,7 +192,7 @@ def write_search(run: Run, search_id: str, **changes: Any) -> None:
 
 
 def write_profile(run: Run, weights: str) -> None:
-    signals = [signal.name for signal in configured_signals(run.config().memoise)]
+    signals = [signal.name for signal in configured_signals(run.config.memoise)]
     parts = [("segment", "0-1", 1.0), ("segment", "0-2", 2.0), ("segment", "1-2", 1.125)]
     parts += [("exit", EARLY, 0.25), ("exit", "final", 0.25), ("answer", "4x6", 0.5)]
     parts += [("signal", f"{name}@4x6", 0.0625) for name in signals]
@@ -208,7 +205,7 @@ def write_profile(run: Run, weights: str) -> None:
 
 
 def read(run: Run) -> _Page:
-    assert write_report(run) == run.report
+    assert write_report(Run(run.path)) == run.report
     return _Page(run.report.read_text(encoding="utf-8"))
 
 

@@ -59,7 +59,7 @@ class Listener:
 @pytest.fixture
 def folder(run: Run, tmp_path: Path) -> Run:
     """The shared run with the images of its calibration split in files."""
-    config = run.config()
+    config = run.config
     data = open_split(config.data, "calibration", config.seed)
     root = tmp_path / "images"
     write_images(root, data.ids, [data.read(i) for i in range(len(data))])
@@ -86,7 +86,7 @@ def change_config(run: Run, *overrides: str) -> None:
 
 
 def images_of(run: Run) -> Path:
-    root = run.config().data.root
+    root = Run(run.path).config.data.root
     assert root is not None
     return root / "val"
 
@@ -255,7 +255,7 @@ def test_a_killed_memoising_goes_on_and_ends_the_same(run: Run, moment: int) -> 
 
 
 def test_a_cache_of_other_images_has_a_name_of_its_own(run: Run, tmp_path: Path) -> None:
-    config = run.config()
+    config = run.config
     data = open_split(config.data, "test", config.seed)
     root = tmp_path / "night"
     write_images(root, data.ids, [data.read(i) for i in range(len(data))])

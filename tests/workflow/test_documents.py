@@ -19,7 +19,6 @@ from mess.common.metrics import mean_iou
 from mess.config import read_toml
 from mess.data import open_split
 from mess.runs.run import Run
-from mess.runs.tables import load_tables
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,7 +92,7 @@ def test_every_tool_reads_the_same_from_a_cache(run: Run) -> None:
     found: dict[str, Any] = {"run": run.path}
     for snippet in blocks(ROOT / "docs" / "cache.md", "python"):
         exec(compile(snippet, "cache.md", "exec"), found)
-    tables, _ = load_tables(run)
+    tables = run.open_cache("calibration").tables
     hits, predicted = tables.intersection.sum(axis=1), tables.predicted.sum(axis=1)
     miou = mean_iou(hits, predicted, tables.label.sum(axis=0))
     expected = dict(zip(tables.exit_ids, np.asarray(miou).tolist(), strict=True))
@@ -144,7 +143,7 @@ def test_a_signal_of_ones_own_goes_all_the_way(
     workflow.profile(run.path, rounds=1)
     found = workflow.search(run.path, policy=name, target="macs", max_error=0.1)
     assert found["search"]["space"]["signals"] == [name]
-    tables, _ = load_tables(run)
+    tables = run.open_cache("calibration").tables
     exit_ = tables.exit_ids.index("p1-crm1-b0-fcn")
     observed = tables.signals[exit_, :, tables.signal_names.index(name)]
     assert len(np.unique(observed)) > 2
@@ -155,8 +154,10 @@ def test_a_signal_of_ones_own_goes_all_the_way(
     ]  # fmt: skip
     (Path(found["path"]) / "result.json").write_text(json.dumps(found))
     bundle = load_bundle(workflow.export(run.path))
-    assert bundle.manifest["exits"][0]["signal"]["kind"] == name
-    data = open_split(run.config().data, "calibration", run.config().seed)
+    signal = bundle.manifest["exits"][0]["signal"]
+    assert signal
+    assert signal["kind"] == name
+    data = open_split(run.config.data, "calibration", run.config.seed)
     for i in range(0, len(data), 8):
         first, _ = bundle.stream(data.sized(i)[0])
         assert first.signal == pytest.approx(float(observed[i]), abs=1e-5)

@@ -29,7 +29,7 @@ from mess.common import files
 from mess.common.progress import Silent, Task
 from mess.errors import CacheError
 from mess.runs import pair_signals as pairing
-from mess.runs.identity import exit_rows
+from mess.runs.cache import RunCache
 from mess.runs.pair_signals import pair_signals, possible_pairs
 from mess.runs.run import Run
 from tests.caches import fill
@@ -138,11 +138,14 @@ class Listener(Silent):
         assert listener.done + listener.steps == total
 
 
+def opened(run: Run) -> RunCache:
+    return RunCache(run.cache("made"), {}, POINTS)
+
+
 def update(run: Run, wanted: np.ndarray | None = None) -> tuple[np.ndarray, int]:
     """The signals, and how many had to be computed."""
     listener = Listener()
-    manifest = PredictionStore(run.cache("made")).manifest()
-    found = pair_signals(run, "made", manifest, POINTS, listener, wanted)
+    found = pair_signals(opened(run), listener, wanted)
     return found, int(listener.steps)
 
 
@@ -276,10 +279,11 @@ def test_a_missing_label_map_is_named(made: Run) -> None:
 
 def test_maps_of_other_weights_are_not_taken_for_those_of_the_manifest(made: Run) -> None:
     """A cache may be memoised anew between reading its manifest and its maps."""
-    manifest = PredictionStore(made.cache("made")).manifest()
+    cache = opened(made)
+    assert cache.manifest
     memoise(made, replace(IDENTITY, exits=dict.fromkeys(EXITS, "other")))
     with pytest.raises(CacheError, match="no label map"):
-        pair_signals(made, "made", manifest, POINTS, Silent())
+        pair_signals(cache, Silent())
     assert parts(made) == []
 
 
@@ -344,9 +348,8 @@ def test_an_interrupt_stops_at_once_and_keeps_what_was_written(
 
             yield Counter()
 
-    manifest = PredictionStore(made.cache("made")).manifest()
     with pytest.raises(KeyboardInterrupt):
-        pair_signals(made, "made", manifest, POINTS, Interrupting())
+        pair_signals(opened(made), Interrupting())
     found, computed = update(made)
     assert computed == PAIRS * (IMAGES - 2)
     assert_true(found)
@@ -371,12 +374,12 @@ def test_the_pairs_of_a_run(
     cache = mess(monkeypatch, capsys)
     store = PredictionStore(run.cache("calibration"))
     manifest = store.manifest()
-    points = {row["exit_id"]: row["point"] for row in exit_rows(run)}
+    points = {row["exit_id"]: row["point"] for row in run.exit_rows}
     (before,) = workflow.cache_info(run.path)
     assert (before["pairs"], before["pair_bytes"]) == (0, 0)
     (verified,) = workflow.cache_verify(run.path)
 
-    found = pair_signals(run, "calibration", manifest, points, Silent())
+    found = pair_signals(Run(run.path).open_cache("calibration"), Silent())
     exit_ids = list(manifest["exits"])
     ids = [row["image_id"] for row in store.images(manifest)]
     maps = store.label_maps(ids)
@@ -414,6 +417,6 @@ def test_the_pairs_of_a_run(
     assert cache("cache", "prune", "--run", run.path)[0] == 0
     assert find_parts(run.cache("calibration") / "pairs") == written[1:]
     assert cache("cache", "verify", "--run", run.path)[0] == 0
-    again = pair_signals(run, "calibration", manifest, points, Silent())
+    again = pair_signals(Run(run.path).open_cache("calibration"), Silent())
     np.testing.assert_array_equal(again, found)
     assert find_parts(run.cache("calibration") / "pairs") == written

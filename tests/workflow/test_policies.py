@@ -45,8 +45,9 @@ def middle(values: Any) -> float:
 def force(run: Run, policy: str, exits: list[str]) -> dict[str, Any]:
     """A search's result whose instance is these exits, each with a threshold in the middle."""
     found = workflow.search(run.path, policy=policy, target="macs", max_error=0.5)
-    tables, manifest, _ = policy_tables(run, "calibration", policy, SILENT)
-    costs = load_costs(run, tables, manifest, None)
+    cache = run.open_cache("calibration")
+    tables, _ = policy_tables(cache, policy, SILENT)
+    costs = load_costs(run, cache, tables, None)
     index = [tables.exit_ids.index(exit_id) for exit_id in exits]
     configuration: list[Choice] = []
     for depth, exit_ in enumerate(index[:-1]):
@@ -114,7 +115,7 @@ def test_an_exit_in_the_middle_compares_and_is_compared_with(
     run: Run, tmp_path: Path, format_: Any
 ) -> None:
     """Four exits: label maps go from each to the next, whatever their sizes are."""
-    network = trained_network(run, run.config(), torch.device("cpu"))
+    network = trained_network(run, torch.device("cpu"))
     names = ["p1-crm1-b0-fcn", "p2-crm2-b0-fcn", "p3-crm1-b0-fcn", "final"]
     # Two exits at one point: nothing in a bundle forbids it, and the run has three points alone.
     points = [1, 2, 3, 3]
@@ -135,12 +136,12 @@ def test_an_exit_in_the_middle_compares_and_is_compared_with(
             list(network.exit_module(name).parameters())[-2].normal_(
                 std=5.0, generator=torch.Generator().manual_seed(1)
             )
-    size = run.config().data.size
+    size = run.config.data.size
     path = export_bundle(
         network, planned, tmp_path / "bundle", size=size, format_=format_, facts={}, reporter=SILENT
     )
     bundle = load_bundle(path)
-    data = open_split(run.config().data, "calibration", run.config().seed)
+    data = open_split(run.config.data, "calibration", run.config.seed)
     compared = []
     for image in (data.sized(i)[0] for i in range(0, len(data), 8)):
         answers = list(bundle.stream(image))
@@ -165,10 +166,9 @@ def test_the_exported_signals_are_the_memoised_ones(run: Run) -> None:
     """Each image's signals, by the driver, against what was memoised; at any exit that is early."""
     for policy in ("share", "ne", "mean-top1", "vi"):
         result = force(run, policy, THREE)
-        tables, manifest, _ = policy_tables(run, "calibration", policy, SILENT)
-        expected = observed_signals(run, "calibration", tables, manifest, result["exits"], SILENT)
+        expected = observed_signals(run.open_cache("calibration"), result["exits"], SILENT)
         bundle = load_bundle(workflow.export(run.path))
-        config = run.config()
+        config = run.config
         data = open_split(config.data, "calibration", config.seed)
         for i in range(0, len(data), 5):
             image = data.sized(i)[0]
@@ -181,13 +181,14 @@ def test_the_exported_signals_are_the_memoised_ones(run: Run) -> None:
 
 
 def test_policies_restrict_the_signals(run: Run) -> None:
-    tables, manifest, policy = policy_tables(run, "calibration", None, SILENT)
+    cache = run.open_cache("calibration")
+    tables, policy = policy_tables(cache, None, SILENT)
     assert policy == "share"
-    assert set(tables.signal_names) == set(known_policies(manifest)["share"])
+    assert set(tables.signal_names) == set(known_policies(cache.manifest)["share"])
     assert {"mean-top1", "ne"}.isdisjoint(tables.signal_names)
-    every, _, _ = policy_tables(run, "calibration", "any", SILENT)
+    every, _ = policy_tables(cache, "any", SILENT)
     assert {"mean-top1", "ne"} < set(every.signal_names)
-    one, _, _ = policy_tables(run, "calibration", "ne", SILENT)
+    one, _ = policy_tables(cache, "ne", SILENT)
     column = every.signal_names.index("ne")
     np.testing.assert_array_equal(one.signals[:, :, 0], every.signals[:, :, column])
 

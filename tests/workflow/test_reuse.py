@@ -19,7 +19,7 @@ import pytest
 from mess import workflow
 from mess.cache.parquet import read_facts, read_rows, write_rows
 from mess.cache.predictions.parts import read_rows_of, write_part
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import Identity
 from mess.cache.schema import EXITS, FRONT, LATENCY
 from mess.commands import search as searching
@@ -349,7 +349,7 @@ def change_manifest(run: Run, **changes: Any) -> None:
 
 def change_predictions(run: Run) -> None:
     """One count, which no manifest tells."""
-    (part,) = PredictionStore(run.cache("calibration")).parts()
+    (part,) = Snapshot(PredictionStore(run.cache("calibration")), None).parts()
     rows = read_rows_of(part)
     predicted = rows.predicted.copy()
     predicted[0, 0, 0] += 1
@@ -508,15 +508,15 @@ def test_what_a_front_depends_on_is_the_same_in_another_process(run: Run) -> Non
     """An address among the values would differ from process to process."""
     code = (
         "import sys; from pathlib import Path; from mess.runs.run import Run\n"
-        "from mess.runs.tables import load_costs, load_tables\n"
+        "from mess.runs.costs import load_costs\n"
         "from mess.search.problem.costs import to_ticks\n"
         "from mess.search.problem.goal import Goal\n"
         "from mess.search.problem.request import Request\n"
         "from mess.runs.fronts import dependencies\n"
-        "run = Run(Path(sys.argv[1])); tables, manifest = load_tables(run)\n"
-        "costs = load_costs(run, tables, manifest, None)\n"
+        "run = Run(Path(sys.argv[1])); cache = run.open_cache('calibration')\n"
+        "tables, costs = cache.tables, load_costs(run, cache, cache.tables, None)\n"
         "goal = Goal.of(tables, to_ticks(tables, costs), Request(target='macs', max_error=0.1))\n"
-        "print(dependencies(goal, costs, manifest, {})['tables'])\n"
+        "print(dependencies(goal, costs, cache.manifest, {})['tables'])\n"
     )
     command = [sys.executable, "-c", code, str(run.path)]
     found = {

@@ -1,0 +1,155 @@
+"""What a search of a run is asked for, refused early where it cannot be. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from mess.errors import MessError, nearest
+from mess.runs.policies import ALL
+from mess.runs.results import CALIBRATION
+from mess.search.problem.request import ACCURACY, LATENCY, Request
+from mess.search.problem.settings import SETTINGS, InputDependent, find_setting
+from mess.signals.registry import PAIR_SIGNALS
+
+EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
+ALGORITHMS = (EXHAUSTIVE, OPTUNA)
+
+_ALIKE = {field.name for field in fields(Request)} - {"max_latency_ms", "max_macs", "checkpoints"}
+"""Options that a `Request` takes as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The keywords of `mess.workflow.search`; those of a `Request` mean what they mean there.
+
+    max_latency: in ms.
+    max_macs: a number, or "0.5x" of the baseline's.
+    checkpoints: each "COST=MIOU", in the unit of the target; for target accuracy in that of the
+        first limit, else in ms.
+    profile: of the latencies, by name.
+    cache: the predictions to search, by name; they are refused where they are not current.
+    front: without it only the answer is proven.
+    fresh: an earlier search's front answers at once where it proves the answer, unless this is set.
+    algorithm: "exhaustive" proves its answer; "optuna" samples what is too large for that.
+    trials, sampler: of optuna alone; 2000 by default and in all, since the same call goes on with
+        its study, also in several processes at once; "tpe" (the default) or "nsga2".
+    policy: the signals that decide, such as "share" (the default), "ne" or "vi"; "any" is all of
+        the exits' own together, and "all" is one search with each policy.
+
+    Raises MessError for what cannot be read, does not go together or lacks what the target needs.
+    """
+
+    setting: str = InputDependent.name
+    target: str = LATENCY
+    max_error: float | None = None
+    min_miou: float | None = None
+    max_latency: float | None = None
+    max_macs: str | float | None = None
+    max_params: float | None = None
+    checkpoints: Sequence[str] = ()
+    latency_stat: str = "mean"
+    profile: str | None = None
+    cache: str = CALIBRATION
+    max_exits: int = 3
+    thresholds: int = 64
+    front: bool = True
+    fresh: bool = False
+    algorithm: str = EXHAUSTIVE
+    trials: int | None = None
+    sampler: str | None = None
+    policy: str | None = None
+    shared_threshold: bool = False
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise MessError(
+                f"unknown algorithm {self.algorithm!r}; {nearest(self.algorithm, ALGORITHMS)}"
+            )
+        if self.algorithm == OPTUNA:
+            self._check_optuna()
+        else:
+            self._check_exhaustive()
+        self.request(1.0)  # what cannot be read is refused before anything is computed
+        if self.target != ACCURACY and not (
+            self.checkpoints or self.max_error is not None or self.min_miou is not None
+        ):
+            raise MessError(
+                f"target {self.target} without an accuracy to keep gives the cheapest exit, "
+                "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
+                "--checkpoint."
+            )
+        if self.policy == ALL:
+            self._check_comparison()
+        elif self.policy is not None and not find_setting(self.setting).signals_decide:
+            raise MessError(
+                f"policy {self.policy} means nothing in the {self.setting} setting, where no image "
+                "leaves by its signal; leave --policy out."
+            )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether nothing can be searched without latencies."""
+        return self.target == LATENCY or self.max_latency is not None
+
+    def request(self, baseline_macs: float) -> Request:
+        """What is searched for; `max_macs` may be a multiple of `baseline_macs`."""
+        return Request(
+            max_latency_ms=self.max_latency,
+            max_macs=_amount(self.max_macs, baseline_macs),
+            checkpoints=tuple(_checkpoint(text) for text in self.checkpoints),
+            **{name: getattr(self, name) for name in _ALIKE},
+        )
+
+    def _check_optuna(self) -> None:
+        if not self.front:
+            raise MessError(
+                "--no-front means nothing to optuna, whose front is what it has sampled; leave it "
+                "out."
+            )
+        if self.policy in PAIR_SIGNALS or self.shared_threshold:
+            raise MessError(
+                "optuna samples a signal and a threshold of each exit. A signal that compares "
+                "exits, and a shared threshold, are searched in full and proven: leave --algorithm "
+                "out."
+            )
+
+    def _check_comparison(self) -> None:
+        if not find_setting(self.setting).signals_decide:
+            fitting = " or ".join(s.name for s in SETTINGS.values() if s.signals_decide)
+            raise MessError(f"policies decide in the {fitting} setting alone, got {self.setting}.")
+        if self.algorithm != EXHAUSTIVE or self.shared_threshold:
+            raise MessError(
+                "--policy all searches every policy exhaustively, with thresholds of its own and "
+                "with a shared one. Leave --algorithm and --shared-threshold out, or name one "
+                "policy."
+            )
+
+    def _check_exhaustive(self) -> None:
+        for name, value in (("trials", self.trials), ("sampler", self.sampler)):
+            if value is not None:
+                raise MessError(
+                    f"{name} {value} means nothing to the exhaustive search, which covers its "
+                    f"whole space. Add --algorithm optuna, or leave --{name} out."
+                )
+
+
+def _amount(value: str | float | None, baseline: float) -> float | None:
+    """A number, or a multiple of the baseline written as "0.5x"."""
+    if not isinstance(value, str):
+        return value
+    text, scale = (value[:-1], baseline) if value.endswith("x") else (value, 1.0)
+    try:
+        return float(text) * scale
+    except ValueError:
+        raise MessError(
+            f"max_macs is a number or a multiple of the baseline such as 0.5x, got {value!r}."
+        ) from None
+
+
+def _checkpoint(text: str) -> tuple[float, float]:
+    cost, _, miou = text.partition("=")
+    try:
+        return float(cost), float(miou)
+    except ValueError:
+        raise MessError(f"a checkpoint is COST=MIOU such as 5.0=0.6, got {text!r}.") from None

@@ -1,0 +1,105 @@
+"""JSON files with named keys, held against the `TypedDict` that names them when they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from mess.errors import MessError
+
+_Record = TypeVar("_Record")
+
+
+class Figures(TypedDict):
+    """What an instance reaches and costs, as result.json and a bundle's manifest hold it."""
+
+    miou: float
+    macs: float
+    latency_ms: float | None
+    params: float
+
+
+def read_record(
+    path: Path, kind: type[_Record], again: str, error: type[MessError] = MessError
+) -> _Record:
+    """The content of a JSON file as `kind`; further keys are left as they are.
+
+    Raises `error`, which names the file and the key and ends with `again`, where the file is
+    damaged, lacks a key or has a value of another type; FileNotFoundError where there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise error(f"{path} is damaged: {fault}. {again}") from fault
+    return as_record(content, kind, path, again, error)
+
+
+def as_record(
+    content: object,
+    kind: type[_Record],
+    path: Path,
+    again: str,
+    error: type[MessError] = MessError,
+) -> _Record:
+    """What was read from `path`, as `kind`; raises as `read_record` does."""
+    fault = _fault(content, kind, "")
+    if fault is not None:
+        raise error(f"{path} {fault}. {again}")
+    return cast(_Record, content)
+
+
+def _fault(value: object, kind: Any, where: str) -> str | None:
+    """The first thing that is not as `kind` says, such as "lacks exits[0].macs"."""
+    if kind is Any:
+        return None
+    if is_typeddict(kind):
+        return _fault_of_record(value, kind, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        faults = [_fault(value, one, where) for one in arguments]
+        return None if None in faults else faults[0]
+    if origin is list and isinstance(value, list):
+        parts = [(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    elif origin is dict and isinstance(value, dict):
+        parts = [(item, f"{where}.{key}") for key, item in value.items()]
+    else:
+        return None if _is_plain(value, origin or kind) else f"has {where} = {value!r}"
+    faults = (_fault(item, arguments[-1], place) for item, place in parts)
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault_of_record(value: object, kind: Any, where: str) -> str | None:
+    if not isinstance(value, dict):
+        return f"has {where} = {value!r}" if where else "is no JSON object"
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        place = f"{where}.{name}" if where else name
+        if name not in value:
+            if get_origin(hint) is not NotRequired:
+                return f"lacks {place}"
+            continue
+        inner = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+        fault = _fault(value[name], inner, place)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _is_plain(value: object, kind: Any) -> bool:
+    """Whether a value is of a type; JSON has one type of numbers, and a truth is none of them."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is None or kind is NoneType:
+        return value is None
+    return isinstance(value, int | float if kind is float else kind)

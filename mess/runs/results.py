@@ -1,0 +1,83 @@
+"""What a search found, as result.json holds it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+from mess.common.records import Figures
+
+CALIBRATION = "calibration"
+"""The split that is searched, and the name of its cache."""
+
+
+class ChosenExit(TypedDict):
+    """One exit of an instance; the last has neither signal nor threshold."""
+
+    exit_id: str
+    signal: str | None
+    threshold: float | None
+    exit_rate: float | None
+    delivered: NotRequired[dict[str, float]]
+    """Cost by metric when this exit has answered; anytime only, as `miou`."""
+    miou: NotRequired[float]
+
+
+class SearchFacts(TypedDict):
+    """How the answer was found."""
+
+    algorithm: str
+    space: dict[str, Any]
+    configurations: int
+    evaluated: int
+    optimal: bool
+    gap: float | None
+    seconds: float
+    pruned: NotRequired[dict[str, int]]
+    source: NotRequired[str | None]
+    """The earlier search whose front proved the answer."""
+
+
+class SearchedCache(TypedDict):
+    """The predictions that were searched."""
+
+    name: NotRequired[str]
+    weights: str
+    data: str
+
+
+class SearchResult(TypedDict):
+    """The content of result.json; what earlier versions did not write is not required."""
+
+    setting: str
+    target: str
+    constraints: dict[str, Any]
+    exits: list[ChosenExit]
+    predicted: Figures
+    baseline: Figures
+    error: float
+    search: SearchFacts
+    cache: SearchedCache
+    explanation: NotRequired[dict[str, Any]]
+    checkpoints: NotRequired[list[dict[str, Any]]]
+    policy: NotRequired[str | None]
+    costs: NotRequired[str]
+    profile: NotRequired[str | None]
+
+
+class FoundResult(SearchResult):
+    """As `mess.workflow.search` gives it: with the search's identifier and folder."""
+
+    id: str
+    path: str
+
+
+def cache_of(result: SearchResult) -> str:
+    """Name of the cache that a search ran on."""
+    return result["cache"].get("name", CALIBRATION)
+
+
+def is_of_cache(result: SearchResult, manifest: Mapping[str, Any]) -> bool:
+    """Whether a search ran on the weights and data of a cache."""
+    searched = result["cache"]
+    return (searched["weights"], searched["data"]) == (manifest["weights"], manifest["data"])
