@@ -2,8 +2,8 @@
 
 Functions that need torch import it when they run: `mess search` and `mess --help` start without.
 
-May import: config, cache, commands, common, compute, data, networks, report, runs, search.exact,
-signals.
+May import: config, cache, commands, common, compute, data, networks, report, runs, runtime,
+search.exact, signals.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from mess.cache.parquet import read_facts
 from mess.commands.search_options import SearchOptions
@@ -22,6 +22,7 @@ from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
 from mess.runs.costs import DEFAULT_PROFILE
 from mess.runs.run import Run, begin_run, find_run
+from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.exact.workers import Team
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
 
@@ -153,7 +154,7 @@ def cache_prune(
 def profile(
     run: Path | None = None,
     *,
-    runtime: Literal["onnxruntime", "torch"] = "onnxruntime",
+    runtime: str = DEFAULT_RUNTIME.name,
     threads: int = 1,
     rounds: int = 30,
     name: str | None = None,
@@ -161,7 +162,7 @@ def profile(
 ) -> Path:
     """Measure every segment and exit on this machine; returns RUN/latency/NAME.parquet.
 
-    `name` is RUNTIME-Nthread by default.
+    `runtime` is one of `mess.runtime.registry.RUNTIMES`, `name` is RUNTIME-Nthread by default.
     """
     from mess.commands.profile import measure_run
 
@@ -181,13 +182,12 @@ def search(
     from mess.commands.search import search_run as find
     from mess.runs.policies import ALL
 
-    asked = SearchOptions(**options)
+    place, asked = find_run(run), SearchOptions(**options)
     if asked.policy == ALL:
         # Only this draws figures, whose libraries take as long to load as many a search.
         from mess.commands.compare import compare_policies as find
 
     with _team() as team:
-        place = find_run(run)
         if team:
             place = Run(Path(team.gather(str(place.path).encode())[0].decode()))
             reporter = _SILENT if team.rank else reporter
@@ -198,13 +198,14 @@ def export(
     run: Path | None = None,
     *,
     search: str | None = None,
-    format: Literal["onnx", "torch"] = "onnx",
+    format: str = DEFAULT_RUNTIME.format,
     output: Path | None = None,
     reporter: Reporter = _SILENT,
 ) -> Path:
     """Write the bundle of a search's instance (the newest by default); returns its folder.
 
-    The network run to its end is exported once beside it, for comparisons.
+    `format` is one of `mess.runtime.registry.FORMATS`. The network run to its end is exported once
+    beside it, for comparisons.
     """
     from mess.commands.export import export_search
 

@@ -38,6 +38,7 @@ from mess.cli.tables import (
 )
 from mess.cli.terminal import be_quiet, complain, print_json, say
 from mess.errors import InterruptedWork, MessError
+from mess.runtime.registry import DEFAULT_RUNTIME
 
 app = typer.Typer(
     name="mess",
@@ -163,7 +164,9 @@ def cache_prune(
 @app.command()
 def profile(
     run: RunOption = None,
-    runtime: Annotated[RuntimeName, typer.Option(help="What runs the parts.")] = "onnxruntime",
+    runtime: Annotated[
+        RuntimeName, typer.Option(help="What runs the parts.")
+    ] = DEFAULT_RUNTIME.name,
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of every part.")] = 30,
     name: Annotated[str | None, typer.Option(help="Name of the profile.")] = None,
@@ -229,7 +232,9 @@ def export(
     search: Annotated[
         str | None, typer.Option(help="Search to export; the newest by default.")
     ] = None,
-    format: Annotated[BundleFormat, typer.Option(help="What the bundle holds.")] = "onnx",
+    format: Annotated[
+        BundleFormat, typer.Option(help="What the bundle holds.")
+    ] = DEFAULT_RUNTIME.format,
     output: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
 ) -> None:
     """Write the bundle of a search's instance."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from mess.runtime.registry import FORMATS, RUNTIMES
 
 Setting = Literal["input-dependent", "anytime", "budgeted", "final-only"]
 Target = Literal["latency", "macs", "params", "accuracy"]
 Algorithm = Literal["exhaustive", "optuna"]
 Sampler = Literal["tpe", "nsga2"]
 LatencyStat = Literal["mean", "p90"]
-RuntimeName = Literal["onnxruntime", "torch"]
-BundleFormat = Literal["onnx", "torch"]
+
+if TYPE_CHECKING:  # which takes no computed choice
+    RuntimeName = BundleFormat = str
+else:
+    RuntimeName, BundleFormat = Literal[tuple(RUNTIMES)], Literal[tuple(FORMATS)]
 
 
 RunOption = Annotated[

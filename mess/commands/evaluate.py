@@ -11,7 +11,7 @@ from mess.common.images import normalise
 from mess.common.progress import Reporter
 from mess.data import SegmentationData, open_split
 from mess.errors import BundleError, DataError
-from mess.runs.bundles import baseline_path, newest_bundle
+from mess.runs.bundles import BASELINE, bundle_path, newest_bundle
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
@@ -66,7 +66,7 @@ def _require_size(place: Run, bundle: Bundle) -> None:
 
 def _load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
     """The run's network to its end, in the form of `bundle` and with its weights."""
-    path = baseline_path(place, bundle.manifest["format"])
+    path = bundle_path(place, BASELINE, bundle.manifest["format"])
     if not path.is_dir():
         raise BundleError(f"{path} is missing. Run {place.command('export')} to write it again.")
     baseline = load_bundle(path, threads=threads)

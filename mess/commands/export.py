@@ -15,15 +15,15 @@ from mess.common.records import Figures
 from mess.errors import BundleError, MessError
 from mess.exits import FINAL
 from mess.export.bundle import PlannedExit, export_bundle
-from mess.export.programs import Format
 from mess.networks.network import OverprovisionedNetwork
-from mess.runs.bundles import baseline_path
+from mess.runs.bundles import BASELINE, bundle_path
 from mess.runs.cache import RunCache
 from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
 from mess.runtime.manifest import RunManifest, Source, read_manifest
+from mess.runtime.registry import runtime_of
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
 
@@ -43,19 +43,19 @@ class _Instance:
 
 
 def export_search(
-    place: Run, search_id: str, format_: Format, output: Path | None, reporter: Reporter
+    place: Run, search_id: str, format_: str, output: Path | None, reporter: Reporter
 ) -> Path:
     """Write the bundle of a search, and the baseline's beside it where there is none yet."""
+    runtime_of(format_)  # raises for a format there is none of
     result = place.result(search_id)
     cache = place.open_cache(cache_of(result))
     _require_same_predictions(place, search_id, result, cache)
     network = trained_network(place, torch.device("cpu"))
     baseline = _baseline(result)
-    directory = baseline_path(place, format_)
+    directory = bundle_path(place, BASELINE, format_)
     if not _is_there(directory, baseline.source):
         _export(place, cache, network, baseline, directory, format_, reporter)
-    suffix = "" if format_ == "onnx" else f"-{format_}"
-    directory = output or place.bundle(search_id + suffix)
+    directory = output or bundle_path(place, search_id, format_)
     chosen = _chosen(search_id, result, cache, reporter)
     return _export(place, cache, network, chosen, directory, format_, reporter)
 
@@ -111,7 +111,7 @@ def _export(
     network: OverprovisionedNetwork,
     instance: _Instance,
     directory: Path,
-    format_: Format,
+    format_: str,
     reporter: Reporter,
 ) -> Path:
     table = place.class_table

@@ -11,8 +11,10 @@ from mess.cache.schema import LATENCY
 from mess.common.progress import Reporter
 from mess.profiling.machine import machine_facts
 from mess.profiling.timing import profile
+from mess.runs.costs import profile_name
 from mess.runs.network import trained_network
 from mess.runs.run import Run
+from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
 
 _UNSTEADY = 2.0
@@ -21,7 +23,7 @@ _UNSTEADY = 2.0
 
 def measure_run(
     place: Run,
-    runtime: str = "onnxruntime",
+    runtime: str = DEFAULT_RUNTIME.name,
     threads: int = 1,
     rounds: int = 30,
     name: str | None = None,
@@ -45,7 +47,7 @@ def measure_run(
         "signals": [signal.name for signal in signals],
         "size": list(config.data.size),
     }
-    path = place.latency(name or f"{runtime}-{threads}thread")
+    path = place.latency(name or profile_name(runtime, threads))
     write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
     reporter.message(f"Measured {len(timings)} parts, written to {path}.")
     parts = [timing for timing in timings if timing.kind in ("segment", "exit")]

@@ -16,10 +16,11 @@ from mess.common.files import sha256, write_json
 from mess.common.images import MEAN, STD
 from mess.common.progress import Reporter
 from mess.errors import BundleError
-from mess.export.programs import SUFFIX, Format, write_program
+from mess.export.programs import write_program
 from mess.export.segments import LabelMap, Segment, native_shape, point_shapes
 from mess.networks.network import OverprovisionedNetwork
 from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, BundleExit, Manifest, read_manifest
+from mess.runtime.registry import runtime_of
 from mess.signals.measure import SignalModule
 from mess.signals.signal import Signal
 
@@ -47,7 +48,7 @@ def export_bundle(
     directory: Path,
     *,
     size: tuple[int, int],
-    format_: Format,
+    format_: str,
     facts: Mapping[str, Any],
     reporter: Reporter,
 ) -> Path:
@@ -113,10 +114,11 @@ def _write_programs(
     exits: Sequence[PlannedExit],
     directory: Path,
     size: tuple[int, int],
-    format_: Format,
+    format_: str,
     reporter: Reporter,
 ) -> list[BundleExit]:
     shapes = point_shapes(network, size)
+    suffix = runtime_of(format_).suffix
     rows: list[BundleExit] = []
     start = 0
     labels_shape: tuple[int, ...] = (1, *size)
@@ -132,7 +134,7 @@ def _write_programs(
                 gives_labels=bool(later and later[0].signal and later[0].signal.compares),
             )
             examples = [torch.zeros(shapes[start]), torch.zeros(labels_shape, dtype=torch.uint8)]
-            name = f"segment-{number}{SUFFIX[format_]}"
+            name = f"segment-{number}{suffix}"
             write_program(
                 segment,
                 dict(zip(segment.inputs, examples, strict=False)),
@@ -142,7 +144,7 @@ def _write_programs(
             )
             native = native_shape(module, shapes[planned.point])
             labels_shape = (1, *native[2:])
-            answer = f"answer-{native[2]}x{native[3]}{SUFFIX[format_]}"
+            answer = f"answer-{native[2]}x{native[3]}{suffix}"
             if not (directory / answer).exists():
                 logits = {"logits": torch.zeros(native)}
                 write_program(LabelMap(size), logits, ["label_map"], directory / answer, format_)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,8 @@ from mess.signals.maps import PixelMaps
 from mess.signals.measure import SignalModule, measure
 from mess.signals.signal import Signal
 
-Format = Literal["onnx", "torch"]
-
-
-SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+Writer = Callable[[nn.Module, Mapping[str, Tensor], Sequence[str], Path], None]
+"""Writes a module, with its inputs by name as examples and the names of its outputs, to a path."""
 
 
 def write_program(
@@ -31,18 +28,25 @@ def write_program(
     inputs: Mapping[str, Tensor],
     outputs: Sequence[str],
     path: Path,
-    format_: Format,
+    format_: str,
 ) -> None:
     """Write `module` to `path`: `inputs` by name as examples, and what its outputs are called."""
-    module = export_copy(module)
-    examples = tuple(inputs.values())
-    if format_ == "torch":
-        torch.export.save(torch.export.export(module, examples), path)
-        return
+    WRITERS[format_](export_copy(module), inputs, outputs, path)
+
+
+def _write_torch(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path
+) -> None:
+    torch.export.save(torch.export.export(module, tuple(inputs.values())), path)
+
+
+def _write_onnx(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path
+) -> None:
     with _quiet():
         program = torch.onnx.export(
             module,
-            examples,
+            tuple(inputs.values()),
             dynamo=True,
             input_names=list(inputs),
             output_names=list(outputs),
@@ -51,6 +55,10 @@ def write_program(
         if program is None:
             raise RuntimeError("torch.onnx.export gave no program")
         program.save(path, external_data=False)
+
+
+WRITERS: dict[str, Writer] = {"onnx": _write_onnx, "torch": _write_torch}
+"""By format; `mess.runtime.registry` says what runs them. A new format is a function and a line."""
 
 
 def require_exportable(signals: Iterable[Signal], size: tuple[int, int], classes: int) -> None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from mess.runtime.registry import RUNTIMES
 
 
 def machine_facts(runtime: str, threads: int) -> dict[str, Any]:
     """What a latency depends on, for the record."""
-    import onnxruntime
-
     return {
         "runtime": runtime,
         "threads": threads,
         "processor": _processor(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        **{name: _version(name) for name in RUNTIMES},
     }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 
 from mess.common.progress import Reporter
-from mess.export.programs import SUFFIX, Format, write_program
+from mess.export.programs import write_program
 from mess.networks.network import OverprovisionedNetwork
 from mess.profiling.parts import parts_of
-from mess.runtime.onnx_program import OnnxProgram
-from mess.runtime.program import Program
-from mess.runtime.torch_program import TorchProgram
+from mess.runtime.registry import find_runtime
 from mess.signals.signal import Signal
 
 _WARM_UP = 3
@@ -56,18 +54,18 @@ def profile(
 ) -> list[Timing]:
     """Measure every segment, exit, signal and the answer in `runtime` with `threads` threads.
 
-    `runtime` is "onnxruntime" or "torch". Parts of equal architecture and shape are one
-    measurement. Each round runs every part once.
+    `runtime` is one of `mess.runtime.registry.RUNTIMES`. Parts of equal architecture and shape are
+    one measurement. Each round runs every part once.
     """
-    format_: Format = "onnx" if runtime == "onnxruntime" else "torch"
-    program = _program(runtime)
+    chosen = find_runtime(runtime)
+    program = chosen.load()
     parts = parts_of(network, size, signals)
     with tempfile.TemporaryDirectory() as folder:
         runs: list[Callable[[], Any]] = []
         with reporter.task("exporting parts", len(parts)) as task:
             for index, part in enumerate(parts):
-                path = Path(folder) / f"{index}{SUFFIX[format_]}"
-                write_program(part.module, part.inputs, part.outputs, path, format_)
+                path = Path(folder) / f"{index}{chosen.suffix}"
+                write_program(part.module, part.inputs, part.outputs, path, chosen.format)
                 loaded = program(path, threads)
                 values = [program.to_value(value.numpy()) for value in part.inputs.values()]
                 runs.append(lambda loaded=loaded, values=values: loaded(*values))
@@ -98,10 +96,6 @@ def interleaved(
             seconds[row, column] = time.perf_counter() - start
         after_round()
     return seconds
-
-
-def _program(runtime: str) -> type[Program]:
-    return OnnxProgram if runtime == "onnxruntime" else TorchProgram
 
 
 def _timing(kind: str, name: str, seconds: np.ndarray) -> Timing:

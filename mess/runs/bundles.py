@@ -6,14 +6,15 @@ from pathlib import Path
 
 from mess.errors import BundleError
 from mess.runs.run import Run
+from mess.runtime.registry import DEFAULT_RUNTIME
 
 BASELINE = "baseline"
 """Stem of the bundle that holds the network run to its end."""
 
 
-def baseline_path(place: Run, format_: str) -> Path:
-    """Where the bundle of the network run to its end lies."""
-    return place.bundle(BASELINE if format_ == "onnx" else f"{BASELINE}-{format_}")
+def bundle_path(place: Run, stem: str, format_: str) -> Path:
+    """Where the bundle of a search lies, or that of `BASELINE`."""
+    return place.bundle(stem if format_ == DEFAULT_RUNTIME.format else f"{stem}-{format_}")
 
 
 def newest_bundle(place: Run) -> Path:

@@ -13,10 +13,17 @@ from mess.cache.schema import LATENCY
 from mess.errors import CacheError, nearest
 from mess.runs.cache import RunCache
 from mess.runs.run import Run
+from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.problem.costs import Cost
 from mess.search.problem.tables import Tables
 
-DEFAULT_PROFILE = "onnxruntime-1thread"
+
+def profile_name(runtime: str, threads: int) -> str:
+    """What a profile is called where nobody says."""
+    return f"{runtime}-{threads}thread"
+
+
+DEFAULT_PROFILE = profile_name(DEFAULT_RUNTIME.name, 1)
 
 
 def load_costs(

@@ -1,4 +1,4 @@
-"""Running a bundle: numpy and onnxruntime, no torch.
+"""Running a bundle: numpy and one runtime; onnxruntime by default, no torch.
 
 A bundle is a folder with manifest.json, one program a segment and one that turns logits into the
 label map. Segment programs take the features of the segment before (the first the image) and give
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from mess.common.files import sha256
 from mess.common.images import normalise, read_image, resize_image
-from mess.errors import BundleError
+from mess.errors import BundleError, MessError
 from mess.runtime.manifest import Manifest, RunManifest, checked_manifest, read_manifest
-from mess.runtime.onnx_program import OnnxProgram
+from mess.runtime.program import Program
+from mess.runtime.registry import runtime_of
 from mess.signals.decision import leaves
 
 
@@ -57,10 +58,12 @@ class Bundle:
         self.manifest = manifest
         height, width = manifest["input"]["size"]
         self.size = height, width
-        self._load = _loader(manifest["format"], path, threads)
+        program = _program(path, manifest["format"])
         self._exits = manifest["exits"]
-        self._segments = [self._load(exit_["segment"]) for exit_ in self._exits]
-        self._answers = {name: self._load(name) for name in {e["answer"] for e in self._exits}}
+        self._segments = [program(path / exit_["segment"], threads) for exit_ in self._exits]
+        self._answers = {
+            name: program(path / name, threads) for name in {e["answer"] for e in self._exits}
+        }
 
     @property
     def facts(self) -> RunManifest:
@@ -153,15 +156,8 @@ def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
     return Bundle(path, manifest, threads)
 
 
-def _loader(format_: str, path: Path, threads: int) -> Any:
-    if format_ == "onnx":
-        return lambda name: OnnxProgram(path / name, threads)
-    try:  # only this form needs torch
-        from mess.runtime.torch_program import TorchProgram
-    except ImportError as error:
-        raise BundleError(
-            f"bundle {path} holds torch programs, and torch is not installed. Install it, or "
-            "export with --format onnx."
-        ) from error
-
-    return lambda name: TorchProgram(path / name, threads)
+def _program(path: Path, format_: str) -> type[Program]:
+    try:
+        return runtime_of(format_).load()
+    except MessError as error:
+        raise BundleError(f"bundle {path} cannot be run: {error}") from error

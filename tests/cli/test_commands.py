@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
 
 from mess.cli.app import app, main
+from mess.cli.options import Algorithm, Sampler, Setting, Target
+from mess.commands.search_options import ALGORITHMS, SearchOptions
 from mess.runs.run import Run
+from mess.search.problem.request import SETTINGS, TARGETS
+from mess.search.sampled.study import SAMPLERS
 
 RUN = {"run"}
 TREE = {
@@ -73,6 +78,24 @@ def test_json_is_all_that_stdout_holds(
     result = json.loads(capsys.readouterr().out)
     assert Path(result["path"]).is_dir()
     assert result["target"] == "macs"
+
+
+def test_choices_are_those_there_are() -> None:
+    assert get_args(Setting) == SETTINGS
+    assert get_args(Target) == TARGETS
+    assert get_args(Algorithm) == ALGORITHMS
+    assert get_args(Sampler) == SAMPLERS
+
+
+def test_search_passes_every_option_on_and_has_its_default() -> None:
+    """But `--checkpoint` and `--no-front`, which are worded for the command line."""
+    found = {
+        parameter.name: parameter.default
+        for parameter in typer.main.get_command(app).commands["search"].params  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    for field in fields(SearchOptions):
+        if field.name not in ("checkpoints", "front"):
+            assert found[field.name] == field.default, field.name
 
 
 def test_wrong_usage_is_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
