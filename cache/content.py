@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,29 @@ def find_parts(folder: Path) -> list[Path]:
 def parquet_files(folder: Path) -> list[Path]:
     """What someone who reads `folder` as a data set takes for parts, in the order of the names."""
     return sorted(folder.glob("*.parquet"))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, and one sentence for each fault."""
+
+    parts: int
+    rows: int
+    bytes: int
+    faults: tuple[str, ...]
+
+    def __add__(self, other: Verification) -> Verification:
+        return Verification(
+            self.parts + other.parts,
+            self.rows + other.rows,
+            self.bytes + other.bytes,
+            self.faults + other.faults,
+        )
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes that files take up."""
+    return sum(path.stat().st_size for path in paths)
 
 
 def remedy(cache: Path) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.cache.content import find_parts, parquet_files
+from mess.cache.content import Verification, find_parts, parquet_files, size_of
 from mess.cache.pairs.store import (
     PairPart,
     PairStore,
@@ -29,17 +28,7 @@ _ROUNDING = 1 + 2.0**-20
 """Of a sum of float64 stored as float32, generously."""
 
 
-@dataclass(frozen=True)
-class PairVerification:
-    """What was looked at, and one sentence for each fault."""
-
-    parts: int
-    rows: int
-    bytes: int
-    faults: tuple[str, ...]
-
-
-def verify_pairs(store: PairStore, classes: int) -> PairVerification:
+def verify_pairs(store: PairStore, classes: int) -> Verification:
     """Look at every part: checksums, rows, and signals that cannot be with so many classes.
 
     A part whose exits or images are no longer what they were is no fault.
@@ -56,12 +45,12 @@ def verify_pairs(store: PairStore, classes: int) -> PairVerification:
             faults.append(str(error))
             continue
         faults += [f"{path}: {fault}; `mess cache prune` deletes it." for fault in found]
-    return PairVerification(len(paths), rows, pair_bytes(store), tuple(faults))
+    return Verification(len(paths), rows, size_of(paths), tuple(faults))
 
 
 def pair_bytes(store: PairStore) -> int:
     """What the parts take up."""
-    return sum(path.stat().st_size for path in parquet_files(store.parts_folder))
+    return size_of(parquet_files(store.parts_folder))
 
 
 def count_pairs(store: PairStore, exits: Mapping[str, str], images: Mapping[str, str]) -> int:

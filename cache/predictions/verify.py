@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mess.cache.content import find_parts, parquet_files, remedy
+from mess.cache.content import Verification, find_parts, parquet_files, remedy, size_of
 from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import unneeded_pairs, verify_pairs
 from mess.cache.predictions.parts import Part, describe_part, open_part, read_counts, row_ids
-from mess.cache.predictions.store import Overlap, PredictionStore
+from mess.cache.predictions.store import Overlap, PredictionStore, Snapshot
 from mess.errors import CacheError, DamagedPartError
 
 _TEMPORARY = re.compile(r"\.(part|manifest|images)\.")
 """What names of unfinished files begin with."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was looked at, and one sentence for each fault."""
-
-    parts: int
-    rows: int
-    bytes: int
-    faults: tuple[str, ...]
 
 
 def verify(store: PredictionStore) -> Verification:
@@ -38,12 +27,11 @@ def verify(store: PredictionStore) -> Verification:
     again = remedy(store.directory)
     paths = parquet_files(store.parts_folder)
     try:
-        manifest = store.manifest()
-        images = {row["image_id"]: row for row in store.images(manifest)}
+        held = Snapshot(store, None)
+        manifest, prints = held.manifest, held.image_fingerprints
     except CacheError as error:
-        return Verification(len(paths), 0, _size(paths), (str(error),))
-    prints = {image_id: row["fingerprint"] for image_id, row in images.items()}
-    exits = manifest["exit_fingerprints"]
+        return Verification(len(paths), 0, size_of(paths), (str(error),))
+    images, exits = {row["image_id"]: row for row in held.images}, held.exit_fingerprints
     names = tuple(signal["name"] for signal in manifest["signals"])
     filled = np.zeros((len(exits), len(images)), np.int64)
     rows = 0
@@ -83,13 +71,8 @@ def verify(store: PredictionStore) -> Verification:
         )
     elif not manifest["complete"]:
         faults.append(f"{store.directory} is unfinished. Run {again} to go on.")
-    pairs = verify_pairs(PairStore(store.directory), len(manifest["classes"]))
-    return Verification(
-        len(paths) + pairs.parts,
-        rows + pairs.rows,
-        _size(paths) + pairs.bytes,
-        (*faults, *pairs.faults),
-    )
+    found = Verification(len(paths), rows, size_of(paths), tuple(faults))
+    return found + verify_pairs(PairStore(store.directory), len(manifest["classes"]))
 
 
 def missing(store: PredictionStore) -> int:
@@ -97,9 +80,8 @@ def missing(store: PredictionStore) -> int:
 
     Raises CacheError for a cache without a readable manifest or images.
     """
-    manifest = store.manifest()
-    images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
-    exits = manifest["exit_fingerprints"]
+    held = Snapshot(store, None)
+    images, exits = held.image_fingerprints, held.exit_fingerprints
     filled = np.zeros((len(exits), len(images)), np.bool_)
     for path in find_parts(store.parts_folder):
         part = describe_part(path)
@@ -118,13 +100,12 @@ def unneeded(store: PredictionStore) -> list[Path]:
     files = {path for path in left if _TEMPORARY.match(path.name)}
     pairs = PairStore(store.directory)
     try:
-        manifest = store.manifest()
-        images = {row["image_id"]: row["fingerprint"] for row in store.images(manifest)}
+        held = Snapshot(store, None)
+        images, exits = held.image_fingerprints, held.exit_fingerprints
     except CacheError:
         files |= set(unneeded_pairs(pairs, None, {}, 0))
         return sorted(filter(Path.is_file, files))
-    exits, classes = manifest["exit_fingerprints"], len(manifest["classes"])
-    files |= set(unneeded_pairs(pairs, exits, images, classes))
+    files |= set(unneeded_pairs(pairs, exits, images, len(held.manifest["classes"])))
     for path in parquet_files(store.parts_folder):
         try:
             needed = bool(Overlap.of(open_part(path), exits, images))
@@ -157,7 +138,3 @@ def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str
             yield f"the predictions for image {image_id} are not as many as its labelled pixels"
         if (counts["agreement"][i] > image["height"] * image["width"]).any():
             yield f"exits agree on more pixels than image {image_id} has"
-
-
-def _size(paths: list[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
