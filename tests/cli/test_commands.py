@@ -12,10 +12,10 @@ import pytest
 import typer.main
 
 from mess.cli.app import app, main
-from mess.cli.options import Algorithm, Sampler, Setting, Target
+from mess.cli.options import Algorithm, Sampler, Target
 from mess.commands.search_options import ALGORITHMS, SearchOptions
 from mess.runs.run import Run
-from mess.search.problem.request import SETTINGS, TARGETS
+from mess.search.problem.request import TARGETS
 from mess.search.sampled.study import SAMPLERS
 
 RUN = {"run"}
@@ -81,7 +81,6 @@ def test_json_is_all_that_stdout_holds(
 
 
 def test_choices_are_those_there_are() -> None:
-    assert get_args(Setting) == SETTINGS
     assert get_args(Target) == TARGETS
     assert get_args(Algorithm) == ALGORITHMS
     assert get_args(Sampler) == SAMPLERS

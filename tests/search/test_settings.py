@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def goal_of(cache: Cache, setting: Setting) -> Goal:
 
 def test_every_setting_is_held_against_its_definition_and_offered() -> None:
     assert set(SPACES) == set(SETTINGS)
-    assert [setting.value for setting in options.Setting] == list(SETTINGS)
+    assert get_args(options.Setting) == tuple(SETTINGS)
     assert all(find_setting(name) is setting for name, setting in SETTINGS.items())
     with pytest.raises(ConfigError, match=r"'anytim'.*did you mean 'anytime'"):
         find_setting("anytim")
