@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,6 @@ def compress(map_hw: NDArray[np.uint8]) -> bytes:
     return zlib.compress(np.ascontiguousarray(map_hw).tobytes(), level=6)
 
 
-def decompress(data: bytes, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The inverse of `compress`; the shape is in the cache's manifest."""
+def decompress(data: bytes, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """The inverse of `compress`; the shape (h, w) is in the cache's manifest."""
     return np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,38 @@ from mess.cache.parquet import read_table
 from mess.cache.predictions.parts import Part, open_part, read_counts, read_maps
 from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.common.files import sha256, write_json
+from mess.common.records import as_record
 from mess.errors import CacheError
 
 MANIFEST = "manifest.json"
+
+
+class CacheSource(TypedDict):
+    """Where images came from; `root` is None where it is the run's own."""
+
+    kind: str
+    split: str
+    root: str | None
+
+
+class CacheManifest(TypedDict):
+    """The content of manifest.json (docs/files.md), the checksum left out."""
+
+    schema_version: int
+    classes: list[str]
+    images: int
+    exits: list[str]
+    signals: list[dict[str, Any]]
+    weights: str
+    pipeline: str
+    data: str
+    source: CacheSource
+    label_maps: bool
+    confidence_maps: list[str]
+    exit_fingerprints: dict[str, str]
+    images_sha256: str
+    native_shapes: dict[str, list[int]]
+    complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +108,7 @@ class PredictionStore:
         """The command that brings the cache up to date."""
         return remedy(self.directory)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> CacheManifest:
         """The manifest; raises CacheError where there is none or another version wrote it."""
         path = self.directory / MANIFEST
         try:
@@ -101,14 +130,14 @@ class PredictionStore:
                 f"{path} was altered: its checksum is wrong. Run {self.remedy} again; predictions "
                 "that are whole stay."
             )
-        return recorded
+        return as_record(recorded, CacheManifest, path, f"Run {self.remedy} again.", CacheError)
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Replace the manifest; the schema version and a checksum are added."""
         content = {"schema_version": SCHEMA_VERSION, **json.loads(json.dumps(content))}
         write_json(self.directory / MANIFEST, {**content, "checksum": _checksum(content)})
 
-    def checked_manifest(self, expected: Mapping[str, Any]) -> dict[str, Any]:
+    def checked_manifest(self, expected: Mapping[str, Any]) -> CacheManifest:
         """The manifest of a complete cache that agrees with `expected`, some of its items.
 
         Raises CacheError that names what differs.
@@ -124,7 +153,7 @@ class PredictionStore:
             raise CacheError(f"{self.directory} is unfinished. Run {self.remedy} to go on.")
         return manifest
 
-    def images(self, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def images(self, manifest: CacheManifest) -> list[dict[str, Any]]:
         """The rows of images.parquet; raises CacheError where it is not the manifest's."""
         if not self.images_file.exists() or sha256(self.images_file) != manifest["images_sha256"]:
             raise CacheError(
@@ -133,7 +162,7 @@ class PredictionStore:
             )
         return read_table(self.images_file, IMAGES).to_pylist()
 
-    def read(self, expected: Mapping[str, Any]) -> tuple[Predictions, dict[str, Any]]:
+    def read(self, expected: Mapping[str, Any]) -> tuple[Predictions, CacheManifest]:
         """All counts and signals, and the manifest.
 
         Refuses a cache that is missing, unfinished, stale, damaged or holey.
@@ -158,7 +187,7 @@ class Snapshot:
         self._opened: dict[Path, Part] = {}
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> CacheManifest:
         if self._expected is None:
             return self.store.manifest()
         return self.store.checked_manifest(self._expected)

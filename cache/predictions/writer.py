@@ -25,7 +25,7 @@ from mess.cache.predictions.parts import (
     read_rows_of,
     write_part,
 )
-from mess.cache.predictions.store import Overlap, PredictionStore
+from mess.cache.predictions.store import CacheManifest, Overlap, PredictionStore
 from mess.cache.schema import IMAGES
 from mess.common.files import sha256
 from mess.errors import CacheError, DamagedPartError
@@ -272,7 +272,7 @@ class CacheWriter:
                     continue
             yield self._opened[path]
 
-    def _recorded(self) -> dict[str, Any] | None:
+    def _recorded(self) -> CacheManifest | None:
         """The manifest if it is of this identity and the images are as it says."""
         try:
             manifest = self.store.manifest()

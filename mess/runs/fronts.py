@@ -20,6 +20,7 @@ import numpy as np
 
 from mess import __version__
 from mess.cache.parquet import find_facts, read_rows
+from mess.cache.predictions.store import CacheManifest
 from mess.cache.schema import FRONT
 from mess.common.progress import Reporter
 from mess.errors import CacheError
@@ -42,7 +43,7 @@ class Earlier(NamedTuple):
 def dependencies(
     goal: Goal,
     costs: Mapping[str, Cost],
-    manifest: Mapping[str, Any],
+    manifest: CacheManifest,
     excluded: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that a front depends on, as JSON: where it is equal, fronts are.

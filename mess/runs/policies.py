@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.cache.predictions.store import CacheManifest
 from mess.common.progress import Reporter
 from mess.errors import CacheError, MessError, nearest
 from mess.runs.cache import RunCache
@@ -28,7 +28,7 @@ PREFERRED = ("share", ANY)
 """What is searched where no policy is named: that of the MESS paper where it was memoised."""
 
 
-def known_policies(manifest: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def known_policies(manifest: CacheManifest) -> dict[str, tuple[str, ...]]:
     """The signals of every policy that a cache can be searched with, by the policy's name."""
     own = [signal_from_json(signal) for signal in manifest["signals"]]
     every = {ANY: tuple(signal.name for signal in own)}

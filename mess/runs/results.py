@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
+from mess.cache.predictions.store import CacheManifest
 from mess.common.records import Figures
 
 CALIBRATION = "calibration"
@@ -77,7 +77,7 @@ def cache_of(result: SearchResult) -> str:
     return result["cache"].get("name", CALIBRATION)
 
 
-def is_of_cache(result: SearchResult, manifest: Mapping[str, Any]) -> bool:
+def is_of_cache(result: SearchResult, manifest: CacheManifest) -> bool:
     """Whether a search ran on the weights and data of a cache."""
     searched = result["cache"]
     return (searched["weights"], searched["data"]) == (manifest["weights"], manifest["data"])

@@ -330,3 +330,12 @@ def test_numbers_that_cannot_be_are_named(tmp_path: Path, spoil: str, fault: str
     assert faults
     assert all(fault in text for text in faults if "more correct" not in fault)
     assert any(fault in text for text in faults)
+
+
+@pytest.mark.parametrize("key", ["classes", "source", "complete"])
+def test_a_manifest_that_lacks_a_key_is_named_with_it(store: PredictionStore, key: str) -> None:
+    manifest = dict(store.manifest())
+    del manifest[key], manifest["schema_version"]
+    store.write_manifest(manifest)
+    with pytest.raises(CacheError, match=rf"manifest\.json lacks {key}\. Run `mess memoise"):
+        store.manifest()
