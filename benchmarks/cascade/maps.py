@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.common.metrics import VOID, mean_iou
+from mess.common.metrics import mean_iou
+from mess.common.resizing import nearest, nearest_positions
+from mess.prediction.kernels import cell_counts
 
 LEVELS = 256
 """Of stored confidences, top-1 probability in 255ths. Threshold LEVELS lets no pixel leave."""
@@ -27,31 +29,18 @@ _DIGITS = 12
 """To which mIoU is compared: rounding in a sum decides nothing."""
 
 
-def nearest(map_Ihw: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
-    """Maps at another size by nearest neighbour: row r of H shows row r*h//H of h, (I, H, W)."""
-    height, width = map_Ihw.shape[1:]
-    rows = np.arange(size[0]) * height // size[0]
-    columns = np.arange(size[1]) * width // size[1]
-    return map_Ihw[:, rows[:, None], columns[None, :]]
-
-
-def cell_counts(
+def shown_counts(
     label_IHW: NDArray[np.integer], native: tuple[int, int], classes: int
 ) -> NDArray[np.int32]:
     """Labelled pixels of each class that `nearest` shows a native pixel at, (I, h, w, C).
 
     Void pixels are in none.
     """
-    images, *size = label_IHW.shape
-    cells = images * native[0] * native[1]
-    index = nearest(np.arange(cells).reshape(images, *native), (size[0], size[1]))
-    valid = label_IHW != VOID
-    flat = index[valid] * classes + label_IHW[valid]
-    return (
-        np.bincount(flat, minlength=cells * classes)
-        .reshape(images, *native, classes)
-        .astype(np.int32)
+    rows, columns = (
+        np.searchsorted(nearest_positions(native[i], label_IHW.shape[1 + i]), range(native[i] + 1))
+        for i in (0, 1)
     )
+    return cell_counts(rows, columns, label_IHW, classes).classes_BhwC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +48,7 @@ class Maps:
     """What exits e1 ... en predicted, at the common native size, and what is true there.
 
     label_maps: n of (I, h, w). confidences: N = n - 1 of (I, h, w), whole numbers below `levels`.
-    cells: (I, h, w, C), from `cell_counts`.
+    cells: (I, h, w, C), from `shown_counts`.
     """
 
     label_maps: tuple[NDArray[np.integer], ...]
@@ -81,7 +70,7 @@ class Maps:
         return cls(
             label_maps=tuple(nearest(labels, native) for labels in label_maps),
             confidences=tuple(nearest(values, native) for values in confidences),
-            cells=cell_counts(label_IHW, native, classes),
+            cells=shown_counts(label_IHW, native, classes),
             levels=levels,
         )
 

@@ -41,7 +41,7 @@ class Identity:
     images: Mapping[str, str]
     """Fingerprint of each image with its labels, by identifier."""
     signals: tuple[Mapping[str, Any], ...]
-    """`SignalSpec.to_json`, in the order of the columns."""
+    """`Signal.to_json` of each, in the order of the columns."""
     weights: str
     """sha256 of network.safetensors."""
     pipeline: str

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
+from mess.signals.maps import interpolated
 from mess.signals.measure import SignalModule
 
 
@@ -85,8 +85,7 @@ class LabelMap(nn.Module):
         self._size = size
 
     def forward(self, logits: Tensor) -> tuple[Tensor]:
-        upsampled = F.interpolate(logits, size=self._size, mode="bilinear", align_corners=False)
-        return (upsampled.argmax(1).to(torch.uint8),)
+        return (native_labels(interpolated(logits, self._size)),)
 
 
 def point_shapes(network: OverprovisionedNetwork, size: tuple[int, int]) -> list[tuple[int, ...]]:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mess.common.metrics import VOID
-from mess.prediction.interpolation import upsampled_classes
 from mess.prediction.statistics import ExitPrediction, in_255ths
-from mess.signals.maps import PixelMaps
+from mess.signals.maps import PixelMaps, interpolated
 from mess.signals.measure import measure
 from mess.signals.signal import Signal
 
@@ -25,7 +24,7 @@ class TensorStatistics:
     def __init__(self, label_BHW: Tensor, final_BChw: Tensor, wanted: Sequence[Signal]) -> None:
         self._label_BHW, self._wanted = label_BHW, wanted
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
-        self._final_BHW = upsampled_classes(final_BChw, self._size)
+        self._final_BHW = interpolated(final_BChw, self._size).argmax(1)
         self._names: list[str] = []
         self._counts: list[Tensor] = []
         self._signals: list[Tensor] = []
@@ -34,7 +33,7 @@ class TensorStatistics:
 
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
         images, classes = logits_BChw.shape[:2]
-        class_BHW = upsampled_classes(logits_BChw, self._size)
+        class_BHW = interpolated(logits_BChw, self._size).argmax(1)
         hit_BHW = class_BHW == self._label_BHW
         # One more class takes the pixels that do not count.
         counted_BHW = torch.where(self._label_BHW == VOID, classes, class_BHW)

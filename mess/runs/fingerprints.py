@@ -16,7 +16,7 @@ from mess.config import Config
 from mess.errors import WeightsError
 from mess.exits import FINAL
 
-_VERSION = 3
+_VERSION = 4
 """Raise it with any change to networks, counts or signals that changes a number."""
 
 _BACKBONE, _EXITS = "backbone.", "exits."

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mess.config import MemoiseConfig
-from mess.signals.signal import Signal
+from mess.signals.shares import confident_shares
+from mess.signals.signal import Finish, Signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +65,29 @@ class ConfidentShare(Signal):
                 config.resolutions, config.confidences, config.edges, config.pixel_thresholds
             )
         ]
+
+
+class ConfidentShares:
+    """Several shares of an exit at native resolution, by compiled loops.
+
+    An exit has dozens of them, by threshold, confidence and edges, and all from the same two maps.
+    """
+
+    def __init__(self, shares: Sequence[ConfidentShare]) -> None:
+        self._kinds = sorted({share.confidence for share in shares})
+        kind_K = np.array([self._kinds.index(share.confidence) for share in shares])
+        # torch compares a float32 map with the threshold in float32, too.
+        threshold_K = np.array([share.pixel_threshold for share in shares], dtype=np.float32)
+        edges_K = np.array([share.edge_enhanced for share in shares])
+        self._settings = kind_K, threshold_K, edges_K
+
+    def begin(self, maps: PixelMaps) -> Finish:
+        confidences = [maps.confidence(kind).numpy() for kind in self._kinds]
+
+        def finish(label_Bhw: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return confident_shares(np.stack(confidences), label_Bhw, *self._settings)
+
+        return finish
 
 
 @dataclass(frozen=True)

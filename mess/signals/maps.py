@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mess.common.resizing import nearest_positions
 from mess.errors import nearest
 
 
@@ -133,14 +134,22 @@ CONFIDENCES: dict[str, Callable[[PixelMaps], Tensor]] = {
 }
 
 
+def interpolated(logits_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits at another size by torch's operation, which exported programs can hold.
+
+    As `mess.common.resizing.upsampled` defines it, to the tolerance stated there.
+    """
+    return F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
+
+
 def resized(label_Bhw: Tensor, size: tuple[int, int]) -> Tensor:
-    """A label map at another size by nearest neighbour: row y is row y * h // H of it."""
-    height, width = label_Bhw.shape[1:]
-    if (height, width) == size:
+    """A label map at another size by nearest neighbour."""
+    if (label_Bhw.shape[1], label_Bhw.shape[2]) == size:
         return label_Bhw
-    device = label_Bhw.device
-    rows = torch.arange(size[0], device=device) * height // size[0]
-    columns = torch.arange(size[1], device=device) * width // size[1]
+    rows, columns = (
+        torch.from_numpy(nearest_positions(label_Bhw.shape[1 + i], size[i])).to(label_Bhw.device)
+        for i in (0, 1)
+    )
     return label_Bhw[:, rows][:, :, columns]
 
 

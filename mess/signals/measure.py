@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mess.errors import ConfigError
-from mess.signals.maps import PixelMaps
-from mess.signals.signal import FULL, NATIVE, Signal
+from mess.signals.maps import PixelMaps, interpolated
+from mess.signals.registry import COMPILED
+from mess.signals.signal import FULL, NATIVE, Finish, Signal
 
 
 def measure(maps: PixelMaps, signals: Sequence[Signal], size: tuple[int, int]) -> Tensor:
@@ -29,11 +31,44 @@ def measure(maps: PixelMaps, signals: Sequence[Signal], size: tuple[int, int]) -
     by_resolution = {NATIVE: maps}
     if any(signal.resolution == FULL for signal in signals):
         by_resolution[FULL] = maps_at(FULL, logits_BChw, size)
-    columns = [_asked(signal, by_resolution[signal.resolution]) for signal in signals]
+    columns = [_values(signal, by_resolution[signal.resolution]) for signal in signals]
     return torch.stack(columns, dim=1).float()
 
 
-def _asked(signal: Signal, maps: PixelMaps) -> Tensor:
+class CompiledMeasure:
+    """`measure` on the CPU, with compiled loops for the signals that have any."""
+
+    def __init__(self, signals: Sequence[Signal], size: tuple[int, int]) -> None:
+        self._size = size
+        together: dict[tuple[type[Signal], str], list[int]] = {}
+        for column, signal in enumerate(signals):
+            together.setdefault((type(signal), signal.resolution), []).append(column)
+        self._compiled = [
+            (columns, COMPILED[key]([signals[column] for column in columns]))
+            for key, columns in together.items()
+            if key in COMPILED
+        ]
+        done = {column for columns, _ in self._compiled for column in columns}
+        self._rest = [column for column in range(len(signals)) if column not in done]
+        self._others = [signals[column] for column in self._rest]
+
+    def begin(self, maps: PixelMaps) -> Finish:
+        """Do torch's part here; what is returned does the rest without torch, in any thread."""
+        others_BK = measure(maps, self._others, self._size).numpy()
+        parts = [(columns, compiled.begin(maps)) for columns, compiled in self._compiled]
+        count = len(self._rest) + sum(len(columns) for columns, _ in parts)
+
+        def finish(label_Bhw: NDArray[np.uint8]) -> NDArray[np.float32]:
+            signal_BK = np.empty((len(label_Bhw), count), dtype=np.float32)
+            signal_BK[:, self._rest] = others_BK
+            for columns, part in parts:
+                signal_BK[:, columns] = part(label_Bhw)
+            return signal_BK
+
+        return finish
+
+
+def _values(signal: Signal, maps: PixelMaps) -> Tensor:
     if not signal.is_own:
         return signal.of(maps)
     images = maps.logits_BChw.shape[0]
@@ -59,8 +94,7 @@ def maps_at(
     if resolution == NATIVE:
         return PixelMaps(logits_BChw, previous_Bhw=previous_Bhw)
     stride = max(math.ceil(size[i] / logits_BChw.shape[2 + i]) for i in (0, 1))
-    upsampled = F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
-    return PixelMaps(upsampled, stride=stride, previous_Bhw=previous_Bhw)
+    return PixelMaps(interpolated(logits_BChw, size), stride=stride, previous_Bhw=previous_Bhw)
 
 
 class SignalModule(nn.Module):

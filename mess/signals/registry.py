@@ -11,23 +11,20 @@ Signals are oriented so that larger means leave.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from mess.common.plugins import imported
 from mess.config import MemoiseConfig
 from mess.errors import ConfigError
 from mess.signals.builtin import (
     ConfidentShare,
+    ConfidentShares,
     MeanConfidence,
     NormalisedEntropy,
     VariationOfInformation,
 )
-from mess.signals.signal import Signal
-
-if TYPE_CHECKING:
-    pass
-
+from mess.signals.signal import NATIVE, CompiledSignals, Signal
 
 SIGNALS: dict[str, type[Signal]] = {
     signal.kind: signal for signal in (ConfidentShare, MeanConfidence, NormalisedEntropy)
@@ -36,6 +33,12 @@ SIGNALS: dict[str, type[Signal]] = {
 
 PAIR_SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (VariationOfInformation(),)}
 """Signals that compare two exits, by name; from stored label maps: `mess.signals.variation`."""
+
+
+COMPILED: dict[tuple[type[Signal], str], Callable[[Sequence[Any]], CompiledSignals]] = {
+    (ConfidentShare, NATIVE): ConfidentShares
+}
+"""By class and resolution, how several of them are measured faster than by `Signal.of`."""
 
 
 def configured_signals(config: MemoiseConfig) -> list[Signal]:
@@ -57,7 +60,7 @@ def signal_from_json(value: Mapping[str, Any]) -> Signal:
     return _class(value["kind"])(**settings)
 
 
-def policies(signals: Iterable[Signal]) -> dict[str, tuple[str, ...]]:
+def names_by_policy(signals: Iterable[Signal]) -> dict[str, tuple[str, ...]]:
     """Names of the signals that make up each policy, by the policy's name."""
     members: dict[str, list[str]] = {}
     for signal in signals:

@@ -10,8 +10,12 @@ Signals are oriented so that larger means leave.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mess.config import MemoiseConfig
 
@@ -23,6 +27,17 @@ if TYPE_CHECKING:
 
 NATIVE, FULL = "native", "full"
 """Whether a signal sees the logits as they are, or upsampled to the size of the input."""
+
+Finish = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""From the label map of an exit at native resolution, (B, h, w), to its signals, (B, K)."""
+
+
+class CompiledSignals(Protocol):
+    """Several signals of one kind and resolution at once, by compiled loops on the CPU."""
+
+    def begin(self, maps: PixelMaps) -> Finish:
+        """Do torch's part here; what is returned does the rest without torch, in any thread."""
+        ...
 
 
 @dataclass(frozen=True)

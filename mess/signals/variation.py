@@ -5,7 +5,7 @@ of the joint histogram of n pixels that are not empty. A term is 0 where a class
 class of the other, and greater elsewhere: equal maps give 0.0, and nothing less is ever given.
 
 Maps of unequal size are both brought to the larger height and the larger width by nearest
-neighbour: row r of H comes from row r · h // H of h, and columns likewise.
+neighbour.
 
 Shapes: M maps of the same size, n pixels each, P pairs, I images, h×w native positions.
 """
@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads, njit
 from numpy.typing import NDArray
+
+from mess.common.resizing import nearest_positions
 
 VARIATION = "vi"
 """Name of the signal -VI."""
@@ -126,9 +128,14 @@ def _image(
             np.empty(many, np.int64),
         )
         for index, place in enumerate(group.maps):
-            _describe(maps[place][image], *group.size, log2_n, described, index)
+            map_hw = maps[place][image]
+            rows, columns = (_positions(map_hw.shape[i], group.size[i]) for i in (0, 1))
+            _describe(map_hw, rows, columns, log2_n, described, index)
         vi_P[group.place_P] = _compare(described, group.pair_P2, log2_n)
     return vi_P
+
+
+_positions = cache(nearest_positions)
 
 
 @cache
@@ -138,16 +145,15 @@ def _log2(pixels: int) -> NDArray[np.float64]:
 
 
 @njit(cache=True, nogil=True)
-def _describe(map_hw, height, width, log2_n, out, index):
-    """Fill in the description of a map at height×width."""
+def _describe(map_hw, rows, columns, log2_n, out, index):
+    """Fill in the description of the map that shows these rows and columns of another."""
     kind_n, end_n = out.kind_Mn[index], out.end_Mn[index]
     kind_K = np.full(_VALUES, -1, dtype=np.int64)
     pixels_K = np.zeros(_VALUES, dtype=np.int64)
-    column_W = np.arange(width) * map_hw.shape[1] // width
     kinds = runs = p = 0
-    for row in range(height):
-        source_w = map_hw[row * map_hw.shape[0] // height]
-        for column in column_W:
+    for row in rows:
+        source_w = map_hw[row]
+        for column in columns:
             found = source_w[column]
             if kind_K[found] < 0:
                 kind_K[found] = kinds

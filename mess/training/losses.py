@@ -1,4 +1,4 @@
-"""Losses at label resolution, and the bilinear upsampling they share.
+"""Losses at label resolution, and the upsampling they share.
 
 Shapes: B images, C classes, H×W label pixels, h×w native output pixels.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mess.common.metrics import VOID
+from mess.common.resizing import Axis
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class PixelGrid:
 
 
 def upsample(logits_BChw: Tensor, size: tuple[int, int], grid: PixelGrid | None = None) -> Tensor:
-    """Bilinear (align_corners=False) to `size`, at the pixels of `grid`.
+    """Bilinear to `size` as in `mess.common.resizing`, at the pixels of `grid`.
 
-    Two small matrix products; equal to `F.interpolate` and several times faster with its backward
-    on a CPU, and only the pixels asked for are computed.
+    Two small matrix products: with its backward several times faster than `F.interpolate` on a CPU,
+    and only the pixels asked for are computed.
     """
     grid = grid or PixelGrid()
     rows_Hh = _weights(size[0], logits_BChw.shape[2], logits_BChw.device)[grid.rows]
@@ -47,11 +48,8 @@ def upsample(logits_BChw: Tensor, size: tuple[int, int], grid: PixelGrid | None 
 
 @lru_cache(maxsize=64)
 def _weights(outputs: int, inputs: int, device: torch.device) -> Tensor:
-    # Interpolating the identity gives the interpolation's own matrix. It stays on the device: a
-    # copy for every exit would stop a GPU's stream.
-    eye = torch.eye(inputs).unsqueeze(0)
-    matrix = F.interpolate(eye, size=outputs, mode="linear", align_corners=False)[0].T
-    return matrix.contiguous().to(device)
+    # It stays on the device: a copy for every exit would stop a GPU's stream.
+    return torch.from_numpy(Axis.of(inputs, outputs).matrix()).to(device)
 
 
 class ExitLoss(Protocol):

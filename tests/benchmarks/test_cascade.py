@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.cascade.maps import Maps, cell_counts, cheapest, nearest
+from benchmarks.cascade.maps import Maps, cheapest, shown_counts
 from mess.common.metrics import VOID, mean_iou
+from mess.common.resizing import nearest
 
 CLASSES, LEVELS = 3, 6
 
@@ -97,12 +98,6 @@ def test_a_pixel_leaves_where_its_confidence_equals_the_threshold() -> None:
     assert maps.composite([LEVELS]).tolist() == [[[1, 1, 1]]]
 
 
-def test_nearest_follows_the_integer_rule() -> None:
-    own = np.arange(6).reshape(1, 2, 3)
-    assert nearest(own, (3, 4)).tolist() == [[[0, 0, 1, 2], [0, 0, 1, 2], [3, 3, 4, 5]]]
-    assert nearest(own, (2, 3)).tolist() == own.tolist()
-
-
 def test_counts_are_those_of_the_maps_at_the_size_of_the_labels() -> None:
     labels, _, truth, maps = drawn(2, [(4, 5), (4, 5)], (9, 11))
     intersection, predicted = maps.counts(labels[1])
@@ -116,7 +111,7 @@ def test_counts_are_those_of_the_maps_at_the_size_of_the_labels() -> None:
 
 def test_cells_hold_every_labelled_pixel_once() -> None:
     truth = np.array([[[0, 1, 1], [VOID, 1, 2], [0, 0, 2]]], np.uint8)
-    cells = cell_counts(truth, (2, 2), CLASSES)
+    cells = shown_counts(truth, (2, 2), CLASSES)
     # Rows 0 and 1 show row 0; columns 0 and 1 show column 0.
     assert cells[0].tolist() == [[[1, 2, 0], [0, 1, 1]], [[2, 0, 0], [0, 0, 1]]]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from mess.cache.compression import compress, decompress
 from mess.common.metrics import label_counts
+from mess.common.resizing import upsampled
 from mess.config import Config
 from mess.exits import FINAL
 from mess.networks.candidates import candidates
@@ -63,8 +63,7 @@ def native_logits(network: OverprovisionedNetwork, exit_id: str, images: Tensor)
 
 
 def classes_at_input(logits: Tensor) -> NDArray[np.int64]:
-    whole = F.interpolate(logits, size=SIZE, mode="bilinear", align_corners=False)
-    return whole.argmax(1).numpy()
+    return upsampled(logits.numpy(), SIZE).argmax(1)
 
 
 def collected(

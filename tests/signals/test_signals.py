@@ -37,10 +37,11 @@ from mess.signals.registry import (
     PAIR_SIGNALS,
     configured_signals,
     distinct,
-    policies,
+    names_by_policy,
     signal_from_json,
 )
 from mess.signals.signal import FULL, Signal
+from tests.upsampling import assert_classes
 
 SIZE = (88, 112)
 """Of the input, eight times the native resolution of most logits here."""
@@ -222,8 +223,8 @@ def test_at_full_resolution_band_and_window_grow_with_the_stride(native: tuple[i
     maps = maps_at(FULL, logits, SIZE)
     stride = {11: 8, 22: 4, 30: 4}[native[0]]
     assert maps.stride == stride
-    whole = F.interpolate(logits, size=SIZE, mode="bilinear", align_corners=False)
-    label = whole.argmax(1)[0].numpy()
+    assert_classes(maps.labels_Bhw.numpy(), logits, SIZE)
+    label = maps.labels_Bhw[0].numpy()
     structure = np.ones((stride, stride))
     # The paper's erosion, of what is no edge: of the edges themselves it would leave nothing.
     eroded = ndimage.binary_erosion(~plain_edges(label), structure, border_value=1)
@@ -381,7 +382,7 @@ def test_neighbouring_thresholds_have_names_of_their_own() -> None:
 
 def test_policies_are_groups_of_signals() -> None:
     config = MemoiseConfig(pixel_thresholds=(0.5,), confidences=("top1", "entropy"))
-    found = policies([*configured_signals(config), *PAIR_SIGNALS.values()])
+    found = names_by_policy([*configured_signals(config), *PAIR_SIGNALS.values()])
     assert len(found["share"]) == 4
     assert found["share-top1"] == ("share-top1-0.5", "share-top1-0.5-edges")
     assert found["share-entropy-edges"] == ("share-entropy-0.5-edges",)
