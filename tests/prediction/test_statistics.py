@@ -27,6 +27,7 @@ from mess.signals.builtin import ConfidentShare, MeanConfidence, NormalisedEntro
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import measure
 from mess.signals.signal import Signal
+from tests.seeds import seeded
 
 SPECS: list[Signal] = [
     ConfidentShare("top1", 0.5, edge_enhanced=True, resolution="full"),
@@ -62,14 +63,14 @@ def logits(
     seed: int, images: int, classes: int, native: tuple[int, int], *, rough: float = 0.3
 ) -> Tensor:
     """Regions of classes with noise, as exits give them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     coarse = torch.randn(images, classes, 3, 4, generator=generator) * 4
     smooth = F.interpolate(coarse, size=native, mode="bicubic")
     return smooth + rough * torch.randn(smooth.shape, generator=generator)
 
 
 def labels(seed: int, images: int, classes: int, full: tuple[int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     label_BHW = torch.randint(0, classes, (images, *full), generator=generator)
     label_BHW[torch.rand(images, *full, generator=generator) < 0.2] = VOID
     label_BHW[-1] = VOID
@@ -247,7 +248,7 @@ def test_interpolation_is_torchs_to_a_few_roundings(
     """Whichever of torch's kernels it is, by layout, classes, threads and size."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    rng = np.random.default_rng(classes)
+    rng = np.random.default_rng(seeded(classes))
     sizes = [((5, 9), (37, 70)), ((23, 30), (90, 120)), ((60, 60), (113, 113)), ((9, 9), (64, 64))]
     sizes += [((1, 1), (4, 5)), ((30, 3), (7, 300)), ((33, 41), (33, 41)), ((2, 3), (1000, 4))]
     sizes += [
@@ -256,7 +257,7 @@ def test_interpolation_is_torchs_to_a_few_roundings(
     ]
     try:
         for native, full in sizes:
-            generator = torch.Generator().manual_seed(sum(full))
+            generator = torch.Generator().manual_seed(seeded(sum(full)))
             values = torch.randn(1, classes, *native, generator=generator)
             values = values.contiguous(memory_format=layout)
             whole = F.interpolate(values, size=full, mode="bilinear", align_corners=False)
@@ -289,7 +290,7 @@ def test_interpolation_is_torchs_to_a_few_roundings(
 def test_single_pixels_are_those_of_the_whole_map(
     classes: int, layout: torch.memory_format
 ) -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     for native, full in (((23, 30), (180, 240)), ((5, 6), (40, 50)), ((9, 9), (5, 70))):
         spoilt = logits(classes, 3, classes, native).round().contiguous(memory_format=layout)
         pixels = rng.integers(0, (3, *full), (500, 3))

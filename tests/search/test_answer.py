@@ -18,6 +18,7 @@ from mess.search.problem.costs import Cost
 from mess.search.problem.evaluate import Choice
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
+from tests.seeds import seeded
 
 Cache = tuple[Tables, dict[str, Cost]]
 
@@ -25,7 +26,7 @@ Cache = tuple[Tables, dict[str, Cost]]
 @pytest.fixture(scope="module")
 def cache(make_cache: Any) -> Any:
     """A cache with several rounds of work: 19 exits and up to 24 thresholds an exit."""
-    rng = np.random.default_rng(28)
+    rng = np.random.default_rng(seeded(28))
     return make_cache(rng, points=5, per_point=5, images=25, classes=9, signals=2)
 
 
