@@ -12,9 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import is_hypothesis_test, settings
 
 from mess import workflow
 from mess.commands.train import train_network
@@ -27,9 +29,25 @@ from mess.runs.run import Run
 from tests.made import make_weights, write_images
 from tests.seeds import SEED, seeded
 
+# Machines of all speeds find the same examples, and keep none for the next time.
+settings.register_profile("tests", max_examples=60, deadline=None, database=None)
+settings.load_profile("tests")
+
+NUMERICS = ("tests/export", "tests/networks", "tests/prediction", "tests/signals")
+"""Folders of which every test hangs on how a processor rounds."""
+
 
 def pytest_report_header() -> str:
     return f"MESS_TEST_SEED={SEED}, torch threads: {torch.get_num_threads()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parents[1]
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(NUMERICS):
+            item.add_marker("numerics")
+        if isinstance(item, pytest.Function) and is_hypothesis_test(item.function):
+            hypothesis.seed(seeded(0))(item.function)
 
 
 MakeConfig = Callable[..., Config]

@@ -23,6 +23,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
     except ValueError as error:
         raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{file} is damaged: it is no JSON object. Export the bundle again.")
     if manifest.get("bundle_version") != BUNDLE_VERSION:
         raise BundleError(
             f"{file} has bundle version {manifest.get('bundle_version')}, this version of mess "

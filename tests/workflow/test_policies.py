@@ -29,6 +29,8 @@ from mess.search.problem.evaluate import Choice, evaluate
 from mess.signals.decision import leaves, threshold_between
 from mess.signals.registry import PAIR_SIGNALS
 
+pytestmark = pytest.mark.numerics
+
 SILENT = Silent()
 
 

@@ -16,6 +16,8 @@ from mess.cache.schema import EXITS
 from mess.runs.run import Run
 from tests.seeds import seeded
 
+pytestmark = pytest.mark.numerics
+
 SETTINGS = {
     "input-dependent": {"target": "macs", "max_error": 0.05},
     "anytime": {"target": "accuracy"},
