@@ -18,7 +18,7 @@ quickstart: $(READY)
 	$(BIN)/mess evaluate --run $(RUN) --split calibration
 	$(BIN)/mess evaluate --run $(RUN) --split test
 
-# Everything, in random order; `-p randomly_seed=N` in PYTEST_ADDOPTS repeats an order.
+# Everything, in random order; PYTEST_ADDOPTS=--randomly-seed=N repeats one.
 test: $(READY)
 	$(MAKE) -j 2 lint compiled
 	$(PYTEST) --durations 10

@@ -87,6 +87,14 @@ def _operators_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _threads_stay() -> Iterator[None]:
+    """Programs of torch set the number of threads of the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def make_config() -> MakeConfig:
     """A tiny configuration; keyword arguments are sections, merged into it key by key."""
