@@ -36,6 +36,9 @@ settings.load_profile("tests")
 NUMERICS = ("tests/export", "tests/networks", "tests/prediction", "tests/signals")
 """Folders of which every test hangs on how a processor rounds."""
 
+SLOW = ("tests/workflow", "tests/networks/test_timm_models.py", "tests/search/test_realistic.py")
+"""Whole ways through files and processes, many networks, long enumerations."""
+
 
 def pytest_report_header() -> str:
     return f"MESS_TEST_SEED={SEED}, torch threads: {torch.get_num_threads()}"
@@ -44,8 +47,11 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parents[1]
     for item in items:
-        if item.path.relative_to(root).as_posix().startswith(NUMERICS):
+        place = item.path.relative_to(root).as_posix()
+        if place.startswith(NUMERICS):
             item.add_marker("numerics")
+        if place.startswith(SLOW):
+            item.add_marker("slow")
         if isinstance(item, pytest.Function) and is_hypothesis_test(item.function):
             hypothesis.seed(seeded(0))(item.function)
 

@@ -27,11 +27,11 @@ def pairs_of_maps(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 def counted(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Intersection, predicted and label counts."""
     seen = truth != VOID
-    masked = [np.where(seen & kept, predicted, VOID) for kept in (predicted == truth, seen)]
-    return (
-        *(label_counts(each.astype(np.uint8), CLASSES) for each in masked),
-        label_counts(truth, CLASSES),
+    hits, chosen = (
+        label_counts(np.where(kept, predicted, VOID).astype(np.uint8), CLASSES)
+        for kept in (seen & (predicted == truth), seen)
     )
+    return hits, chosen, label_counts(truth, CLASSES)
 
 
 @given(pairs_of_maps())

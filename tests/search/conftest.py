@@ -69,8 +69,10 @@ def cost(rng: np.random.Generator, tables: Tables, unit: float, latency: bool, t
     def parts(below: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
         return rng.integers(0, 2 if twins else below, shape).astype(np.float64) * unit
 
+    backbone = parts(9, (tables.points,))
+    backbone[0] = max(backbone[0], unit)  # no path costs nothing
     return Cost(
-        backbone=np.append(0.0, parts(9, (tables.points,)).cumsum()),
+        backbone=np.append(0.0, backbone.cumsum()),
         exit=parts(5, (exits,)),
         signal=parts(3, (exits, signals)) * latency,
         answer=parts(3, (exits,)) * latency,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -73,7 +74,7 @@ def paths(draw: st.DrawFn) -> tuple[Tables, dict[str, Cost], list[int], list[int
     return made, given_costs, chain, draw(st.lists(decides, min_size=size, max_size=size))
 
 
-def steps(value: float, metric: str) -> int:
+def steps(value: Any, metric: str) -> int:
     return round(Fraction(float(value)) * TICKS[metric])
 
 

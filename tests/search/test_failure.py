@@ -16,7 +16,7 @@ from mess.search.answers.failure_prediction import (
 )
 from mess.search.problem.tables import Tables
 from tests.search.test_policies import with_pairs
-from tests.seeds import seeded
+from tests.seeds import first_drawn, seeded
 
 
 def plain_area(order: list[int], risk: list[float]) -> float:
@@ -84,9 +84,11 @@ def test_a_signal_that_knows_is_an_oracle(make_cache: Any) -> None:
 
 
 def test_pairs_are_ranked_over_all_pairs(make_cache: Any) -> None:
-    rng = np.random.default_rng(seeded(4))
-    tables, _ = make_cache(rng, images=20, classes=4, signals=1)
-    tables = with_pairs(rng, tables)
+    tables = first_drawn(
+        4,
+        lambda rng: with_pairs(rng, make_cache(rng, images=20, classes=4, signals=1)[0]),
+        lambda tables: tables.exits > 5 and len(set(tables.point.tolist())) == 3,
+    )
     assert tables.pairs is not None
     risk = 1 - image_mious(tables)
     labelled = ~np.isnan(risk[0])
