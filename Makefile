@@ -4,7 +4,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint format clean
+# One worker a core; beyond four they wait for what they share.
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
+FILE ?=
+
+.PHONY: quickstart test test-numerics check coverage lint compiled format clean
 
 quickstart: $(READY)
 	$(BIN)/mess train-overprovisioned quickstart --run $(RUN)
@@ -13,13 +18,39 @@ quickstart: $(READY)
 	$(BIN)/mess evaluate --run $(RUN) --split calibration
 	$(BIN)/mess evaluate --run $(RUN) --split test
 
-test: lint
-	$(BIN)/python -m pytest --durations 10
+# Everything, in random order; PYTEST_ADDOPTS=--randomly-seed=N repeats one.
+test: $(READY)
+	$(MAKE) -j 2 lint compiled
+	$(PYTEST) --durations 10
+
+# What is quick, or one file: make check FILE=tests/search/test_answer.py
+check: $(READY)
+ifeq ($(FILE),)
+	$(MAKE) -j 2 lint compiled
+	$(PYTEST) -m "not slow"
+else
+	$(BIN)/ruff check $(FILE)
+	$(BIN)/ruff format --check $(FILE)
+	$(BIN)/python -m pytest -q $(FILE)
+endif
+
+# What hangs on rounding, as on the oldest processors, then with two threads and other inputs.
+test-numerics: $(READY)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
+		$(PYTEST) -m numerics
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive MESS_TEST_SEED=1 $(PYTEST) -m numerics
+
+coverage: $(READY)
+	$(PYTEST) -m "not slow" --cov --cov-report term
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Loops are compiled once an installation; two workers would both compile them.
+compiled: $(READY)
+	$(BIN)/python -m tests.compiled
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,21 +1,60 @@
-"""Tiny configurations, and one small run, trained once, that the tests of the package share."""
+"""Tiny configurations, and one run whose predictions are made, that the tests share."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
+import torch
+from hypothesis import is_hypothesis_test, settings
 
 from mess import workflow
+from mess.commands.train import train_network
+from mess.common.files import write_text
+from mess.common.progress import Silent
 from mess.config import Config, parse_config
+from mess.networks.weights import save_weights
+from mess.runs.network import trained_network
 from mess.runs.run import Run
+from tests.made import make_weights, write_images
+from tests.seeds import SEED, seeded
 
-# Tiny tensors: a second thread only waits for the first. Set before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Machines of all speeds find the same examples, and keep none for the next time.
+settings.register_profile("tests", max_examples=60, deadline=None, database=None)
+settings.load_profile("tests")
+
+NUMERICS = ("tests/export", "tests/networks", "tests/prediction", "tests/signals")
+"""Folders of which every test hangs on how a processor rounds."""
+
+SLOW = ("tests/workflow", "tests/networks/test_timm_models.py", "tests/search/test_realistic.py")
+"""Whole ways through files and processes, many networks, long enumerations."""
+
+
+def pytest_report_header() -> str:
+    return f"MESS_TEST_SEED={SEED}, torch threads: {torch.get_num_threads()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parents[1]
+    for item in items:
+        place = item.path.relative_to(root).as_posix()
+        if place.startswith(NUMERICS):
+            item.add_marker("numerics")
+        if place.startswith(SLOW):
+            item.add_marker("slow")
+        if isinstance(item, pytest.Function) and is_hypothesis_test(item.function):
+            hypothesis.seed(seeded(0))(item.function)
+
 
 MakeConfig = Callable[..., Config]
 
@@ -41,6 +80,27 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_read_once() -> Iterator[None]:
+    """The exporter to ONNX reads all it can translate anew for every program, half of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Not torch's public interface: where it is gone, tests are only slower.
+        with suppress(ImportError, AttributeError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            read = staticmethod(cache(ONNXRegistry.from_torchlib))
+            patch.setattr(ONNXRegistry, "from_torchlib", read)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay() -> Iterator[None]:
+    """Programs of torch set the number of threads of the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def make_config() -> MakeConfig:
     """A tiny configuration; keyword arguments are sections, merged into it key by key."""
@@ -58,15 +118,15 @@ def tiny(make_config: MakeConfig) -> Config:
 
 
 CONFIG = """
-seed = 3
+seed = {seed}
 [data]
-kind = "shapes"
+kind = "folder"
+root = "{root}"
 size = [48, 64]
-shapes = [48, 40, 24]
 workers = 0
 [backbone]
 name = "small_resnet"
-options = { width = 8 }
+options = {{ width = 8 }}
 [exits]
 points = 3
 crm = [1, 2]
@@ -74,31 +134,58 @@ blocks = [0, 1]
 rdi = [false]
 heads = ["fcn"]
 [training]
-batch_size = 8
-[training.stage1]
-iterations = 40
-learning_rate = 0.1
-[training.stage2]
-iterations = 20
-learning_rate = 0.1
+batch_size = 2
+stage1.iterations = 2
+stage2.iterations = 2
 [memoise]
-pixel_thresholds = [0.5, 0.8]
+pixel_thresholds = [0.8, 0.95]
 """
+
+IMAGES = {"train": 8, "val": 40, "test": 24}
+"""Of the shared run, by split."""
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The shared run: trained, memoised and profiled. Tests that write use `run`."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = folder / "tiny.toml"
-    config.write_text(CONFIG)
-    return workflow.train_overprovisioned(config, run=folder / "run")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The shared run: its weights are made, then memoised and profiled. Tests write to `run`."""
+
+    def make(folder: Path) -> None:
+        rng = np.random.default_rng(seeded(0))
+        write_images(folder / "images", IMAGES, (48, 64), rng)
+        begun = Run(folder / "run")
+        config = parse_config(tomllib.loads(CONFIG.format(root=folder / "images", seed=seeded(3))))
+        write_text(begun.config_file, config.to_toml())
+        train_network(begun, "cpu", Silent())
+        network = trained_network(begun, torch.device("cpu"))
+        make_weights(network)
+        save_weights(network, begun.weights)
+        workflow.memoise(begun.path)
+        workflow.profile(begun.path, rounds=3)
+
+    return Run(made_once(tmp_path_factory, "made", make) / "run")
+
+
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A folder that the first worker that asks for it fills, and all others find filled."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, filled = root / name, root / f"{name}.filled"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not filled.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            filled.touch()
+    return folder
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Run:
+def run(made: Run, tmp_path: Path) -> Run:
     """A copy of the shared run."""
-    return Run(Path(shutil.copytree(trained.path, tmp_path / "run")))
+    return Run(Path(shutil.copytree(made.path, tmp_path / "run")))
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from mess.common.records import Figures, as_record
 from mess.errors import BundleError
 
 MANIFEST = "manifest.json"
-
-
 BUNDLE_VERSION = 1
 
 
@@ -87,7 +85,9 @@ def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
     except ValueError as error:
         raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
-    version = manifest.get("bundle_version") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{file} is damaged: it is no JSON object. Export the bundle again.")
+    version = manifest.get("bundle_version")
     if version != BUNDLE_VERSION:
         raise BundleError(
             f"{file} has bundle version {version}, this version of mess reads {BUNDLE_VERSION}."

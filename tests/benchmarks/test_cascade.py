@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.cascade.maps import Maps, cheapest, shown_counts
 from mess.common.metrics import VOID, mean_iou
 from mess.common.resizing import nearest
+from tests.seeds import seeded
 
 CLASSES, LEVELS = 3, 6
 
@@ -19,7 +20,7 @@ def drawn(seed: int, natives: list[tuple[int, int]], size: tuple[int, int]) -> t
     list[NDArray[np.uint8]], list[NDArray[np.uint8]], NDArray[np.uint8], Maps
 ]:  # fmt: skip
     """Label maps, confidences and labels of two images, and what is made of them."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     labels = [rng.integers(0, CLASSES, (2, *native), dtype=np.uint8) for native in natives]
     confidences = [rng.integers(0, LEVELS, (2, *native), dtype=np.uint8) for native in natives[:-1]]
     truth = rng.integers(0, CLASSES, (2, *size), dtype=np.uint8)
@@ -118,7 +119,7 @@ def test_cells_hold_every_labelled_pixel_once() -> None:
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_the_cheapest_choice_is_among_those_that_are_left(dimensions: int) -> None:
-    rng = np.random.default_rng(dimensions)
+    rng = np.random.default_rng(seeded(dimensions))
     for _ in range(30):
         mious = rng.integers(0, 8, (5,) * dimensions) / 10
         left = cheapest(mious, 0.5)

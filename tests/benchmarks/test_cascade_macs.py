@@ -14,6 +14,7 @@ from mess.exits import FINAL
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network, export_copy
 from tests.conftest import MakeConfig
+from tests.seeds import seeded
 
 CLASSES = 3
 SIZE = (32, 48)
@@ -74,7 +75,7 @@ def test_each_position_is_counted_once_for_all_later_exits(
     exits: tuple[str, ...], network: OverprovisionedNetwork
 ) -> None:
     """By following each exit's own path from the first exit's features, and uniting them."""
-    rng = np.random.default_rng(len(exits))
+    rng = np.random.default_rng(seeded(len(exits)))
     active = [rng.random((6, *NATIVE)) < 0.1]
     for _ in exits[2:]:
         active.append(active[-1] & (rng.random((6, *NATIVE)) < 0.5))

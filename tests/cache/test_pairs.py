@@ -22,6 +22,7 @@ from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import PAIRS
 from mess.common.files import write_named_by_content
 from tests.cache.conftest import CLASSES
+from tests.seeds import seeded
 
 EXITS = {"p1-crm1-b0-fcn": "e1", "p1-crm2-b0-fcn": "e2", "p2-crm1-b0-fcn": "e3", "final": "e4"}
 FIRST, SECOND, THIRD, LAST = EXITS
@@ -335,7 +336,7 @@ def test_a_cache_is_verified_and_pruned_with_its_pairs(store: PredictionStore) -
 
 @pytest.mark.parametrize("seed", range(10))
 def test_blocks_are_the_pairs_given_once_each(seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     lacks = rng.random((7, 7)) < rng.random(7).round(1)
     covered = np.zeros((7, 7), int)
     for exits_a, exits_b in blocks(lacks):

@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from mess.config import DataConfig
 from mess.data.voc import VOC_CLASSES
+from tests.seeds import seeded
 
 SIZE = (24, 32)
 KINDS = ("shapes", "folder", "voc", "sbd", "coco")
@@ -25,7 +26,7 @@ Make = Callable[[str], DataConfig]
 
 def random_mask(number: int, classes: int, void: bool = True) -> Mask:
     """A mask of blocks, its size differing from image to image, with some void."""
-    rng = np.random.default_rng(number)
+    rng = np.random.default_rng(seeded(number))
     blocks = rng.integers(0, classes, (5, 7)).astype(np.uint8)
     mask = np.kron(blocks, np.ones((6 + number % 3, 6), np.uint8))
     if void:

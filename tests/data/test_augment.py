@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from mess.config import DataConfig
 from mess.data.augment import ScaledCrop, augmentation
+from tests.seeds import seeded
 
 SIZE = (48, 64)
 FILL = (124, 116, 104)
@@ -21,14 +22,14 @@ Array = NDArray[np.uint8]
 
 def coded() -> tuple[Array, Array]:
     """A mask of 16-pixel blocks and an image whose three channels are its colour."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     mask = np.kron(rng.permutation(12).reshape(3, 4), np.ones((16, 16))).astype(np.uint8)
     return np.repeat(20 * mask[..., None] + 20, 3, axis=2), mask
 
 
 def augmented(transform: v2.Transform, seed: int) -> tuple[Array, Array]:
     image, mask = coded()
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     pair = transform(
         tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
         tv_tensors.Mask(torch.from_numpy(mask)),

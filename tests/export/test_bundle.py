@@ -32,6 +32,7 @@ from mess.signals.decision import threshold_between
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import measure
 from tests.conftest import MakeConfig
+from tests.seeds import seeded
 from tests.upsampling import assert_classes
 
 CLASSES = 4
@@ -42,7 +43,7 @@ FACTS = {"setting": "input-dependent", "classes": list("abcd"), "palette": [[0, 
 
 def pictures() -> list[NDArray[np.uint8]]:
     """From nearly flat to full contrast, so that confidences differ."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     coarse = rng.random((9, 4, 6, 3)) - 0.5
     return [
         (127 + 250 * (i + 1) / 9 * np.kron(block, np.ones((8, 8, 1)))).clip(0, 255).astype(np.uint8)

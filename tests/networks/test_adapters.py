@@ -19,13 +19,14 @@ from mess.errors import ConfigError
 from mess.networks.backbones import build_backbone
 from mess.networks.backbones.adapters import block_names, from_torchvision
 from mess.networks.backbones.resnet import drn50
+from tests.seeds import seeded
 
 CLASSES = 5
 
 
 def torchvisions(name: str, **options: Any) -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seeded(0))
         model = getattr(segmentation, name)(
             weights=None, weights_backbone=None, num_classes=CLASSES, **options
         )
@@ -85,7 +86,7 @@ def test_a_cut_model_answers_as_the_whole_one(
     name: str, options: dict[str, Any], blocks: list[str] | None
 ) -> None:
     model = torchvisions(name, **options)
-    image = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(seeded(1)))
     with torch.inference_mode():
         expected = model(image)["out"]
         backbone = from_torchvision(model, blocks).eval()
@@ -136,7 +137,7 @@ def test_deeplabv3_on_mobilenet_v3_takes_the_classifier_s_weights(tmp_path: Path
 
 
 def test_the_check_changes_neither_the_model_nor_the_random_state() -> None:
-    torch.manual_seed(5)
+    torch.manual_seed(seeded(5))
     model = torchvisions("deeplabv3_mobilenet_v3_large").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     drawn = torch.random.get_rng_state()

@@ -22,6 +22,9 @@ from torchvision.models.segmentation import (
 from mess.config import BackboneConfig
 from mess.errors import ConfigError, WeightsError
 from mess.networks.backbones import BACKBONES, Backbone, build_backbone
+from mess.testing import BackboneContract
+from mess.testing.backbones import filled
+from tests.seeds import seeded
 
 CLASSES = 5
 
@@ -66,61 +69,20 @@ def small(name: str) -> Backbone:
     return build(name, **SMALL.get(name, {}))
 
 
-def filled(module: nn.Module) -> nn.Module:
-    """A module from the meta device with cheap, tame, reproducible weights, in eval mode."""
-    module = module.to_empty(device="cpu").eval()
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in module.state_dict().items():
-        if name.endswith(("running_var", "num_batches_tracked")):
-            tensor.fill_(1)
-        elif tensor.dim() == 4:
-            bound = (3 / tensor[0].numel()) ** 0.5
-            tensor.uniform_(-bound, bound, generator=generator)
-        else:
-            tensor.uniform_(0.0, 1.0, generator=generator)
-    return module
-
-
 # ---- The contract suite: every backbone, one of one's own included
 
 NAMES = [*BACKBONES, "own_backbones:tiny"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_backbone_is_blocks_in_order_and_a_head(name: str) -> None:
-    with torch.device("meta"):
-        backbone = small(name).eval()
-        image = torch.empty(2, 3, 32, 48)
-    assert isinstance(backbone, Backbone)
-    assert len(backbone.names) == len(backbone.blocks) == len(set(backbone.names))
-    features = image
-    for block in backbone.blocks:
-        features = block(features)
-        assert features.dim() == 4
-    logits = backbone.head(features)
-    stride = STRIDE.get(name, 8)
-    assert logits.shape == (2, CLASSES, 32 // stride, 48 // stride)
-    assert backbone(image).shape == logits.shape
+class TestEveryBackbone(BackboneContract):
+    @pytest.fixture(autouse=True, params=NAMES)
+    def _each(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+        self.stride = STRIDE.get(self.name, 8)
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_blocks_leave_their_inputs_as_they_are(name: str) -> None:
-    """Exits read them too."""
-    backbone = cast(Backbone, filled(small(name)))
-    features = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        for block in [*backbone.blocks, backbone.head]:
-            before = features.clone()
-            output = block(features)
-            assert torch.equal(features, before)
-            features = output
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_block_names_can_be_exit_points(name: str) -> None:
-    with torch.device("meta"):
-        names = small(name).names
-    assert all(isinstance(block, str) and block for block in names)
+    def build(self, num_classes: int) -> Backbone:
+        assert num_classes == CLASSES
+        return small(self.name)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "drn50", "deeplabv3_resnet101"])
@@ -160,7 +122,7 @@ def test_blocks_run_in_order_are_torchvisions_network_bit_for_bit(name: str, ref
     state = ours.state_dict().values()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), state, strict=True)), assign=True)
     theirs.eval()
-    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seeded(1)))
     with torch.inference_mode():
         features = image
         for block in ours.blocks:
@@ -180,7 +142,7 @@ def test_mobilenet_at_its_own_stride_is_torchvisions() -> None:
     body = list(own.blocks.state_dict().values())
     names = [n for n in theirs.state_dict() if not n.startswith(("classifier.", "features.18."))]
     theirs.load_state_dict(dict(zip(names, body, strict=True)), strict=False)
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seeded(1)))
     with torch.inference_mode():
         found, expected = image, image
         for block in own.blocks:
@@ -196,7 +158,7 @@ def test_dilated_mobilenet_computes_the_strided_one_in_between(stride: int) -> N
     dense = cast(Backbone, filled(build("mobilenet_v2", width=0.25, output_stride=stride)))
     strided = cast(Backbone, build("mobilenet_v2", width=0.25, output_stride=32).eval())
     strided.load_state_dict(dense.state_dict())
-    image = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(seeded(1)))
     with torch.inference_mode():
         every, few = image, image
         for dense_block, strided_block in zip(dense.blocks, strided.blocks, strict=True):
@@ -212,7 +174,7 @@ def test_dilated_mobilenet_computes_the_strided_one_in_between(stride: int) -> N
 def pretrained() -> dict[str, Tensor]:
     """Classification weights as a download would give them, a quarter wide."""
     with torch.random.fork_rng():
-        torch.manual_seed(7)
+        torch.manual_seed(seeded(7))
         network = mobilenet_v2(width_mult=0.25)
     return network.state_dict()
 

@@ -17,6 +17,7 @@ from mess.networks import macs
 from mess.networks.candidates import Candidate, candidates, equidistant_points, named_points
 from mess.networks.heads import build_exit
 from tests.conftest import MakeConfig
+from tests.seeds import seeded
 
 PATHS_GMACS = {
     4: [20.49, 30.83, 51.44, 60.60],
@@ -90,7 +91,7 @@ def plain_points(costs: Sequence[int], points: int) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_equidistant_points_follow_their_definition(seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     costs = (rng.integers(1, 9, rng.integers(1, 12)) ** rng.integers(1, 5)).tolist()
     for points in range(1, len(costs) + 1):
         assert equidistant_points(costs, points) == plain_points(costs, points)

@@ -11,6 +11,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from mess.networks import macs
 from mess.networks.heads import deeplab_head
+from tests.seeds import seeded
 
 CHANNELS, CLASSES, WIDTH = 16, 5, 8
 
@@ -25,7 +26,7 @@ def torchvisions(ours: nn.Module) -> nn.Module:
 
 
 def head() -> nn.Module:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     module = deeplab_head(CHANNELS, CLASSES, WIDTH).to(torch.float64)
     for part in module.modules():
         if isinstance(part, nn.Dropout):
@@ -58,9 +59,9 @@ def test_logits_and_gradients_are_those_of_torchvision(
 
 
 def test_the_state_dict_and_its_draws_are_torchvisions() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     ours = deeplab_head(CHANNELS, CLASSES, WIDTH)[0]
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     theirs = ASPP(CHANNELS, [12, 24, 36], WIDTH)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for mine, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):

@@ -19,6 +19,7 @@ from mess.networks.heads import HEADS, build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network, export_copy, frozen
 from mess.networks.weights import load_weights, save_weights
 from tests.conftest import MakeConfig
+from tests.seeds import seeded
 
 CLASSES = 4
 
@@ -30,7 +31,7 @@ def network(tiny: Config) -> OverprovisionedNetwork:
 
 @pytest.fixture
 def image() -> Tensor:
-    return torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seeded(0)))
 
 
 # ---- Segments
@@ -103,7 +104,7 @@ def test_the_deeplab_head_at_full_width_is_torchvisions(image: Tensor) -> None:
     ours = HEADS["dlb"](16, CLASSES, 256).eval()
     theirs = DeepLabHead(16, CLASSES).eval()
     theirs.load_state_dict(ours.state_dict())
-    features = torch.randn(1, 16, 5, 7, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(1, 16, 5, 7, generator=torch.Generator().manual_seed(seeded(0)))
     with torch.inference_mode():
         assert torch.equal(ours(features), theirs(features))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mess.config import BackboneConfig
 from mess.errors import ConfigError, WeightsError
 from mess.networks.backbones import Backbone, build_backbone
+from tests.seeds import seeded
 
 CLASSES = 5
 
@@ -35,7 +36,7 @@ def build(model: str, weights: str = "none", **options: Any) -> Backbone:
     options = {"model": model, **options}
     config = BackboneConfig(name="timm", weights=weights, options=options)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seeded(0))
         return build_backbone(config, CLASSES).eval()
 
 
@@ -50,7 +51,7 @@ def features(backbone: Backbone, image: Tensor) -> Tensor:
 def test_blocks_compute_timm_s_own_features(model: str, stride: int) -> None:
     ours = build(model, output_stride=stride)
     theirs = timm.create_model(model, features_only=True, output_stride=stride).eval()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seeded(1))
     for parameter in ours.parameters():  # scales that start at zero would hide whole branches
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.0, 1.0, generator=generator)
@@ -132,7 +133,7 @@ def saved(tmp_path: Path, state: Mapping[str, Tensor]) -> str:
 def test_a_classifier_s_file_fills_the_blocks(tmp_path: Path, model: str, first: str) -> None:
     """As timm's pages have them: all layers, the classifier included."""
     with torch.random.fork_rng():
-        torch.manual_seed(7)
+        torch.manual_seed(seeded(7))
         state = timm.create_model(model).state_dict()
     loaded = build(model, saved(tmp_path, state)).blocks.state_dict()
     kept = [state[name] for name in state][: len(loaded)]

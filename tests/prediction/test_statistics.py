@@ -19,6 +19,7 @@ from mess.signals.builtin import ConfidentShare, MeanConfidence, NormalisedEntro
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import measure
 from mess.signals.signal import Signal
+from tests.seeds import seeded
 from tests.upsampling import clear, full_size
 
 SPECS: list[Signal] = [
@@ -60,14 +61,14 @@ def logits(
     seed: int, images: int, classes: int, native: tuple[int, int], *, rough: float = 0.3
 ) -> Tensor:
     """Regions of classes with noise, as exits give them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     coarse = torch.randn(images, classes, 3, 4, generator=generator) * 4
     smooth = F.interpolate(coarse, size=native, mode="bicubic")
     return smooth + rough * torch.randn(smooth.shape, generator=generator)
 
 
 def labels(seed: int, images: int, classes: int, full: tuple[int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     label_BHW = torch.randint(0, classes, (images, *full), generator=generator)
     label_BHW[torch.rand(images, *full, generator=generator) < 0.2] = VOID
     label_BHW[-1] = VOID

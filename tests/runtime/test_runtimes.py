@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
 from mess.errors import ConfigError, MessError
-from mess.export.programs import WRITERS, write_program
+from mess.export.programs import WRITERS
 from mess.runtime.registry import DEFAULT_RUNTIME, FORMATS, RUNTIMES, find_runtime, runtime_of
+from mess.testing import ProgramContract
 
 
-class Two(nn.Module):
-    """Two outputs of different types, as segments have."""
-
-    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return 2 * features + labels, features.argmax(1).to(torch.uint8)
+class TestRuntimes(ProgramContract):
+    @pytest.fixture(autouse=True, params=RUNTIMES.values(), ids=list(RUNTIMES))
+    def _each(self, request: pytest.FixtureRequest) -> None:
+        self.runtime = request.param
 
 
 def test_every_format_is_written_and_run() -> None:
@@ -27,22 +23,6 @@ def test_every_format_is_written_and_run() -> None:
     assert DEFAULT_RUNTIME.name == "onnxruntime"
     assert len({runtime.suffix for runtime in FORMATS.values()}) == len(FORMATS)
     assert [name for name, runtime in RUNTIMES.items() if name != runtime.name] == []
-
-
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_a_program_gives_what_the_module_gives(name: str, tmp_path: Path) -> None:
-    runtime = find_runtime(name)
-    features = torch.arange(12.0).reshape(1, 3, 2, 2) % 5
-    inputs = {"features": features, "labels": torch.ones(1, 1, 2, 2, dtype=torch.uint8)}
-    path = tmp_path / f"two{runtime.suffix}"
-    write_program(Two(), inputs, ["sums", "classes"], path, runtime.format)
-    kind = runtime.load()
-    program = kind(path, 1)
-    found = program(*(kind.to_value(value.numpy()) for value in inputs.values()))
-    for ours, expected in zip(found, Two()(*inputs.values()), strict=True):
-        array = kind.to_array(ours)
-        assert array.dtype == expected.numpy().dtype
-        np.testing.assert_array_equal(array, expected.numpy())
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -15,7 +15,7 @@ Cache = tuple[Tables, dict[str, Cost]]
 MakeCache = Callable[..., Cache]
 
 
-def _tables(
+def tables(
     rng: np.random.Generator,
     points: int,
     per_point: int,
@@ -62,17 +62,17 @@ def _tables(
     )
 
 
-def _cost(
-    rng: np.random.Generator, tables: Tables, unit: float, latency: bool, twins: bool
-) -> Cost:
+def cost(rng: np.random.Generator, tables: Tables, unit: float, latency: bool, twins: bool) -> Cost:
     """Costs on a coarse grid, so that different configurations cost the same now and then."""
     exits, signals = tables.exits, len(tables.signal_names)
 
     def parts(below: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
         return rng.integers(0, 2 if twins else below, shape).astype(np.float64) * unit
 
+    backbone = parts(9, (tables.points,))
+    backbone[0] = max(backbone[0], unit)  # no path costs nothing
     return Cost(
-        backbone=np.append(0.0, parts(9, (tables.points,)).cumsum()),
+        backbone=np.append(0.0, backbone.cumsum()),
         exit=parts(5, (exits,)),
         signal=parts(3, (exits, signals)) * latency,
         answer=parts(3, (exits,)) * latency,
@@ -95,12 +95,12 @@ def make_cache() -> MakeCache:
         signals: int = 2,
         twins: bool = False,
     ) -> Cache:
-        tables = _tables(rng, points, per_point, images, classes, signals, twins)
-        return tables, {
-            "macs": _cost(rng, tables, 1000, False, twins),
+        drawn = tables(rng, points, per_point, images, classes, signals, twins)
+        return drawn, {
+            "macs": cost(rng, drawn, 1000, False, twins),
             # Multiples of 1/64 ms are exact in binary and in picoseconds.
-            "latency": _cost(rng, tables, 1 / 64, True, twins),
-            "params": _cost(rng, tables, 10, False, twins),
+            "latency": cost(rng, drawn, 1 / 64, True, twins),
+            "params": cost(rng, drawn, 10, False, twins),
         }
 
     return make

@@ -10,6 +10,7 @@ from mess.search.problem.evaluate import Choice, delivered_by, evaluate, evaluat
 from mess.search.problem.front import Front, FrontPoint
 from mess.search.problem.ladder import grid, ladder, separating
 from mess.search.problem.tables import Tables
+from tests.seeds import seeded
 
 IMAGES = 10
 
@@ -153,7 +154,7 @@ def test_ladder_places_every_image(tables: Tables) -> None:
 
 
 def test_front_keeps_what_is_not_dominated_in_any_order() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     drawn = [(int(c), int(m)) for c, m in rng.integers(0, 12, (200, 2))]
     points = [FrontPoint(c, m, order, order) for order, (c, m) in enumerate(drawn)]
 
@@ -168,6 +169,6 @@ def test_front_keeps_what_is_not_dominated_in_any_order() -> None:
     kept = [p for p in points if not dominated(p)]
     for seed in range(5):
         front: Front[int] = Front()
-        for index in np.random.default_rng(seed).permutation(len(points)):
+        for index in np.random.default_rng(seeded(seed)).permutation(len(points)):
             front.insert(points[index])
         assert list(front.points) == sorted(kept)

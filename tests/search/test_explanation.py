@@ -24,6 +24,7 @@ from mess.search.problem.request import Request
 from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables
 from tests.search.spaces import space_of
+from tests.seeds import seeded
 
 Cache = tuple[Tables, dict[str, Cost]]
 UNITS = {"macs": 1000.0, "latency": 1 / 64, "params": 10.0}
@@ -103,7 +104,7 @@ def drawn(rng: np.random.Generator, cache: Cache, setting: str, target: str) -> 
 
 def spaces(make_cache: Any, seed: int) -> Iterator[Space]:
     """A feasible space of every setting and target."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     cache = make_cache(
         rng,
         points=int(rng.integers(2, 5)),
@@ -234,7 +235,7 @@ def test_neighbours_are_the_nearest_on_the_front(make_cache: Any, seed: int) -> 
 
 
 def test_one_limit_and_a_front_need_no_search(make_cache: Any) -> None:
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seeded(5))
     cache = make_cache(rng, points=3, per_point=3, images=7)
     for setting, target in product(SETTINGS, TARGETS):
         space = Space(cache, Request(setting=setting, target=target, max_error=0.5, max_exits=2))
@@ -248,7 +249,7 @@ def test_one_limit_and_a_front_need_no_search(make_cache: Any) -> None:
 def test_purchases_agree_with_searching_again(make_cache: Any, setting: str) -> None:
     """The searcher's own front, and its own answer to what the explanation says to ask for."""
     tables, costs = make_cache(
-        np.random.default_rng(28), points=4, per_point=4, images=25, classes=9, signals=2
+        np.random.default_rng(seeded(28)), points=4, per_point=4, images=25, classes=9, signals=2
     )
     told = 0
     asked: list[tuple[str, dict[str, Any]]] = [

@@ -18,6 +18,7 @@ from mess.search.problem.evaluate import Choice, evaluate
 from mess.search.problem.request import Request
 from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables
+from tests.seeds import seeded
 
 Cache = tuple[Tables, dict[str, Cost]]
 NUMBER = r"(\d[\d.]*(?:e[+-]?\d+)?)"
@@ -98,7 +99,7 @@ def drawn(rng: np.random.Generator, setting: str, answer: Answer) -> Request:
 def infeasible_requests(
     make_cache: Any, setting: str, seed: int
 ) -> Iterator[tuple[Cache, Request, str]]:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     tables, costs = cache = make_cache(rng, points=3, per_point=3, images=6, signals=1)
     for target in ("latency", "macs", "params", "accuracy"):
         plain = Request(setting=setting, target=target, thresholds=3)
@@ -132,7 +133,7 @@ def deliveries(cache: Cache) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_missed_checkpoint_is_told_the_best_of_both_kinds(make_cache: Any, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     cache = make_cache(rng, points=4, per_point=4, images=8)
     answers = deliveries(cache)
     costs, mious = zip(*answers, strict=True)
@@ -154,7 +155,7 @@ def test_a_missed_checkpoint_is_told_the_best_of_both_kinds(make_cache: Any, see
 
 
 def test_a_checkpoint_beyond_every_exit_is_told_the_most_accurate(make_cache: Any) -> None:
-    cache = make_cache(np.random.default_rng(3), points=4, per_point=4, images=8)
+    cache = make_cache(np.random.default_rng(seeded(3)), points=4, per_point=4, images=8)
     answers = deliveries(cache)
     most = max(miou for _, miou in answers)
     first = min(cost for cost, miou in answers if miou == most)
@@ -170,7 +171,7 @@ def test_a_checkpoint_beyond_every_exit_is_told_the_most_accurate(make_cache: An
 def test_the_default_checkpoint_is_told_as_error_or_as_a_checkpoint(make_cache: Any) -> None:
     told = 0
     for seed in range(10):
-        cache = make_cache(np.random.default_rng(seed), points=4, per_point=4, images=8)
+        cache = make_cache(np.random.default_rng(seeded(seed)), points=4, per_point=4, images=8)
         message = refusal(cache, Request(setting="anytime", target="macs", max_error=0.0))
         if message is None or "delivers nothing" in message:
             continue
@@ -183,7 +184,7 @@ def test_the_default_checkpoint_is_told_as_error_or_as_a_checkpoint(make_cache: 
 
 
 def test_every_checkpoint_that_is_missed_for_itself_is_named(make_cache: Any) -> None:
-    cache = make_cache(np.random.default_rng(3), points=4, per_point=4, images=8)
+    cache = make_cache(np.random.default_rng(seeded(3)), points=4, per_point=4, images=8)
     message = refusal(
         cache, Request(setting="anytime", target="macs", checkpoints=((1.0, 1.0), (2.0, 0.9)))
     )

@@ -14,6 +14,7 @@ from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from tests.search.conftest import MakeCache
+from tests.seeds import seeded
 
 
 @pytest.fixture
@@ -143,11 +144,11 @@ def test_bad_requests(request_: dict[str, Any], message: str) -> None:
 
 
 def test_more_exits_than_the_exhaustive_search_covers(make_cache: MakeCache) -> None:
-    tables, costs = make_cache(np.random.default_rng(0), points=5, per_point=1, images=3)
+    tables, costs = make_cache(np.random.default_rng(seeded(0)), points=5, per_point=1, images=3)
     with pytest.raises(ConfigError, match=r"at most 4 exits in all, got max_exits=5"):
         search(tables, costs, Request(target="macs", max_exits=5))
     # With fewer points than that, more exits cannot be chosen anyway.
-    tables, costs = make_cache(np.random.default_rng(0), points=2, images=3)
+    tables, costs = make_cache(np.random.default_rng(seeded(0)), points=2, images=3)
     assert search(tables, costs, Request(target="macs", max_exits=9)).gap == 0
 
 

@@ -17,6 +17,7 @@ from mess.search.problem.request import Request
 from mess.search.problem.settings import SETTINGS
 from tests.search.conftest import MakeCache
 from tests.search.test_realistic import network
+from tests.seeds import seeded
 
 
 def interrupt_at(share: float) -> Callable[[int, int], None]:
@@ -34,7 +35,9 @@ def test_no_answer_is_better_than_the_relaxation(
     make_cache: MakeCache, setting: str, target: str, stat: str
 ) -> None:
     for seed in range(12):
-        tables, costs = make_cache(np.random.default_rng(seed), images=5, twins=seed % 2 == 0)
+        tables, costs = make_cache(
+            np.random.default_rng(seeded(seed)), images=5, twins=seed % 2 == 0
+        )
         limits: dict[str, Any] = {"max_error": 0.05 * (seed % 3)} if target != "accuracy" else {}
         request = Request(setting=setting, target=target, latency_stat=stat, **limits)
         if setting == "anytime" and target != "accuracy":

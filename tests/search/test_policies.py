@@ -27,6 +27,7 @@ from tests.search.test_brute_force import (
     selected_of,
 )
 from tests.search.test_brute_force import run as run_each
+from tests.seeds import seeded
 
 
 def with_pairs(rng: np.random.Generator, tables: Tables) -> Tables:
@@ -162,7 +163,7 @@ def check(answer: Answer, best: Candidate, front: list[Candidate], order: Any) -
 @pytest.mark.parametrize("seed", range(120))
 @pytest.mark.parametrize("kind", ["pairs", "pairs, one threshold", "one threshold"])
 def test_search_equals_the_enumeration(make_cache: Any, seed: int, kind: str) -> None:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     tables, costs = make_cache(
         rng,
         points=int(rng.integers(3, 5)),
@@ -203,7 +204,7 @@ def test_threads_and_early_references_change_nothing(
     make_cache: Any, seed: int, shared: bool
 ) -> None:
     """Enough exits before each that they are searched in several parts."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     tables, costs = make_cache(rng, points=5, per_point=3, images=12, classes=4, signals=1)
     tables = with_pairs(rng, tables)
     request = Request(
@@ -294,7 +295,7 @@ def test_pairs_that_are_missing_are_refused() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_optuna_says_what_it_cannot_sample(make_cache: Any, shared: bool) -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     tables, costs = make_cache(rng, signals=1)
     if not shared:
         tables = with_pairs(rng, tables)

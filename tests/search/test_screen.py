@@ -18,6 +18,7 @@ from mess.search.problem.ladder import ladder
 from mess.search.problem.progress import NOTHING
 from mess.search.problem.request import Request
 from tests.search.test_realistic import network
+from tests.seeds import seeded
 
 EMPTY = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
@@ -41,7 +42,7 @@ def test_no_configuration_is_more_accurate_than_its_bound(seed: int, classes: in
     """
     tables, costs = network(seed, classes)
     goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs"))
-    frame, rng = Frame.of(tables), np.random.default_rng(seed)
+    frame, rng = Frame.of(tables), np.random.default_rng(seeded(seed))
     steps = ladder(tables, 10)
     bins, number = frame.sorted_ladder(steps)
     prices = frame.sorted_prices(pack_prices(goal))

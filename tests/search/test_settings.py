@@ -19,6 +19,7 @@ from mess.search.problem.tables import Tables
 from mess.search.sampled.sample import sample
 from mess.search.sampled.space import SPACES as SAMPLED
 from tests.search.spaces import SPACES, space_of
+from tests.seeds import seeded
 
 Cache = tuple[Tables, dict[str, Cost]]
 EVERY = pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
@@ -26,7 +27,7 @@ EVERY = pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS)
 
 @pytest.fixture(scope="module")
 def cache(make_cache: Any) -> Any:
-    return make_cache(np.random.default_rng(4), points=4, per_point=3, images=8, signals=2)
+    return make_cache(np.random.default_rng(seeded(4)), points=4, per_point=3, images=8, signals=2)
 
 
 def goal_of(cache: Cache, setting: Setting) -> Goal:

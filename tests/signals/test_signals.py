@@ -41,6 +41,7 @@ from mess.signals.registry import (
     signal_from_json,
 )
 from mess.signals.signal import FULL, Signal
+from tests.seeds import seeded
 from tests.upsampling import assert_classes
 
 SIZE = (88, 112)
@@ -49,7 +50,7 @@ SIZE = (88, 112)
 
 def random_logits(seed: int, shape: tuple[int, ...] = (2, 5, 11, 14)) -> Tensor:
     """Smooth enough for regions, rough enough for edges everywhere, border included."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     rough = rng.normal(size=shape)
     smooth = ndimage.gaussian_filter(rough, (0, 0, 1.2, 1.2))
     return torch.from_numpy(6 * smooth + 0.5 * rough).float()

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import variation_of_information
 
 from mess.signals.variation import variation, variations
+from tests.seeds import seeded
 
 Map = NDArray[np.uint8]
 Make = Callable[[np.random.Generator, tuple[int, int], int], Map]
@@ -50,7 +51,7 @@ def reference(previous: Map, label: Map) -> float:
 )
 def test_it_is_that_of_scikit_image(make: Make, shape: tuple[int, int], classes: int) -> None:
     for seed in range(4):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seeded(seed))
         previous, label = make(rng, shape, classes), make(rng, shape, classes)
         found = variation(previous, label, classes)
         assert found == pytest.approx(reference(previous, label), abs=1e-6)
@@ -61,14 +62,14 @@ def test_it_is_that_of_scikit_image(make: Make, shape: tuple[int, int], classes:
 
 
 def test_runs_and_pixels_may_meet() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     previous, label = regions(rng, (65, 65), 5), noise(rng, (65, 65), 21)
     for pair in ((previous, label), (label, previous)):
         assert variation(*pair, 21) == pytest.approx(reference(*pair), abs=1e-6)
 
 
 def test_all_classes_that_there_can_be() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     previous, label = (rng.permutation(255 * 8).reshape(51, 40) % 255 for _ in range(2))
     previous, label = previous.astype(np.uint8), label.astype(np.uint8)
     assert len(np.unique(previous)) == len(np.unique(label)) == 255
@@ -77,7 +78,7 @@ def test_all_classes_that_there_can_be() -> None:
 
 
 def test_maps_of_one_class() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded(0))
     plain, label = np.full((65, 65), 3, np.uint8), noise(rng, (65, 65), 21)
     for pair in ((plain, label), (label, plain)):
         assert variation(*pair, 21) == pytest.approx(reference(*pair), abs=1e-6)
@@ -90,7 +91,7 @@ def test_maps_that_say_the_same_give_zero_and_not_minus_zero(
     make: Make, shape: tuple[int, int]
 ) -> None:
     for seed in range(20):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seeded(seed))
         some = make(rng, shape, 21)
         renamed = rng.permutation(21).astype(np.uint8)[some]
         for other in (some.copy(), renamed):
@@ -116,7 +117,7 @@ def test_maps_that_say_the_same_give_zero_and_not_minus_zero(
 def test_unequal_sizes_are_brought_to_the_larger(
     make: Make, shape: tuple[int, int], other: tuple[int, int]
 ) -> None:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeded(1))
     previous, label = make(rng, shape, 6), make(rng, other, 6)
     found = variation(previous, label, 6)
     assert found == pytest.approx(reference(previous, label), abs=1e-6)
@@ -124,7 +125,7 @@ def test_unequal_sizes_are_brought_to_the_larger(
 
 @pytest.mark.parametrize("threads", [1, 3, None])
 def test_many_pairs_are_each_what_two_maps_give(threads: int | None) -> None:
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seeded(2))
     shapes = [(9, 12), (17, 24), (9, 12), (12, 9), (17, 24)]
     maps = [np.stack([regions(rng, shape, 7) for _ in range(6)]) for shape in shapes]
     pairs = rng.permutation([(a, b) for a in range(5) for b in range(5)])

@@ -18,16 +18,17 @@ from mess.training.losses import (
     mixture,
     upsample,
 )
+from tests.seeds import seeded
 
 B, C, H, W = 2, 4, 19, 26
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seeded(seed)))
 
 
 def labels(void: float = 0.2, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     label = torch.randint(0, C, (B, H, W), generator=generator)
     return label.masked_fill(torch.rand(B, H, W, generator=generator) < void, VOID)
 

@@ -14,11 +14,12 @@ from torch import nn
 from mess.compute.processes import ALONE
 from mess.errors import ConfigError
 from mess.training.shared_batch_norm import normalise_apart, normalise_together
+from tests.seeds import seeded
 
 
 def pair(**options: float) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
     """Torch's, and the same over the processes."""
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     theirs = nn.BatchNorm2d(8, **options).double()  # pyright: ignore[reportArgumentType]
     nn.init.normal_(theirs.weight)
     nn.init.normal_(theirs.bias)
@@ -35,7 +36,7 @@ def test_outputs_gradients_and_statistics_are_torchs(
 ) -> None:
     theirs, ours = pair(momentum=0.3, eps=1e-3)
     for number in range(3):
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(seeded(number))
         images = torch.randn(shape, generator=generator, dtype=torch.float64) + mean
         images = images.contiguous(memory_format=layout).requires_grad_()
         step = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -36,6 +36,7 @@ from mess.training.stages.pretraining import active_exits
 from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
 from mess.training.stopping import stop_on_signal
 from tests.conftest import MakeConfig
+from tests.seeds import seeded
 
 CLASSES = 4
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ ROUND_ROBIN, MODULO = "round-robin", "modulo"
 
 
 def batch(stage: str, iteration: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1000 * ord(stage[-1]) + iteration)
+    generator = torch.Generator().manual_seed(seeded(1000 * ord(stage[-1]) + iteration))
     images = torch.randn(2, 3, 32, 48, generator=generator)
     labels = torch.randint(0, CLASSES, (2, 32, 48), generator=generator)
     return images, labels.masked_fill(torch.rand(2, 32, 48, generator=generator) < 0.1, 255)
@@ -267,7 +268,7 @@ def test_stage_2_reports_eq3_of_every_exit(make_config: MakeConfig) -> None:
 def test_stage_2_leaves_backbone_and_final_head_bit_identical_and_trains_every_exit(
     tiny: Config, tmp_path: Path
 ) -> None:
-    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(5))
+    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seeded(5)))
     kept: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Tensor]] = {}
 
     def keep(network: OverprovisionedNetwork, stage: str) -> None:
@@ -303,7 +304,7 @@ def test_an_exit_starts_the_same_whatever_exits_surround_it(make_config: MakeCon
 
 
 def test_the_seed_alone_decides_the_start(make_config: MakeConfig) -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     first = build(make_config()).state_dict()
     state = torch.get_rng_state()
     second = build(make_config()).state_dict()
@@ -347,7 +348,7 @@ def test_a_killed_and_resumed_run_ends_bit_identical(
 ) -> None:
     with pytest.raises(Killed):
         run_training(always_saving, tmp_path, reporter=Killer(stage, iteration))
-    torch.manual_seed(999)  # another process has another random state
+    torch.manual_seed(seeded(999))  # another process has another random state
     network = run_training(always_saving, tmp_path)
     assert same(network.state_dict(), uninterrupted[0])
     assert (tmp_path / "metrics").read_text() == uninterrupted[1]

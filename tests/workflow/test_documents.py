@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,20 @@ def test_every_tool_reads_the_same_from_a_cache(run: Run) -> None:
 
 
 OWN_BACKBONE = ROOT / "docs" / "own-backbone.md"
+POLICIES = ROOT / "docs" / "policies.md"
+
+
+def test_the_contracts_of_the_documents_are_kept(tmp_path: Path) -> None:
+    """As one would run them: pytest on files beside modules of one's own."""
+    for document in (OWN_BACKBONE, POLICIES):
+        for snippet in blocks(document, "python"):
+            first = snippet.splitlines()[0]
+            name = first.removeprefix("# ") if first.startswith("# ") else "my_signals.py"
+            (tmp_path / name).write_text(snippet)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "10 passed" in done.stdout
 
 
 EXAMPLES = "".join(blocks(OWN_BACKBONE, "bash")).splitlines()
@@ -131,7 +147,7 @@ def test_a_signal_of_ones_own_goes_all_the_way(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The document's class, memoised, searched and exported; nothing else is written."""
-    (snippet,) = blocks(ROOT / "docs" / "policies.md", "python")
+    snippet, _ = blocks(POLICIES, "python")
     (tmp_path / "my_signals.py").write_text(snippet)
     monkeypatch.chdir(tmp_path)
     name = "my_signals:LeastConfident"

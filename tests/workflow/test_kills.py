@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 import pytest
 
+from tests.seeds import seeded
 from tests.workflow.children import (
     MEMOISING,
     STAGE_1,
@@ -56,7 +57,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(
     killed = begin_training(tmp_path / "killed", settings)
     told, code, _ = train(whole)
     assert code == 0
-    rng = np.random.default_rng(reach)
+    rng = np.random.default_rng(seeded(reach))
     died: Counter[str] = Counter()
     for task in (STAGE_1, STAGE_2, MEMOISING):
         # Memoising keeps every part.

@@ -33,6 +33,7 @@ from mess.runs.fingerprints import pipeline_fingerprint
 from mess.runs.run import Run
 from mess.signals.registry import configured_signals
 from tests.caches import fill
+from tests.seeds import seeded
 
 POINTS, IMAGES, CLASSES = 3, 12, 4
 SIZE = (6, 8)
@@ -147,7 +148,7 @@ def measure(run: Run, config: Config, name: str, seed: int) -> None:
     """A profile of made-up times."""
     exits = [row for row in read_rows(run.exits, EXITS) if row["status"] == "trained"]
     names = [spec.name for spec in configured_signals(config.memoise)]
-    rows = timings(np.random.default_rng(seed), exits, names)
+    rows = timings(np.random.default_rng(seeded(seed)), exits, names)
     facts = {"weights": sha256(run.weights), "signals": names}
     write_rows(run.latency(name), rows, LATENCY, facts)
 
@@ -164,7 +165,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = load_config("quickstart", overrides)
     write_text(run.config_file, config.to_toml())
     run.weights.write_bytes(b"weights")
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeded(1))
     write_rows(run.exits, exit_rows(rng), EXITS)
     memoise(run, config, rng)
     measure(run, config, "onnxruntime-1thread", 2)

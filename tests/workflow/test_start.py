@@ -17,10 +17,36 @@ from mess.runs.run import Run, begin_run
 
 Train = Callable[..., Run]
 
+SETTINGS = [
+    "data.size=[24,32]",
+    "data.shapes=[8,4,4]",
+    "data.workers=0",
+    "data.holdout=0.0",
+    "backbone.name=small_resnet",
+    "backbone.options={width=4}",
+    "exits.points=3",
+    "exits.crm=[1]",
+    "exits.blocks=[0]",
+    "exits.rdi=[false]",
+    "exits.heads=['fcn']",
+    "training.batch_size=2",
+    "training.stage1.iterations=4",
+    "training.stage2.iterations=3",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that starts from random weights."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run = begin_run(folder, load_config("quickstart", SETTINGS), "run")
+    train_network(run, "cpu", Silent())
+    return run
+
 
 @pytest.fixture
 def train(trained: Run, tmp_path: Path) -> Train:
-    """Train as the shared run was, but for the overrides, from its backbone."""
+    """Train as that run was, but for the overrides, from its backbone."""
 
     def start(*overrides: str, start: Path = trained.path) -> Run:
         overrides = (f"training.start='{start}'", "training.stage1.iterations=0", *overrides)
@@ -64,4 +90,4 @@ def test_a_start_that_is_no_run_is_refused(train: Train, tmp_path: Path) -> None
 
 def test_a_start_with_another_backbone_is_refused(train: Train) -> None:
     with pytest.raises(WeightsError, match="is of another network"):
-        train("backbone.options.width=12")
+        train("backbone.options.width=8")

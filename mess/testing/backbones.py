@@ -1,0 +1,88 @@
+"""What every backbone promises."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mess.networks.backbones import Backbone
+
+M = TypeVar("M", bound=nn.Module)
+
+CLASSES = 5
+
+
+class BackboneContract:
+    """Subclass as `TestMine` and define `build`; images are 32x48 pixels."""
+
+    stride = 8
+    """Pixels of the input by which the final logits' pixels are apart."""
+
+    def build(self, num_classes: int) -> Backbone:
+        """The backbone; it is called several times, on torch's meta device too."""
+        raise NotImplementedError
+
+    def test_it_is_blocks_in_order_and_a_head(self) -> None:
+        with torch.device("meta"):
+            backbone = self.build(CLASSES).eval()
+            image = torch.empty(2, 3, 32, 48)
+        assert isinstance(backbone, Backbone)
+        features = image
+        for block in backbone.blocks:
+            features = block(features)
+            assert features.dim() == 4, "a block returns features (B, C, h, w)"
+        logits = backbone.head(features)
+        assert logits.shape == (2, CLASSES, 32 // self.stride, 48 // self.stride)
+        assert backbone(image).shape == logits.shape
+
+    def test_blocks_have_names_of_their_own(self) -> None:
+        """Exit points are named by them."""
+        with torch.device("meta"):
+            backbone = self.build(CLASSES)
+        assert len(backbone.names) == len(backbone.blocks) == len(set(backbone.names))
+        assert all(isinstance(name, str) and name for name in backbone.names)
+
+    def test_blocks_leave_their_inputs_as_they_are(self) -> None:
+        """Exits read them too."""
+        backbone = filled(self._on_meta())
+        features = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            for block in [*backbone.blocks, backbone.head]:
+                before = features.clone()
+                output = block(features)
+                assert torch.equal(features, before), "a block changes its input in place"
+                features = output
+
+    def test_two_images_are_answered_as_each_alone(self) -> None:
+        """In eval mode nothing passes between the images of a batch."""
+        backbone = filled(self._on_meta())
+        images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            together = backbone(images)
+            apart = torch.cat([backbone(image[None]) for image in images])
+        torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
+
+    def _on_meta(self) -> Backbone:
+        with torch.device("meta"):
+            return self.build(CLASSES)
+
+
+def filled(module: M) -> M:
+    """A module from the meta device with cheap, tame, reproducible weights, in eval mode."""
+    module = module.to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        _fill(name, tensor, generator)
+    return module
+
+
+def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    if name.endswith(("running_var", "num_batches_tracked")):
+        tensor.fill_(1)
+    elif tensor.dim() == 4:
+        bound = (3 / tensor[0].numel()) ** 0.5
+        tensor.uniform_(-bound, bound, generator=generator)
+    elif tensor.is_floating_point():
+        tensor.uniform_(0.0, 1.0, generator=generator)
