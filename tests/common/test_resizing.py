@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mess.common.resizing import Axis, Grid, nearest, tolerance, upsampled
+from tests.seeds import seeded
 
 LENGTHS = [(1, 1), (1, 7), (5, 5), (5, 40), (9, 70), (30, 7), (65, 520), (33, 257), (2, 1000)]
 
@@ -43,7 +44,7 @@ def test_weights_are_the_fractions_rounded_once(inputs: int, outputs: int) -> No
 def test_upsampled_is_the_exact_mean_of_four_to_a_few_roundings(
     native: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    values = np.random.default_rng(0).normal(size=native).astype(np.float32)
+    values = np.random.default_rng(seeded(0)).normal(size=native).astype(np.float32)
     found = upsampled(values, size)
     assert found.dtype == np.float32
     for y, x in np.ndindex(*size):
@@ -66,7 +67,7 @@ def test_torchs_operation_is_within_the_tolerance(
     native: tuple[int, int], size: tuple[int, int], layout: torch.memory_format, classes: int
 ) -> None:
     """Whichever of its kernels it takes: by layout, classes, sizes and processor."""
-    generator = torch.Generator().manual_seed(sum(size))
+    generator = torch.Generator().manual_seed(seeded(sum(size)))
     values = torch.randn(1, classes, *native, generator=generator).contiguous(memory_format=layout)
     found = F.interpolate(values, size=size, mode="bilinear", align_corners=False).numpy()
     limit = tolerance(native) * float(values.abs().max())
@@ -75,7 +76,7 @@ def test_torchs_operation_is_within_the_tolerance(
 
 @pytest.mark.parametrize("native", [(1, 1), (5, 9), (23, 30), (40, 60)])
 def test_matrices_interpolate_too(native: tuple[int, int]) -> None:
-    values = np.random.default_rng(1).normal(size=(3, *native)).astype(np.float32)
+    values = np.random.default_rng(seeded(1)).normal(size=(3, *native)).astype(np.float32)
     grid = Grid.of(native, (37, 70))
     found = grid.rows.matrix() @ values @ grid.columns.matrix().T
     limit = tolerance(native) * abs(values).max()
