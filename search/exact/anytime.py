@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from mess.errors import ConfigError
-from mess.search.exact.packing import pack_aim, pack_prices
+from mess.search.exact.kernel_inputs import pack_aim, pack_prices
 from mess.search.exact.workers import ALL_CORES, Workers, run_rounds
 from mess.search.kernels.anytime import Checkpoints, Early, Last, scan_anytime
 from mess.search.kernels.arrays import Aim, Prices

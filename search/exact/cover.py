@@ -9,9 +9,9 @@ from typing import Any
 
 from mess.errors import ConfigError
 from mess.search.exact.anytime import search_anytime
-from mess.search.exact.comparing import count_pairs, pair_ladders, search_pairs
 from mess.search.exact.input_dependent import search_dependent
 from mess.search.exact.one_exit import search_single
+from mess.search.exact.pair_signals import count_pairs, pair_ladders, search_pairs
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.problem.goal import Goal
 from mess.search.problem.progress import Found

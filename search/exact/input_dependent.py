@@ -8,14 +8,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from mess.search.exact.bound import Frame, along, bands, reaching, window
+from mess.search.exact.kernel_inputs import pack_aim, pack_pixels, pack_prices
 from mess.search.exact.one_exit import search_single
-from mess.search.exact.packing import pack_aim, pack_pixels, pack_prices
+from mess.search.exact.reference import Frame, along, bands, reaching, window
 from mess.search.exact.shared_threshold import one_threshold_space, with_one_threshold
 from mess.search.exact.workers import ALL_CORES, Workers, run_rounds
 from mess.search.kernels.arrays import MEAN, NOBODY, Aim, Prices, Window
-from mess.search.kernels.scan import scan_rows
-from mess.search.kernels.screen import screen
+from mess.search.kernels.bound import screen
+from mess.search.kernels.evaluate import scan_rows
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.ladder import Ladder

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mess.search.kernels.keep import advances, affordable, insert, keep_best
+from mess.search.kernels.front import advances, affordable, insert, keep_best
 
 
 class Early(NamedTuple):

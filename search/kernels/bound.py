@@ -13,7 +13,7 @@ A row is a choice of early exits but the deepest, with their thresholds; what th
 The deepest early exit with all its thresholds (columns) and every last exit (lanes) are scanned at
 once: neither the number of classes nor a third loop over the images enters.
 
-Suffixes of array names as in `mess.search.kernels.scan`; R rows, T columns, L exits deeper than
+Suffixes of array names as in `mess.search.kernels.evaluate`; R rows, T columns, L exits deeper than
 those of the row by rising point (the lanes of a column end that list), C classes that have labels.
 """
 
@@ -24,7 +24,12 @@ from numba import njit
 
 from mess.search.kernels.arrays import EPSILON, GROUPS, MARGIN, MEAN, NOBODY, STORED
 from mess.search.kernels.costs import paths, total
-from mess.search.kernels.spreads import group_width, largest_by_point, row_spreads, second_order
+from mess.search.kernels.second_order import (
+    group_width,
+    largest_by_point,
+    row_spreads,
+    second_order,
+)
 from mess.search.problem.goal import MIOU_STEPS
 from mess.search.problem.progress import NOTHING
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mess.search.exact.bound import Frame, reaching, window
-from mess.search.exact.packing import pack_prices
+from mess.search.exact.kernel_inputs import pack_prices
+from mess.search.exact.reference import Frame, reaching, window
 from mess.search.kernels.arrays import NOBODY
-from mess.search.kernels.screen import screen
+from mess.search.kernels.bound import screen
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal, miou_steps

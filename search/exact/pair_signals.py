@@ -12,10 +12,10 @@ from functools import partial
 
 import numpy as np
 
-from mess.search.exact.bound import Frame
 from mess.search.exact.input_dependent import EarlyExits, Task
+from mess.search.exact.kernel_inputs import pack_prices
 from mess.search.exact.one_exit import search_single
-from mess.search.exact.packing import pack_prices
+from mess.search.exact.reference import Frame
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.kernels.arrays import NOBODY, Prices
 from mess.search.problem.evaluate import Choice, Configuration

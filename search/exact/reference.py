@@ -1,4 +1,4 @@
-"""Where the bound of `mess.search.kernels.screen` is put, and what a configuration must reach."""
+"""Where the bound of `mess.search.kernels.bound` is put, and what a configuration must reach."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.search.kernels.arrays import EPSILON, GROUPS, MARGIN, MEAN, Counts, Prices, Window
-from mess.search.kernels.spreads import spreads
+from mess.search.kernels.second_order import spreads
 from mess.search.problem.evaluate import Configuration
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal

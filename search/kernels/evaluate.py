@@ -11,7 +11,7 @@ from numba import njit
 
 from mess.search.kernels.arrays import NOBODY
 from mess.search.kernels.costs import paths, total
-from mess.search.kernels.keep import advances, insert, keep_best
+from mess.search.kernels.front import advances, insert, keep_best
 from mess.search.problem.goal import MIOU_STEPS
 
 
