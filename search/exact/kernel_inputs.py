@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-from mess.search.kernels.arrays import MEAN, P90, STORED, Aim, Pixels, Prices
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.search.kernels.arrays import MEAN, NOBODY, P90, STORED, Aim, Counts, Exits, Pixels, Prices
 from mess.search.problem.costs import LATENCY, PARAMS
 from mess.search.problem.goal import Goal
-from mess.search.problem.progress import NOTHING
+from mess.search.problem.ladder import Ladder
+from mess.search.problem.progress import NOTHING, Arrays
 from mess.search.problem.request import ACCURACY
 from mess.search.problem.tables import Tables
 
@@ -49,3 +53,74 @@ def pack_aim(goal: Goal, collect: bool) -> Aim:
         collect=collect,
         miou=goal.miou_limit,
     )
+
+
+class ByDepth(NamedTuple):
+    """The tables as the bound reads them: exits by rising point, classes that have labels.
+
+    order_E: the exit's index in the tables; point_E: its point, from 0; after_E: the first exit
+        behind that point.
+    label_C: labelled pixels of the classes; share: 1 / least number of classes that count in the
+        mIoU of any configuration.
+    least_C: a lower bound of a class's union in any configuration.
+    """
+
+    order_E: NDArray[np.int64]
+    point_E: NDArray[np.int64]
+    after_E: NDArray[np.int64]
+    counts: Counts
+    label_C: NDArray[np.float64]
+    least_C: NDArray[np.float64]
+    share: float
+
+    @classmethod
+    def of(cls, tables: Tables) -> ByDepth:
+        """The tables, sorted."""
+        order = np.argsort(tables.point, kind="stable")
+        point = tables.point[order]
+        label = tables.label.sum(axis=0, dtype=np.int64)
+        labelled = label > 0
+        hits = tables.intersection[order][:, :, labelled]
+        extra = tables.predicted[order][:, :, labelled] - hits
+        # A class without labels counts where something is predicted as it, whoever answers.
+        stray = tables.predicted[:, :, ~labelled].min(axis=0) > 0
+        return cls(
+            order_E=order,
+            point_E=np.asarray(point - 1, dtype=np.int64),
+            after_E=np.searchsorted(point, point, side="right"),
+            counts=Counts(
+                np.ascontiguousarray(hits, dtype=np.float32),
+                np.ascontiguousarray(extra, dtype=np.float32),
+            ),
+            label_C=label[labelled].astype(np.float64),
+            # Whoever answers an image predicts at least what the most sparing exit does there.
+            least_C=label[labelled] + extra.min(axis=0).sum(axis=0, dtype=np.float64),
+            share=1.0 / (int(labelled.sum()) + int(stray.any(axis=0).sum())),
+        )
+
+    def sorted_prices(self, prices: Prices) -> Prices:
+        """The same prices with exits by rising point."""
+        return prices._replace(
+            backbone_ME=np.ascontiguousarray(prices.backbone_ME[:, self.order_E]),
+            exit_ME=np.ascontiguousarray(prices.exit_ME[:, self.order_E]),
+            signal_MEK=np.ascontiguousarray(prices.signal_MEK[:, self.order_E]),
+            answer_ME=np.ascontiguousarray(prices.answer_ME[:, self.order_E]),
+            resume_ME=np.ascontiguousarray(prices.resume_ME[:, self.order_E]),
+        )
+
+    def exits(self, steps: Ladder) -> Exits:
+        """The exits with their thresholds."""
+        return Exits(
+            bins_EKI=np.ascontiguousarray(steps.bins[self.order_E]),
+            number_EK=np.ascontiguousarray(steps.number[self.order_E]),
+            point_E=self.point_E,
+            after_E=self.after_E,
+        )
+
+    def original(self, rows_Q: Arrays) -> Arrays:
+        """Rows of `rows_that_matter` with exits as the tables number them."""
+        index = np.append(self.order_E, NOBODY)
+        rows = rows_Q.copy()
+        for column in (0, 3, 6, 10):
+            rows[:, column] = index[rows[:, column]]
+        return rows

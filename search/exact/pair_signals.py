@@ -1,21 +1,25 @@
 """Early exits whose signal compares them with the selected exit before: exhaustive search.
 
-The first selected exit is only compared with. Three exits then have one threshold, four have two.
-For the kernels the exit before is the signal: signal `a` of exit `b` is what `b` has after `a`, and
-costs what `a` costs besides. So ties go by exit, the exit before it, threshold. Two thresholds are
-searched apart for every exit that is the first to have one, for the next is compared with it.
+The first selected exit is only compared with: nobody leaves there. Three exits then have one
+threshold, four have two. The kernels know no pairs, but any number of signals with a cost each: for
+them the exit before is the signal. Signal `a` of exit `b` is what `b` has after `a`, and costs what
+`a` costs besides, as everybody passes it. So ties go by exit, the exit before it, threshold.
+
+Of two exits with thresholds the second is compared with the first, so that its signal may not be
+chosen freely. Hence they are searched apart for every exit that is the first of them: this one has
+the exits before it as signals, and all others have a single signal, compared with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from mess.search.exact.input_dependent import EarlyExits, Task
-from mess.search.exact.kernel_inputs import pack_prices
+from mess.search.exact.early_exits import EarlyExits, EarlyExitSearch, Task
+from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.exact.one_exit import search_single
-from mess.search.exact.reference import Frame
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.kernels.arrays import NOBODY, Prices
 from mess.search.problem.evaluate import Choice, Configuration
@@ -74,87 +78,93 @@ def search_pairs(
     `rungs` come from `pair_ladders`. Best configuration and front as in `search_dependent`.
     """
     search_single(goal, found, range(goal.tables.exits))
-    frame = Frame.of(goal.tables)
+    by_depth = ByDepth.of(goal.tables)
     if 1 in rungs:
-        prices = _with_exit_before(pack_prices(goal), goal)
-        single = EarlyExits(
-            goal, frame, rungs[1], 1, workers, prices=prices, decode=partial(_decode, rungs[1])
-        )
+        single = EarlyExitSearch(goal, by_depth, _single(goal, rungs[1]), workers)
         single.run_all(found, collect, partial(done, 1))
     middles = _middles(rungs[2]) if 2 in rungs else []
-    # One at a time: together they would take as much memory as all triples of exits.
-    for position, exit_ in enumerate(middles):
-        middle = _Middle(goal, frame, rungs[2], exit_, workers)
-        middle.run_best(found, lambda share, n=position: done(2, (n + share) / len(middles)))
+
+    def each(run: Callable[[EarlyExitSearch, Callable[[float], None]], None]) -> None:
+        # One at a time: together they would take as much memory as all triples of exits.
+        for position, exit_ in enumerate(middles):
+            space = _behind_middle(goal, by_depth, rungs[2], exit_)
+            run(
+                EarlyExitSearch(goal, by_depth, space, workers),
+                lambda share, n=position: done(2, (n + share) / len(middles)),
+            )
+
+    each(lambda search, hear: search.run_best(found, hear))
     found.proven = True
     if collect:
-        for position, exit_ in enumerate(middles):
-            middle = _Middle(goal, frame, rungs[2], exit_, workers)
-            middle.run_front(found, lambda share, n=position: done(2, (n + share) / len(middles)))
+        each(lambda search, hear: search.run_front(found, hear))
         found.front_proven = True
 
 
-class _Middle(EarlyExits):
-    """Two early exits with thresholds, the first of which is given.
+def _single(goal: Goal, steps: Ladder) -> EarlyExits:
+    """One early exit with a threshold, behind one that is only compared with."""
+    prices = pack_prices(goal)
+    return EarlyExits(
+        steps=steps,
+        deepest_steps=steps,
+        prices=prices._replace(signal_MEK=prices.signal_MEK + _before(goal, prices)[:, None, :]),
+        tasks=(),
+        offset=OFFSET,
+        decode=partial(_decode, steps),
+    )
 
-    Its signals are the exits `before` it; the one signal of each deeper exit compares with it.
-    """
 
-    same_signal = False
+def _behind_middle(goal: Goal, by_depth: ByDepth, steps: Ladder, middle: int) -> EarlyExits:
+    """Two early exits with thresholds, the first of which is `middle`."""
+    before = np.flatnonzero(steps.number[middle])
+    own = _own_ladder(steps, middle, before)
+    # As the deepest one `middle` is never looked at, and the others have a single signal.
+    deepest_number = own.number[:, :1].copy()
+    deepest_number[middle] = 0
+    prices = pack_prices(goal)
+    signal_MEK = np.repeat(prices.signal_MEK, len(before), axis=2)
+    signal_MEK[:, middle] += _before(goal, prices)[:, before]
+    return EarlyExits(
+        steps=own,
+        deepest_steps=Ladder([row[:1] for row in own.values], deepest_number, own.bins[:, :1]),
+        prices=prices._replace(signal_MEK=signal_MEK),
+        tasks=_tasks(by_depth, own, middle),
+        offset=2 * OFFSET + middle * _SPAN,
+        decode=partial(_decode_middle, own, before),
+        shared=goal.request.shared_threshold,
+        same_signal=False,
+    )
 
-    def __init__(
-        self, goal: Goal, frame: Frame, steps: Ladder, middle: int, workers: Workers
-    ) -> None:
-        before = np.flatnonzero(steps.number[middle])
-        self._place = int(np.flatnonzero(frame.order_E == middle)[0])
-        deeper = np.flatnonzero(steps.number[:, middle])
-        none = np.zeros(0, dtype=np.float64)
-        exits, images = goal.tables.exits, goal.tables.images
-        values = [[none] * len(before) for _ in range(exits)]
-        number = np.zeros((exits, len(before)), dtype=np.int64)
-        bins = np.zeros((exits, len(before), images), dtype=np.int32)
-        values[middle] = [steps.values[middle][a] for a in before]
-        number[middle], bins[middle] = steps.number[middle, before], steps.bins[middle, before]
-        for exit_ in deeper:
-            values[exit_][0] = steps.values[exit_][middle]
-            number[exit_, 0] = steps.number[exit_, middle]
-            bins[exit_, 0] = steps.bins[exit_, middle]
-        own = Ladder(values, number, bins)
-        bound_number = number[:, :1].copy()
-        bound_number[middle] = 0
-        prices = pack_prices(goal)
-        signal_MEK = np.repeat(prices.signal_MEK, len(before), axis=2)
-        signal_MEK[:, middle] += _before(goal, prices)[:, before]
-        super().__init__(
-            goal,
-            frame,
-            own,
-            2,
-            workers,
-            prices=prices._replace(signal_MEK=signal_MEK),
-            bound_steps=Ladder([row[:1] for row in values], bound_number, bins[:, :1]),
-            offset=2 * OFFSET + middle * _SPAN,
-            decode=partial(_decode_middle, own, before),
-        )
 
-    def tasks(self) -> list[Task]:
-        """Some of the exits before the middle one each."""
-        tasks = []
-        for start in range(0, self.sorted_number.shape[1], _CHUNK):
-            number = self.sorted_number.copy()
-            number[self._place, :start] = number[self._place, start + _CHUNK :] = 0
-            tasks.append(Task(NOBODY, 0, np.array([self._place]), number))
-        return tasks
+def _own_ladder(steps: Ladder, middle: int, before: Arrays) -> Ladder:
+    """Signals of `middle` by the exits `before` it, and one of each exit that may follow it."""
+    deeper, none = np.flatnonzero(steps.number[:, middle]), np.zeros(0, dtype=np.float64)
+    exits, _, images = steps.bins.shape
+    values = [[none] * len(before) for _ in range(exits)]
+    number = np.zeros((exits, len(before)), dtype=np.int64)
+    bins = np.zeros((exits, len(before), images), dtype=np.int32)
+    values[middle] = [steps.values[middle][a] for a in before]
+    number[middle], bins[middle] = steps.number[middle, before], steps.bins[middle, before]
+    for exit_ in deeper:
+        values[exit_][0] = steps.values[exit_][middle]
+        number[exit_, 0] = steps.number[exit_, middle]
+        bins[exit_, 0] = steps.bins[exit_, middle]
+    return Ladder(values, number, bins)
+
+
+def _tasks(by_depth: ByDepth, own: Ladder, middle: int) -> list[Task]:
+    """Some of the exits before the middle one each."""
+    place, tasks = int(np.flatnonzero(by_depth.order_E == middle)[0]), []
+    sorted_number = by_depth.exits(own).number_EK
+    for start in range(0, sorted_number.shape[1], _CHUNK):
+        number = sorted_number.copy()
+        number[place, :start] = number[place, start + _CHUNK :] = 0
+        tasks.append(Task(NOBODY, 0, np.array([place]), number))
+    return tasks
 
 
 def _middles(steps: Ladder) -> list[int]:
     """Exits that can be the first of two with a threshold."""
     return np.flatnonzero(steps.number.any(axis=1) & steps.number.any(axis=0)).tolist()
-
-
-def _with_exit_before(prices: Prices, goal: Goal) -> Prices:
-    """Prices where the signal `a` of an exit costs what exit `a` does, too."""
-    return prices._replace(signal_MEK=prices.signal_MEK + _before(goal, prices)[:, None, :])
 
 
 def _before(goal: Goal, prices: Prices) -> Arrays:

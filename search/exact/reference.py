@@ -1,4 +1,8 @@
-"""Where the bound of `mess.search.kernels.bound` is put, and what a configuration must reach."""
+"""Around which configuration the bound of `mess.search.kernels.bound` is put, and what it asks for.
+
+The bound holds around any reference, and is tight near it. For the best configuration the reference
+is the best one so far; for the front it is the middle of each band of it.
+"""
 
 from __future__ import annotations
 
@@ -7,155 +11,83 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mess.search.kernels.arrays import EPSILON, GROUPS, MARGIN, MEAN, Counts, Prices, Window
-from mess.search.kernels.second_order import spreads
+from mess.search.exact.kernel_inputs import ByDepth
+from mess.search.kernels.arrays import EPSILON, MEAN, Bound
+from mess.search.kernels.bound import MARGIN
+from mess.search.kernels.second_order import GROUPS, fill_free_norms
 from mess.search.problem.evaluate import Configuration
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal
 from mess.search.problem.ladder import Ladder
-from mess.search.problem.progress import NOTHING, Arrays
-from mess.search.problem.tables import Tables
+from mess.search.problem.progress import NOTHING
 
 BANDS = 8
 """Pieces of the front, each with a reference of its own."""
 
 
-class Frame(NamedTuple):
-    """What the screen reads, exits by rising point.
-
-    order_E: the exit's index in the tables; point_E: its point, from 0; after_E: the first exit
-        behind that point.
-    label_C: labelled pixels of the classes that have any; share: 1 / least number of classes that
-        count in the mIoU of any configuration.
-    least_C: a lower bound of a class's union in any configuration.
-    """
-
-    order_E: NDArray[np.int64]
-    point_E: NDArray[np.int64]
-    after_E: NDArray[np.int64]
-    counts: Counts
-    label_C: NDArray[np.float64]
-    least_C: NDArray[np.float64]
-    share: float
-
-    @classmethod
-    def of(cls, tables: Tables) -> Frame:
-        """The tables, sorted."""
-        order = np.argsort(tables.point, kind="stable")
-        point = tables.point[order]
-        label = tables.label.sum(axis=0, dtype=np.int64)
-        labelled = label > 0
-        hits = tables.intersection[order][:, :, labelled]
-        extra = tables.predicted[order][:, :, labelled] - hits
-        # A class without labels counts where something is predicted as it, whoever answers.
-        stray = tables.predicted[:, :, ~labelled].min(axis=0) > 0
-        return cls(
-            order_E=order,
-            point_E=np.asarray(point - 1, dtype=np.int64),
-            after_E=np.searchsorted(point, point, side="right"),
-            counts=Counts(
-                np.ascontiguousarray(hits, dtype=np.float32),
-                np.ascontiguousarray(extra, dtype=np.float32),
-            ),
-            label_C=label[labelled].astype(np.float64),
-            least_C=label[labelled] + extra.min(axis=0).sum(axis=0, dtype=np.float64),
-            share=1.0 / (int(labelled.sum()) + int(stray.any(axis=0).sum())),
-        )
-
-    def sorted_prices(self, prices: Prices) -> Prices:
-        """The same prices with exits by rising point."""
-        return prices._replace(
-            backbone_ME=np.ascontiguousarray(prices.backbone_ME[:, self.order_E]),
-            exit_ME=np.ascontiguousarray(prices.exit_ME[:, self.order_E]),
-            signal_MEK=np.ascontiguousarray(prices.signal_MEK[:, self.order_E]),
-            answer_ME=np.ascontiguousarray(prices.answer_ME[:, self.order_E]),
-            resume_ME=np.ascontiguousarray(prices.resume_ME[:, self.order_E]),
-        )
-
-    def sorted_ladder(self, steps: Ladder) -> tuple[NDArray[np.int32], Arrays]:
-        """Bins and numbers of thresholds with exits by rising point."""
-        return (
-            np.ascontiguousarray(steps.bins[self.order_E]),
-            np.ascontiguousarray(steps.number[self.order_E]),
-        )
-
-    def original(self, rows_Q: Arrays) -> Arrays:
-        """Rows of the screen with exits as the tables number them."""
-        index = np.append(self.order_E, -1)
-        rows = rows_Q.copy()
-        for column in (0, 3, 6, 10):
-            rows[:, column] = index[rows[:, column]]
-        return rows
-
-
-def window(
-    goal: Goal, frame: Frame, steps: Ladder, reference: Configuration, pool: Executor
-) -> Window:
+def bound_around(
+    goal: Goal, by_depth: ByDepth, steps: Ladder, reference: Configuration, pool: Executor
+) -> Bound:
     """The bound around what `reference` answers, for early exits with the thresholds of `steps`.
 
     It asks for nothing yet: `need` and `slope` are 0.
     """
     answer = np.asarray([choice.exit for choice in reference])[goal.evaluate(reference).answer]
-    position = np.argsort(frame.order_E)[answer]
+    position = np.argsort(by_depth.order_E)[answer]
     images = np.arange(goal.tables.images)
-    hits0 = frame.counts.hits_EIC[position, images].sum(axis=0, dtype=np.float64)
-    extra0 = frame.counts.extra_EIC[position, images].sum(axis=0, dtype=np.float64)
-    union0 = frame.label_C + extra0
+    counts, exits = by_depth.counts, by_depth.exits(steps)
+    hits0 = counts.hits_EIC[position, images].sum(axis=0, dtype=np.float64)
+    extra0 = counts.extra_EIC[position, images].sum(axis=0, dtype=np.float64)
+    union0 = by_depth.label_C + extra0
     iou0 = hits0 / union0
-    gain, loss = (1 / union0).astype(np.float32), (iou0 / union0).astype(np.float32)
-    above, below = gain, (1 / frame.least_C).astype(np.float32)
-    bins, number = frame.sorted_ladder(steps)
-    exits, signals = number.shape
-    spread = np.zeros((exits, signals, 2, 4, GROUPS, exits), dtype=np.float32)
-    most = np.zeros((exits, signals, 2, 4, GROUPS, goal.tables.points), dtype=np.float32)
-
-    def fill(third: int) -> None:
-        weights, first_last = (gain, loss, above, below), frame.after_E[third]
-        spreads(
-            frame.counts, *weights, bins, number, frame.point_E, first_last, third, spread, most
-        )
-
-    list(pool.map(fill, range(exits)))
-    score = frame.share * (
-        frame.counts.hits_EIC @ (1 / union0) - frame.counts.extra_EIC @ (iou0 / union0)
-    )
-    return Window(
+    gain, loss = 1 / union0, iou0 / union0
+    score = by_depth.share * (counts.hits_EIC @ gain - counts.extra_EIC @ loss)
+    free_shape = (*steps.number.shape, 2, 4, GROUPS)
+    bound = Bound(
         score_IE=np.ascontiguousarray(score.T, dtype=np.float32),
-        gain_C=gain,
-        loss_C=loss,
-        above_C=above,
-        below_C=below,
+        gain_C=gain.astype(np.float32),
+        loss_C=loss.astype(np.float32),
+        above_C=gain.astype(np.float32),
+        below_C=(1 / by_depth.least_C).astype(np.float32),
         hits0_C=hits0,
         extra0_C=extra0,
-        share=frame.share,
-        spread_EK24GE=spread,
-        most_EK24GN=most,
-        offset=float(frame.share * (iou0 * extra0 / union0).sum()),
+        share=by_depth.share,
+        free_EK24GE=np.zeros((*free_shape, goal.tables.exits), dtype=np.float32),
+        most_free_EK24GN=np.zeros((*free_shape, goal.tables.points), dtype=np.float32),
+        # The sum over the classes of iou0 - iou0 * label / union0.
+        offset=float(by_depth.share * (iou0 * extra0 / union0).sum()),
         need=0.0,
         slope=0.0,
         front=goal.metrics.index(goal.front_metric),
         rounding=_rounding(goal, steps, float(np.abs(score).sum(axis=1).max())),
     )
+    list(pool.map(lambda exit_: fill_free_norms(counts, bound, exits, exit_), range(len(score))))
+    return bound
 
 
-def reaching(place: Window, miou: int) -> Window:
-    """The window for configurations of at least `miou` (in steps)."""
-    return place._replace(need=miou / MIOU_STEPS - MARGIN - place.offset)
+def reaching(bound: Bound, miou: int) -> Bound:
+    """The bound for configurations of at least `miou` (in steps)."""
+    return bound._replace(need=miou / MIOU_STEPS - MARGIN - bound.offset)
 
 
-def along(place: Window, band: Band, goal: Goal, steps: Ladder) -> Window:
-    """The window for configurations that are not behind the front in `band`."""
+def along(bound: Bound, band: Band, goal: Goal, steps: Ladder) -> Bound:
+    """The bound for configurations that are not behind the front in `band`."""
     ticks = goal.ticks[goal.front_metric]
     dearest = float((ticks.backbone + ticks.exit + ticks.answer).max()) * goal.tables.images
     # A slope adds what the last exit costs to every sum of scores.
-    rounding = place.rounding + _rounding(goal, steps, band.slope * dearest)
-    return place._replace(need=band.need - place.offset, slope=band.slope, rounding=rounding)
+    rounding = bound.rounding + _rounding(goal, steps, band.slope * dearest)
+    return bound._replace(need=band.need - bound.offset, slope=band.slope, rounding=rounding)
 
 
 def _rounding(goal: Goal, steps: Ladder, size: float) -> float:
-    """What sums in single precision may lose, if their terms are at most `size` together."""
+    """What sums in single precision may lose, if the sizes of an exit's terms add up to `size`.
+
+    A sum of n terms loses at most n * (EPSILON / 2) times the sum of their sizes. A term is the
+    difference of two exits' scores, and goes through a sum over the images, the columns, and the
+    thresholds of either earlier exit. That is EPSILON * terms * size; twice that covers what is
+    rounded before and after.
+    """
     terms = goal.tables.images + 3 * int(steps.number.max())
     return 2 * EPSILON * terms * size
 
@@ -170,7 +102,18 @@ class Band(NamedTuple):
 
 
 def bands(points: tuple[FrontPoint[Configuration], ...], kind: int) -> Iterator[Band]:
-    """Bands that together hold every configuration that is not behind the front of `points`."""
+    """Bands that together hold every configuration that is not behind the front of `points`.
+
+    No configuration costs less than the cheapest exit alone, which is on the front. So let the
+    point p be the last that costs no more than a configuration; not to be behind it, the
+    configuration is at least as accurate as p. If p is the end of the front, the first band holds
+    it. Otherwise it costs less than the point q after p, so that with slope >= 0
+
+        miou - slope * cost >= miou of p - slope * cost of q,
+
+    and `need` is the least of that over neighbours p and q of the band. Bands share their ends, so
+    every two neighbours are in one of them.
+    """
     last = points[-1]
     yield Band(last.payload, last.miou / MIOU_STEPS - MARGIN, 0.0, NOTHING)
     edges = np.linspace(points[0].miou, last.miou, BANDS + 1)

@@ -1,6 +1,10 @@
-"""One threshold for all early exits, as the 2025 paper sets it: part of a space that is screened.
+"""One threshold for all early exits, as the 2025 paper sets it.
 
-All exits then have the thresholds of a signal in common, so that equal indices are equal values.
+All exits have the thresholds of a signal in common here, so equal indices are equal values, and the
+configurations that share one are some of those where every exit has a threshold of its own. The
+kernels search that larger space: what its bound rules out is ruled out here too, and of the rows it
+leaves those are evaluated that lie on the diagonal. So what counts as ruled out by the bound is
+what remains of the smaller space.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from mess.search.problem.progress import Arrays
 
 
 def with_one_threshold(rows: Arrays, *, same_signal: bool) -> Arrays:
-    """Of the rows of a screen those with a threshold that all early exits share.
+    """Of the rows of `rows_that_matter` those with a threshold that all early exits share.
 
     `same_signal`: they share the signal, too. Otherwise the signal tells which exit is before.
     """

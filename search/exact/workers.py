@@ -1,7 +1,9 @@
 """Running kernels on several cores and processes with one result whatever their number.
 
 Tasks run in rounds of fixed size. Every task of a round starts from what was known before the
-round, and the findings are merged in the order of the tasks.
+round, and the findings are merged in the order of the tasks. So what a task finds, and how much it
+evaluates, depends on the rounds before only, not on who did what first: the answer, the front and
+all counts are the same with any number of workers.
 """
 
 from __future__ import annotations
@@ -10,15 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numba import get_num_threads
 
 from mess.search.problem.evaluate import Configuration
 from mess.search.problem.progress import Found, Scan
-
-Task = TypeVar("Task")
 
 ROUND = 32
 """Tasks of a round: enough to keep cores busy, few enough for prunings to be shared soon."""
@@ -62,7 +62,7 @@ ALL_CORES = Workers()
 
 def run_rounds(
     found: Found,
-    tasks: Sequence[Task],
+    tasks: Sequence[object],
     scan: Callable[..., Scan],
     offset: int,
     decode: Callable[[int], Configuration],

@@ -1,4 +1,10 @@
-"""The inner loop of the anytime search, compiled."""
+"""Every choice of early exits of the anytime setting, depth first, compiled.
+
+A choice is turned back from with all that add deeper exits to it, because adding an exit only takes
+away: the exits behind it and the end come later by its own cost, and all totals rise by it. So none
+of those choices costs less than this one. And no choice at all delivers more than `bound`: by every
+checkpoint at most the best mIoU of an exit that is in time if it is alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mess.search.kernels.front import advances, affordable, insert, keep_best
+from mess.search.kernels.costs import affordable
+from mess.search.kernels.front import advances, insert, keep_best
 
 
 class Early(NamedTuple):
@@ -48,12 +55,12 @@ def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, bes
     A code orders choices by number of exits, then lexicographically. `pruned` counts the choices
     at which the search turned back, not the ones behind them. Returns the fields of `Scan`.
     """
-    metrics = len(last.path_M)
     best = best.copy()
     cost_F, miou_F, code_F = front[0].copy(), front[1].copy(), front[2].copy()
-    fresh_F = np.zeros(len(cost_F), dtype=np.bool_)
-    size, evaluated, pruned = len(cost_F), 0, 0
-    delay_DM = np.zeros((depth + 1, metrics), dtype=np.int64)
+    fresh_F, size = np.zeros(len(cost_F), dtype=np.bool_), len(cost_F)
+    evaluated, pruned = 0, 0
+    # By level, the number of early exits: what the choice that the search is at has come to.
+    delay_DM = np.zeros((depth + 1, len(last.path_M)), dtype=np.int64)
     reached_DQ = np.zeros((depth + 1, len(checkpoints.least_Q)), dtype=np.int64)
     code_D = np.zeros(depth + 1, dtype=np.int64)
     cursor_D = np.full(depth + 1, start, dtype=np.int64)
@@ -72,20 +79,13 @@ def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, bes
             level -= 1
             continue
         evaluated += 1
-        delay = delay_DM[level, aim.front]
-        _deliver(
-            checkpoints,
-            early.reach_E[e] + delay,
-            early.miou_E[e],
-            reached_DQ[level - 1],
-            reached_DQ[level],
-        )
+        answered = early.reach_E[e] + delay_DM[level, aim.front]
+        _deliver(checkpoints, answered, early.miou_E[e], reached_DQ[level - 1], reached_DQ[level])
         code_D[level] = code_D[level - 1] * radix + early.index_E[e]
         code = code_D[level] * radix + last.exit + (level + 1) * radix ** (depth + 1)
-        delivered_Q = reached_DQ[level].copy()
-        _deliver(checkpoints, total_M[aim.front], last.miou, reached_DQ[level], delivered_Q)
+        cost, delivered_Q = total_M[aim.front], reached_DQ[level].copy()
+        _deliver(checkpoints, cost, last.miou, reached_DQ[level], delivered_Q)
         miou = delivered_Q.sum()
-        cost = total_M[aim.front]
         if (delivered_Q >= checkpoints.least_Q).all() and affordable(prices, total_M):
             keep_best(aim, total_M[aim.target], cost, miou, code, best)
         if aim.collect and advances(cost_F, miou_F, code_F, size, cost, miou, code):

@@ -13,69 +13,11 @@ from numpy.typing import NDArray
 NOBODY = -1
 """Index of an early exit that a configuration does not have."""
 
-
 MEAN, P90, STORED = 0, 1, 2
 """How a metric sums over the images: by rates, by the 90% path, or as parameters."""
 
-
 EPSILON = 2.0**-23
-
-
-GROUPS = 8
-"""Most pieces of the deepest early exit's thresholds; the second order is bounded in each."""
-
-
-MARGIN = 1e-9
-"""In mIoU: larger than the rounding of a score's constant parts, far smaller than any effect."""
-
-
-SAFE = np.float32(1.001)
-"""Covers the rounding of sums of squares in single precision."""
-
-
-class Counts(NamedTuple):
-    """Pixels of the labelled classes: `hits_EIC` correct, `extra_EIC` wrongly predicted as it."""
-
-    hits_EIC: NDArray[np.float32]
-    extra_EIC: NDArray[np.float32]
-
-
-class Window(NamedTuple):
-    """Which configurations matter, and the reference of the bound.
-
-    A configuration matters if its cost is within the limits of the prices and
-    mIoU - slope * cost >= need; cost is the total in the front's metric, `front` its index.
-
-    score_IE: shape (I, E), score of an exit on an image in mIoU; exits by rising point.
-    gain_C, loss_C: z / union0 of counts is gain * hits - loss * extra.
-    above_C, below_C: y / union0 where the union grew, and y / (least union) where it shrank, are
-        those times the change of `extra`.
-    offset: mIoU of a configuration in first order, less its score.
-    hits0_C, extra0_C: counts of the reference.
-    share: 1 / number of classes in the mean.
-    spread_EK24GE: bound of the part that the deepest early exit (axis 0) with a signal (axis 1) and
-        a last one (axis 5) have, in each group of thresholds: norms over the classes of z below,
-        y above, z above, y below 0. On axis 2: what the early exit can change if the last one
-        answered all, and the other way round.
-    most_EK24GN: the largest of them over the last exits of each point.
-    rounding: what float32 sums may lose, in mIoU.
-    """
-
-    score_IE: NDArray[np.float32]
-    gain_C: NDArray[np.float32]
-    loss_C: NDArray[np.float32]
-    above_C: NDArray[np.float32]
-    below_C: NDArray[np.float32]
-    hits0_C: NDArray[np.float64]
-    extra0_C: NDArray[np.float64]
-    share: float
-    spread_EK24GE: NDArray[np.float32]
-    most_EK24GN: NDArray[np.float32]
-    offset: float
-    need: float
-    slope: float
-    front: int
-    rounding: float
+"""Distance from 1 to the next number in single precision: twice what one rounding may lose."""
 
 
 class Pixels(NamedTuple):
@@ -108,3 +50,60 @@ class Aim(NamedTuple):
     front: int
     collect: bool
     miou: int
+
+
+class Counts(NamedTuple):
+    """Pixels of the labelled classes: `hits_EIC` correct, `extra_EIC` wrongly predicted as it."""
+
+    hits_EIC: NDArray[np.float32]
+    extra_EIC: NDArray[np.float32]
+
+
+class Exits(NamedTuple):
+    """Exits numbered by rising point, with their thresholds as in `Ladder`.
+
+    point_E: the exit's point, from 0; after_E: the first exit behind that point.
+    """
+
+    bins_EKI: NDArray[np.int32]
+    number_EK: NDArray[np.int64]
+    point_E: NDArray[np.int64]
+    after_E: NDArray[np.int64]
+
+
+class Bound(NamedTuple):
+    """The bound of `mess.search.kernels.bound` around a reference, and what matters under it.
+
+    A configuration matters if its cost is within the limits of the prices and
+    mIoU - slope * cost >= need; cost is the total in the front's metric, `front` its index.
+
+    score_IE: shape (I, E), score of an exit on an image in mIoU; exits by rising point.
+    gain_C, loss_C: z / union0 of counts is gain * hits - loss * extra.
+    above_C, below_C: y / union0 where the union grew, and y / (least union) where it shrank, are
+        those times the change of `extra`.
+    offset: mIoU of a configuration in first order, less its score.
+    hits0_C, extra0_C: counts of the reference.
+    share: 1 / number of classes in the mean.
+    free_EK24GE: norms of the part that the deepest early exit (axis 0) with a signal (axis 1) is
+        free to choose before a last exit (axis 5), in each group of thresholds (axis 4): see
+        `mess.search.kernels.second_order`. On axis 2 what the early exit can change if the last one
+        answered all, and the other way round.
+    most_free_EK24GN: the largest of them over the last exits of each point.
+    rounding: what float32 sums may lose, in mIoU.
+    """
+
+    score_IE: NDArray[np.float32]
+    gain_C: NDArray[np.float32]
+    loss_C: NDArray[np.float32]
+    above_C: NDArray[np.float32]
+    below_C: NDArray[np.float32]
+    hits0_C: NDArray[np.float64]
+    extra0_C: NDArray[np.float64]
+    share: float
+    free_EK24GE: NDArray[np.float32]
+    most_free_EK24GN: NDArray[np.float32]
+    offset: float
+    need: float
+    slope: float
+    front: int
+    rounding: float

@@ -1,261 +1,368 @@
-"""The accuracy bound that rules out most configurations, compiled.
+"""The bound on mIoU that rules out most configurations without evaluating them, compiled.
 
-mIoU is a mean of ratios, so it is bounded from above by a linear function of the pixel counts
-around a reference: with z = hits - iou0 * union and y = union - union0 of a class, exactly
+mIoU is a mean of ratios, which no sum over the images gives. Around a reference with hits0, union0
+and iou0 = hits0 / union0 of a class it is nearly one: with z = hits - iou0 * union and
+y = union - union0,
 
-    iou = iou0 + z / union0 - z * y / (union * union0).
+    iou = iou0 + z / union                                    (as hits = iou0 * union + z)
+        = iou0 + z / union0 - z * y / (union * union0)        (as 1 / union - 1 / union0 is
+                                                               -y / (union * union0))
 
-The second term is a sum over the images, one number an image and exit (its score). The last term is
-of second order; it is bounded by Cauchy-Schwarz over the classes, the parts of z and y that a row
-fixes taken as they are and the deepest early exit's as if it could choose its images.
+exactly. Therefore mIoU is at most share * (first order + second order), where share is one over
+the least number of classes that count in any configuration.
 
-A row is a choice of early exits but the deepest, with their thresholds; what they answer is fixed.
-The deepest early exit with all its thresholds (columns) and every last exit (lanes) are scanned at
-once: neither the number of classes nor a third loop over the images enters.
+First order: iou0 + z / union0 is linear in the pixel counts, and these are sums over the images. So
+it is a constant (`offset`) and a sum of one number an image and exit, its score. It is exact.
 
-Suffixes of array names as in `mess.search.kernels.evaluate`; R rows, T columns, L exits deeper than
-those of the row by rising point (the lanes of a column end that list), C classes that have labels.
+Second order: -z * y / (union * union0), bounded in `mess.search.kernels.second_order`. The closer a
+configuration is to the reference, the smaller it is: hence a reference of every band of the front
+(`mess.search.exact.reference`).
+
+The early exits but the deepest, with their thresholds, are a row; the thresholds of the deepest are
+its columns, every exit behind that a lane of each. A column's images leave one after another, so
+scores are running sums over the columns: neither the number of classes nor a loop over the images
+for every threshold enters. What is ruled out, or not, is a group of columns in a lane: that is
+where the largest score of any affordable column, with the second order of the group, reaches
+`need`.
+
+Rounding: scores are summed in single precision. `Bound.rounding` is more than those sums can lose
+(see `mess.search.exact.reference`), and limits on cost are rounded up, so what is ruled out is
+worse than needed whatever was rounded.
+
+Suffixes of array names as in `mess.search.kernels.rows`; T columns, G groups of them, Q kept rows.
+L are the exits from `Rows.deeper` on in what belongs to a row, and in a scan the lanes.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from mess.search.kernels.arrays import EPSILON, GROUPS, MARGIN, MEAN, NOBODY, STORED
-from mess.search.kernels.costs import paths, total
+from mess.search.kernels.costs import lanes_behind, limit_columns, own_path, paths, total
+from mess.search.kernels.rows import (
+    Deepest,
+    Rows,
+    early_exits,
+    early_scores,
+    rest_scores,
+    sort_by_row,
+)
 from mess.search.kernels.second_order import (
+    GROUPS,
+    fixed_norms,
+    fixed_part,
+    free_parts,
     group_width,
     largest_by_point,
-    row_spreads,
+    norms_of,
     second_order,
 )
 from mess.search.problem.goal import MIOU_STEPS
-from mess.search.problem.progress import NOTHING
+
+MARGIN = 1e-9
+"""In mIoU: larger than the rounding of a score's constant parts, far smaller than any effect."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def screen(
-    counts, window, prices, bins_EKI, number_EK, point_E, after_E, first, s1, seconds, front
-):  # fmt: skip
+class Sums(NamedTuple):
+    """Running sums of a scan over rows and columns, and the limits of the row it is at.
+
+    step_IL: score that is gained if the lane's exit answers an image, not the deepest early one.
+    new_TL, entered_T: by column, scores and number of the images that stay from it on, of the
+        threshold of the first exit that the scan is at.
+    sum_RTL, stay_RT: by threshold of the second exit, sums over all rows and columns up to here;
+        without a first exit there is one row of each, so that its scores are not kept.
+    run_L, top_GL: sum up to a column, and by group the largest affordable less what it needs.
+    limit_2T, need_T: by column, the dearest own path of a last exit, and the score it needs.
+    """
+
+    step_IL: NDArray[np.float32]
+    new_TL: NDArray[np.float32]
+    entered_T: NDArray[np.int64]
+    sum_RTL: NDArray[np.float32]
+    stay_RT: NDArray[np.int64]
+    run_L: NDArray[np.float32]
+    top_GL: NDArray[np.float32]
+    limit_2T: NDArray[np.float32]
+    need_T: NDArray[np.float32]
+
+
+@njit(cache=True, nogil=True)
+def rows_that_matter(counts, bound, prices, exits, first, signal, seconds, front):
     """Rows that may hold a configuration that matters, with `first` and each of `seconds` early.
 
-    Exits are numbered by rising point: `point_E` from 0, `after_E` the first exit behind it.
-    With a `front` (costs and mIoUs in steps, possibly empty) a configuration only matters if it is
-    not behind it.
+    `front` are its costs and mIoUs in steps: a configuration then only matters if it is not behind
+    it. Where there is none, both are empty.
     Returns shape (Q, 11), each (first, signal, threshold, second, signal, threshold, deepest early
     exit, signal, its first threshold and the one to stop before, last exit), and the number of
     configurations that were ruled out.
     """
-    exits, signals, images = bins_EKI.shape
-    rows1 = number_EK[first, s1] if first != NOBODY else 1
-    bin1_I = bins_EKI[first, s1] if first != NOBODY else np.zeros(images, dtype=np.int32)
     kept_Q = np.empty((64, 11), dtype=np.int64)
     size, ruled_out = 0, 0
     for second in seconds:
-        deeper = after_E[second]
-        for s2 in range(signals):
-            rows2 = number_EK[second, s2]
-            if rows1 * rows2 == 0:
+        for signal2 in range(exits.number_EK.shape[1]):
+            early = early_exits(exits, first, signal, second, signal2)
+            if early.rows1 * early.rows2 == 0:
                 continue
-            bin2_I = bins_EKI[second, s2]
-            order_I, start_R = _sort_by_row(bin1_I, rows1, bin2_I, rows2)
-            spread_4RL = row_spreads(
-                counts, window, first, second, deeper, bin1_I, rows1, bin2_I, rows2
-            )
-            most_4RN = largest_by_point(spread_4RL, point_E[deeper:], window.most_EK24GN.shape[5])
-            score_R, left_R2 = _early_scores(window, first, second, bin1_I, rows1, bin2_I, rows2)
-            for third in range(deeper, exits):
-                lanes = exits - after_E[third]
-                for s3 in range(signals if lanes else 0):
-                    columns = number_EK[third, s3]
+            rows = _rows(counts, bound, exits, early)
+            for third in range(rows.deeper, len(exits.point_E)):
+                first_last = exits.after_E[third]
+                lanes = len(exits.point_E) - first_last
+                for signal3 in range(exits.number_EK.shape[1] if lanes else 0):
+                    columns = exits.number_EK[third, signal3]
                     if columns == 0:
                         continue
-                    early = (first, s1, second, s2, third, s3)
-                    kept_RGL, kept = _scan_lanes(
-                        window, prices, early, deeper, after_E[third], bins_EKI[third, s3],
-                        columns, order_I, start_R, score_R, left_R2, rows1, rows2, spread_4RL,
-                        most_4RN, point_E, after_E,
-                    )  # fmt: skip
-                    ruled_out += rows1 * rows2 * lanes * columns
-                    width = group_width(columns)
-                    for row, group, lane in np.argwhere(kept_RGL if kept else kept_RGL[:0]):
-                        start, stop = group * width, min((group + 1) * width, columns)
-                        if len(front[0]):
-                            start, stop = _before_front(
-                                window, prices, early, order_I, start_R, row, rows1, rows2, bin1_I,
-                                bin2_I, bins_EKI[third, s3], start, stop, score_R[row],
-                                left_R2[row], after_E[third] + lane, deeper, spread_4RL, group,
-                                front,
-                            )  # fmt: skip
-                        ruled_out -= stop - start
-                        if start == stop:
-                            continue
-                        if size == len(kept_Q):
-                            kept_Q = np.concatenate((kept_Q, np.empty_like(kept_Q)))
-                        kept_Q[size, 0], kept_Q[size, 1] = first, s1
-                        kept_Q[size, 2] = row // rows2
-                        kept_Q[size, 3], kept_Q[size, 4] = second, s2
-                        kept_Q[size, 5] = row % rows2
-                        kept_Q[size, 6], kept_Q[size, 7] = third, s3
-                        kept_Q[size, 8], kept_Q[size, 9] = start, stop
-                        kept_Q[size, 10] = after_E[third] + lane
-                        size += 1
+                    bin_I = exits.bins_EKI[third, signal3]
+                    deepest = Deepest(third, signal3, bin_I, columns, first_last)
+                    reach_RGL, some = _scan(bound, prices, exits, rows, deepest)
+                    ruled_out += len(reach_RGL) * lanes * columns
+                    if some:
+                        kept_Q, size, kept = _keep(
+                            kept_Q, size, bound, prices, rows, deepest, reach_RGL, front
+                        )
+                        ruled_out -= kept
     return kept_Q[:size], ruled_out
 
 
 @njit(cache=True, nogil=True)
-def _sort_by_row(bin1_I, rows1, bin2_I, rows2):
-    """Images that reach the deepest early exit on some row, by row, and where each row starts."""
-    start_R = np.zeros(rows1 * rows2 + 1, dtype=np.int64)
-    for i in range(len(bin1_I)):
-        if bin1_I[i] < rows1 and bin2_I[i] < rows2:
-            start_R[bin1_I[i] * rows2 + bin2_I[i] + 1] += 1
-    start_R = start_R.cumsum()
-    free_R = start_R.copy()
-    order_I = np.empty(start_R[-1], dtype=np.int64)
-    for i in range(len(bin1_I)):
-        if bin1_I[i] < rows1 and bin2_I[i] < rows2:
-            row = bin1_I[i] * rows2 + bin2_I[i]
-            order_I[free_R[row]] = i
-            free_R[row] += 1
-    return order_I, start_R
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _scan_lanes(
-    window, prices, early, deeper, first_last, bin3_I, columns, order_I, start_R, score_R, left_R2,
-    rows1, rows2, spread_4RL, most_4RN, point_E, after_E,
-):  # fmt: skip
-    """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any."""
-    first, s1, second, s2, third, s3 = early
-    images, exits = window.score_IE.shape
-    lanes, metrics = exits - first_last, len(prices.kind_M)
-    width = group_width(columns)
-    path_M3, delay_M = paths(prices, first, s1, second, s2, third, s3)
-    own_ML = prices.backbone_ME[:, first_last:] + prices.exit_ME[:, first_last:]
-    own_ML += prices.answer_ME[:, first_last:]
-    price = window.slope if prices.kind_M[window.front] == MEAN else 0.0
-
-    own_2L = np.full((2, lanes), -np.inf, dtype=np.float32)
-    slot_M = _slots(prices)
-    rising = True
-    for m in range(metrics):
-        rising &= path_M3[m, 0] <= path_M3[m, 1] or first == NOBODY
-        rising &= path_M3[m, 1] <= path_M3[m, 2] or second == NOBODY
-        for lane in range(lanes):
-            path = delay_M[m] + own_ML[m, lane]
-            rising &= path_M3[m, 2] <= path
-            if slot_M[m] >= 0:
-                own_2L[slot_M[m], lane] = max(
-                    own_2L[slot_M[m], lane], own_ML[m, lane] * (1 - 4 * EPSILON)
-                )
-            elif prices.kind_M[m] == STORED and path * images > prices.limit_M[m]:
-                own_2L[0, lane] = np.inf
-
-    step_IL = np.empty((images, lanes), dtype=np.float32)
-    for i in order_I:
-        if bin3_I[i] < columns:
-            base = window.score_IE[i, third]
-            for lane in range(lanes):
-                step_IL[i, lane] = window.score_IE[i, first_last + lane] - base
-    if price != 0.0:
-        for lane in range(lanes):
-            cost = np.float32(price * own_ML[window.front, lane])
-            for i in order_I:
-                step_IL[i, lane] -= cost
-
-    kept_RGL = np.zeros((rows1 * rows2, GROUPS, lanes), dtype=np.bool_)
-    kept = False
-    top_L = np.empty(lanes, dtype=np.float32)
-    sum_RTL = np.zeros((rows2 if rows1 > 1 else 0, columns, lanes), dtype=np.float32)
-    stay_RT = np.zeros((rows2, columns), dtype=np.int64)
-    new_TL = np.zeros((columns, lanes), dtype=np.float32)
-    stay_T = np.zeros(columns, dtype=np.int64)
-    run_L = np.zeros(lanes, dtype=np.float32)
-    lim_2T = np.empty((2, columns), dtype=np.float32)
-    need_T = np.empty(columns, dtype=np.float32)
-    least_2 = np.array([own_2L[0].min(), own_2L[1].min()])
-    base_R = score_R + _rest_scores(window, third, order_I, start_R, rows2)
-
-    for row in range(rows1 * rows2):
-        r2 = row % rows2
-        if r2 == 0:
-            new_TL[:] = 0
-            stay_T[:] = 0
-        for q in range(start_R[row], start_R[row + 1]):
-            i = order_I[q]
-            t = bin3_I[i]
-            if t < columns:
-                stay_T[t] += 1
-                for lane in range(lanes):
-                    new_TL[t, lane] += step_IL[i, lane]
-        stay = 0
-        for t in range(columns):
-            stay += stay_T[t]
-            stay_RT[r2, t] += stay
-        _limits(
-            window, prices, slot_M, path_M3, delay_M, left_R2[row], base_R[row], images,
-            stay_RT[r2], lim_2T, need_T,
-        )  # fmt: skip
-        run_L[:] = 0
-        for t in range(columns):
-            lim0, lim1, need = lim_2T[0, t], lim_2T[1, t], need_T[t]
-            if t % width == 0:
-                top_L[:] = -np.inf
-            # Later columns and rows leave more to deeper exits: nothing there can be affordable.
-            over = rising and (least_2[0] > lim0 or least_2[1] > lim1)
-            if over and t % width == 0:
-                break
-            if rows1 == 1:
-                _advance(new_TL, t, run_L, own_2L, lim0, lim1, need, top_L)
-            else:
-                _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L)
-            if over or t % width == width - 1 or t == columns - 1:
-                kept |= _mark(
-                    window, spread_4RL, most_4RN, point_E, after_E, row, third, s3, t // width,
-                    deeper, first_last, top_L, kept_RGL,
-                )  # fmt: skip
-            if over:
-                break
-    return kept_RGL, kept
+def _rows(counts, bound, exits, early):
+    deeper = exits.after_E[early.second]
+    order_I, start_R = sort_by_row(early)
+    score_R, left_R2 = early_scores(bound, early)
+    fixed_4RL = fixed_norms(counts, bound, early, deeper)
+    points = bound.most_free_EK24GN.shape[5]
+    most_4RN = largest_by_point(fixed_4RL, exits.point_E[deeper:], points)
+    return Rows(early, deeper, order_I, start_R, score_R, left_R2, fixed_4RL, most_4RN)
 
 
 @njit(cache=True, nogil=True)
-def _before_front(
-    window, prices, early, order_I, start_R, row, rows1, rows2, bin1_I, bin2_I, bin3_I, start, stop,
-    score, left_2, last, deeper, spread_4RL, group, front,
-):  # fmt: skip
-    """First and past the last column from `start` to `stop` that may not be behind the front."""
-    first, s1, second, s2, third, s3 = early
-    cost_F, miou_F = front
-    images = window.score_IE.shape[0]
-    score_T = np.zeros(stop - start)
-    stay_T = np.zeros(stop - start, dtype=np.int64)
-    r1, r2 = row // rows2, row % rows2
-    # With one row of the first exit, the images that reach the third are the first in the order.
-    for i in order_I[: start_R[row + 1]]:
-        if rows1 > 1 and (bin1_I[i] > r1 or bin2_I[i] > r2):
+def _keep(kept_Q, size, bound, prices, rows, deepest, reach_RGL, front):
+    """Append the groups that reach what is needed, those before the front only; arrays grow.
+
+    Returns the array, its size, and how many configurations were appended.
+    """
+    early, width, kept = rows.early, group_width(deepest.columns), 0
+    for row, group, lane in np.argwhere(reach_RGL):
+        start, stop = group * width, min((group + 1) * width, deepest.columns)
+        last = deepest.first_last + lane
+        if len(front[0]):
+            start, stop = _before_front(bound, prices, rows, deepest, row, group, last, front)
+        if start == stop:
             continue
-        score += window.score_IE[i, third]
-        t = max(bin3_I[i] - start, 0)
-        if t < stop - start:
-            score_T[t] += window.score_IE[i, last] - window.score_IE[i, third]
-            stay_T[t] += 1
-    slack = window.offset + window.rounding + window.share * second_order(
-        spread_4RL, row, third - deeper, spread_4RL, last - deeper, window.spread_EK24GE, third, s3,
-        group, last,
+        kept += stop - start
+        if size == len(kept_Q):
+            kept_Q = np.concatenate((kept_Q, np.empty_like(kept_Q)))
+        out = kept_Q[size]
+        out[0], out[1], out[2] = early.first, early.signal1, row // early.rows2
+        out[3], out[4], out[5] = early.second, early.signal2, row % early.rows2
+        out[6], out[7], out[8], out[9] = deepest.exit, deepest.signal, start, stop
+        out[10] = last
+        size += 1
+    return kept_Q, size, kept
+
+
+@njit(cache=True, nogil=True)
+def _scan(bound, prices, exits, rows, deepest):
+    """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any."""
+    images = len(bound.score_IE)
+    exit_3 = (rows.early.first, rows.early.second, deepest.exit)
+    signal_3 = (rows.early.signal1, rows.early.signal2, deepest.signal)
+    lanes = lanes_behind(prices, exit_3, signal_3, deepest.first_last, images)
+    norms, sums = norms_of(bound, exits, rows, deepest), _no_sums(bound, prices, rows, deepest)
+    share, rounding = np.float32(bound.share), np.float32(bound.rounding)
+    base_R = rows.score_R + rest_scores(bound, rows, deepest.exit)
+    reach_RGL = np.zeros((len(base_R), GROUPS, len(sums.run_L)), dtype=np.bool_)
+    some = False
+    order_I, start_R, left_R2, bin_I = rows.order_I, rows.start_R, rows.left_R2, deepest.bin_I
+    path_3, delay = lanes.path_M3[bound.front], lanes.delay_M[bound.front]
+    for row in range(len(base_R)):
+        stay_T = _enter(order_I[start_R[row] : start_R[row + 1]], bin_I, sums, row)
+        left_2, need = (left_R2[row, 0], left_R2[row, 1]), bound.need - base_R[row]
+        limit_columns(lanes, left_2, images, stay_T, sums.limit_2T)
+        _need_columns(need, bound.slope, path_3, delay, left_2, images, stay_T, sums.need_T)
+        groups = _scan_columns(lanes, sums, row)
+        some |= _mark(norms, share, rounding, row, groups, sums.top_GL, reach_RGL)
+    return reach_RGL, some
+
+
+@njit(cache=True, nogil=True)
+def _no_sums(bound, prices, rows, deepest):
+    """`Sums` at the start. A slope is a price of a step: that of the last exit's own path."""
+    score_IE, bin_I, first_last = bound.score_IE, deepest.bin_I, deepest.first_last
+    images, exits = score_IE.shape
+    lanes, columns, rows2 = exits - first_last, deepest.columns, rows.early.rows2
+    cost_L = np.empty(lanes, dtype=np.float32)
+    for lane in range(lanes):
+        cost_L[lane] = bound.slope * own_path(prices, bound.front, first_last + lane)
+    step_IL = np.empty((images, lanes), dtype=np.float32)
+    for i in rows.order_I:
+        if bin_I[i] < columns:
+            base = score_IE[i, deepest.exit]
+            for lane in range(lanes):
+                step_IL[i, lane] = score_IE[i, first_last + lane] - base - cost_L[lane]
+    return Sums(
+        step_IL,
+        np.zeros((columns, lanes), dtype=np.float32),
+        np.zeros(columns, dtype=np.int64),
+        np.zeros((rows2 if rows.early.rows1 > 1 else 0, columns, lanes), dtype=np.float32),
+        np.zeros((rows2, columns), dtype=np.int64),
+        np.zeros(lanes, dtype=np.float32),
+        np.empty((GROUPS, lanes), dtype=np.float32),
+        np.empty((2, columns), dtype=np.float32),
+        np.empty(columns, dtype=np.float32),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _enter(new_I, bin_I, sums, row):
+    """Add the images that are new on a row; returns how many stay for the last exit, by column."""
+    new_TL, entered_T, step_IL = sums.new_TL, sums.entered_T, sums.step_IL
+    columns, lanes = new_TL.shape
+    r2 = row % len(sums.stay_RT)
+    if r2 == 0:
+        new_TL[:] = 0
+        entered_T[:] = 0
+    for i in new_I:
+        t = bin_I[i]
+        if t < columns:
+            entered_T[t] += 1
+            for lane in range(lanes):
+                new_TL[t, lane] += step_IL[i, lane]
+    stay, stay_T = 0, sums.stay_RT[r2]
+    for t in range(columns):
+        stay += entered_T[t]
+        stay_T[t] += stay
+    return stay_T
+
+
+@njit(cache=True, nogil=True)
+def _need_columns(need, slope, path_3, delay, left_2, images, stay_T, need_T):
+    """Fill, by column, the score that is needed.
+
+    With a slope that is more by the price of all that is paid, but for the last exit's own path.
+    """
+    need_T[:] = np.float32(need)
+    if slope != 0.0:
+        reach3 = images - left_2[0] - left_2[1]
+        fixed = left_2[0] * path_3[0] + left_2[1] * path_3[1] + reach3 * path_3[2]
+        for t in range(len(stay_T)):
+            cost = fixed + stay_T[t] * (delay - path_3[2])
+            need_T[t] = np.float32(need + slope * cost)
+
+
+@njit(cache=True, nogil=True)
+def _scan_columns(lanes, sums, row):
+    """Sum up a row's columns and fill `top_GL`; returns how many groups may be affordable.
+
+    It ends where no last exit is affordable: raising any threshold leaves more images to deeper
+    exits, so where those cost more (`rising`) no later column of this row is affordable, nor this
+    and later columns of later rows, for which the sums that are not kept up would be needed.
+    """
+    # Fields are read before the loop: to read one counts references, at every column.
+    new_TL, sum_RTL, run_L, top_GL = sums.new_TL, sums.sum_RTL, sums.run_L, sums.top_GL
+    limit_2T, need_T, own_2L, least_2 = sums.limit_2T, sums.need_T, lanes.own_2L, lanes.least_2
+    columns, rising, r2 = len(need_T), lanes.rising, row % len(sums.stay_RT)
+    width = group_width(columns)
+    groups = (columns + width - 1) // width
+    run_L[:] = 0
+    for group in range(groups):
+        top_L = top_GL[group]
+        top_L[:] = -np.inf
+        for t in range(group * width, min((group + 1) * width, columns)):
+            limit_2 = (limit_2T[0, t], limit_2T[1, t])
+            if rising and (least_2[0] > limit_2[0] or least_2[1] > limit_2[1]):
+                return group + (t > group * width)
+            if len(sum_RTL):
+                _advance_sum(new_TL, t, run_L, sum_RTL[r2], own_2L, limit_2, need_T[t], top_L)
+            else:
+                _advance(new_TL, t, run_L, own_2L, limit_2, need_T[t], top_L)
+    return groups
+
+
+@njit(cache=True, nogil=True)
+def _advance(new_TL, t, run_L, own_2L, limit_2, need, top_L):
+    """Add a column to the running sums, and keep the largest affordable one less what it needs."""
+    limit0, limit1 = limit_2
+    for lane in range(len(run_L)):
+        value = run_L[lane] + new_TL[t, lane]
+        run_L[lane] = value
+        fits = (own_2L[0, lane] <= limit0) & (own_2L[1, lane] <= limit1)
+        value = value - need if fits else np.float32(-np.inf)
+        top_L[lane] = max(top_L[lane], value)
+
+
+@njit(cache=True, nogil=True)
+def _advance_sum(new_TL, t, run_L, sum_TL, own_2L, limit_2, need, top_L):
+    """The same where the sums of earlier rows are added."""
+    limit0, limit1 = limit_2
+    for lane in range(len(run_L)):
+        value = run_L[lane] + new_TL[t, lane]
+        run_L[lane] = value
+        value += sum_TL[t, lane]
+        sum_TL[t, lane] = value
+        fits = (own_2L[0, lane] <= limit0) & (own_2L[1, lane] <= limit1)
+        value = value - need if fits else np.float32(-np.inf)
+        top_L[lane] = max(top_L[lane], value)
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _mark(norms, share, rounding, row, groups, top_GL, reach_RGL):
+    """Mark the lanes that reach what is needed with the most that the second order can add.
+
+    Mostly what it can add at any last exit of a point is not enough for the best of them. Returns
+    whether any lane is marked.
+    """
+    first_last, deeper = norms.first_last, norms.deeper
+    fixed_4RL, most_fixed_4RN, free_24GE, most_free_24GN, point_E, after_E = norms[:6]
+    at_deepest_4 = fixed_part(fixed_4RL, row, norms.exit - deeper)
+    some = False
+    for group in range(groups):
+        last = first_last
+        while last < len(point_E):
+            start, last, point = last, after_E[last], point_E[last]
+            best = np.float32(-np.inf)
+            for lane in range(start - first_last, last - first_last):
+                best = max(best, top_GL[group, lane])
+            free_24 = free_parts(most_free_24GN, group, point)
+            slack = second_order(at_deepest_4, fixed_part(most_fixed_4RN, row, point), free_24)
+            if best + slack * share + rounding < 0:
+                continue
+            for exit_ in range(start, last):
+                lane, fixed_4 = exit_ - first_last, fixed_part(fixed_4RL, row, exit_ - deeper)
+                slack = second_order(at_deepest_4, fixed_4, free_parts(free_24GE, group, exit_))
+                reaches = top_GL[group, lane] + slack * share + rounding >= 0
+                reach_RGL[row, group, lane] = reaches
+                some |= reaches
+    return some
+
+
+@njit(cache=True, nogil=True)
+def _before_front(bound, prices, rows, deepest, row, group, last, front):
+    """First and past the last column of a group that may not be behind the front.
+
+    Every column is held against the front at its own cost, with the same bound.
+    """
+    early, (cost_F, miou_F), width = rows.early, front, group_width(deepest.columns)
+    start, stop = group * width, min((group + 1) * width, deepest.columns)
+    left_2 = (rows.left_R2[row, 0], rows.left_R2[row, 1])
+    score, score_T, stay_T = _column_scores(bound, rows, deepest, row, start, stop, last)
+    slack = bound.offset + bound.rounding + bound.share * second_order(
+        fixed_part(rows.fixed_4RL, row, deepest.exit - rows.deeper),
+        fixed_part(rows.fixed_4RL, row, last - rows.deeper),
+        free_parts(bound.free_EK24GE[deepest.exit, deepest.signal], group, last),
     )  # fmt: skip
-    path_M3, delay_M = paths(prices, first, s1, second, s2, third, s3)
-    m = window.front
-    path_last = delay_M[m] + prices.backbone_ME[m, last] + prices.exit_ME[m, last]
-    path_last += prices.answer_ME[m, last]
+    exit_3 = (early.first, early.second, deepest.exit)
+    path_M3, delay_M = paths(prices, exit_3, (early.signal1, early.signal2, deepest.signal))
+    m = bound.front
+    path_last = delay_M[m] + own_path(prices, m, last)
     stay = 0
     begin, end = stop, stop
     for t in range(stop - start):
         score += score_T[t]
         stay += stay_T[t]
-        cost = total(prices.kind_M[m], path_M3[m], path_last, left_2, stay, images)
+        cost = total(prices.kind_M[m], path_M3[m], path_last, left_2, stay, len(bound.score_IE))
         at = np.searchsorted(cost_F, cost, side="right") - 1
         if at < 0 or (score + slack + MARGIN) * MIOU_STEPS >= miou_F[at]:
             begin = min(begin, start + t)
@@ -264,143 +371,21 @@ def _before_front(
 
 
 @njit(cache=True, nogil=True)
-def _advance(new_TL, t, run_L, own_2L, lim0, lim1, need, top_L):
-    """Add a column to the running sums, and keep the largest affordable one less what it needs."""
-    for lane in range(len(run_L)):
-        value = run_L[lane] + new_TL[t, lane]
-        run_L[lane] = value
-        fits = (own_2L[0, lane] <= lim0) & (own_2L[1, lane] <= lim1)
-        value = value - need if fits else np.float32(-np.inf)
-        top_L[lane] = max(top_L[lane], value)
-
-
-@njit(cache=True, nogil=True)
-def _advance_sum(new_TL, t, run_L, sum_RTL, r2, own_2L, lim0, lim1, need, top_L):
-    """The same where the sums of earlier rows are added."""
-    for lane in range(len(run_L)):
-        value = run_L[lane] + new_TL[t, lane]
-        run_L[lane] = value
-        value += sum_RTL[r2, t, lane]
-        sum_RTL[r2, t, lane] = value
-        fits = (own_2L[0, lane] <= lim0) & (own_2L[1, lane] <= lim1)
-        value = value - need if fits else np.float32(-np.inf)
-        top_L[lane] = max(top_L[lane], value)
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _mark(
-    window, spread_4RL, most_4RN, point_E, after_E, row, third, s3, group, deeper, first_last,
-    top_L, kept_RGL,
-):  # fmt: skip
-    """Mark the lanes that reach what is needed with the most that the second order can add.
-
-    Mostly what it can add at any last exit of a point is not enough for the best of them. Returns
-    whether any lane is marked.
+def _column_scores(bound, rows, deepest, row, start, stop, last):
+    """Score of a row if the deepest early exit answers all the rest, what is gained from each
+    column of a group on, and how many images stay from it on.
     """
-    share, rounding = np.float32(window.share), np.float32(window.rounding)
-    some, last = False, first_last
-    while last < len(point_E):
-        start, last, point = last - first_last, after_E[last], point_E[last]
-        best = np.float32(-np.inf)
-        for lane in range(start, last - first_last):
-            best = max(best, top_L[lane])
-        slack = second_order(
-            spread_4RL, row, third - deeper, most_4RN, point, window.most_EK24GN, third, s3, group,
-            point,
-        )  # fmt: skip
-        if best + slack * share + rounding < 0:
+    early, score = rows.early, rows.score_R[row]
+    score_T = np.zeros(stop - start)
+    stay_T = np.zeros(stop - start, dtype=np.int64)
+    r1, r2 = row // early.rows2, row % early.rows2
+    # With a single row of the first exit, those that reach the deepest are the first in the order.
+    for i in rows.order_I[: rows.start_R[row + 1]]:
+        if early.rows1 > 1 and (early.bin1_I[i] > r1 or early.bin2_I[i] > r2):
             continue
-        for lane in range(start, last - first_last):
-            slack = second_order(
-                spread_4RL, row, third - deeper, spread_4RL, first_last - deeper + lane,
-                window.spread_EK24GE, third, s3, group, first_last + lane,
-            )  # fmt: skip
-            kept_RGL[row, group, lane] = top_L[lane] + slack * share + rounding >= 0
-            some |= kept_RGL[row, group, lane]
-    return some
-
-
-@njit(cache=True, nogil=True)
-def _slots(prices):
-    """Which of the two limits of a column a metric uses; -1: none, no limit by column."""
-    slot_M = np.full(len(prices.kind_M), -1, dtype=np.int64)
-    used = 0
-    for m in range(len(slot_M)):
-        if prices.kind_M[m] != STORED and prices.limit_M[m] < NOTHING:
-            slot_M[m] = used
-            used += 1
-    return slot_M
-
-
-@njit(cache=True, nogil=True)
-def _early_scores(window, first, second, bin1_I, rows1, bin2_I, rows2):
-    """By row: score of what `first` and `second` answer, and how many images each answers."""
-    score_R = np.zeros(rows1 * rows2)
-    left_R2 = np.zeros((rows1 * rows2, 2), dtype=np.int64)
-    for i in range(len(bin1_I)):
-        for r1 in range(min(bin1_I[i], rows1)):
-            for row in range(r1 * rows2, (r1 + 1) * rows2):
-                score_R[row] += window.score_IE[i, first]
-                left_R2[row, 0] += 1
-        for r1 in range(bin1_I[i], rows1):
-            for row in range(r1 * rows2, r1 * rows2 + min(bin2_I[i], rows2)):
-                score_R[row] += window.score_IE[i, second]
-                left_R2[row, 1] += 1
-    return score_R, left_R2
-
-
-@njit(cache=True, nogil=True)
-def _rest_scores(window, third, order_I, start_R, rows2):
-    """Score, shape (R,), of all images that reach `third` if it answered them."""
-    score_R = np.zeros(len(start_R) - 1)
-    for row in range(len(score_R)):
-        for q in range(start_R[row], start_R[row + 1]):
-            score_R[row] += window.score_IE[order_I[q], third]
-    for row in range(len(score_R)):
-        if row % rows2:
-            score_R[row] += score_R[row - 1]
-    for row in range(rows2, len(score_R)):
-        score_R[row] += score_R[row - rows2]
-    return score_R
-
-
-@njit(cache=True, nogil=True)
-def _limits(
-    window, prices, slot_M, path_M3, delay_M, left_2, base, images, stay_T, lim_2T, need_T
-):  # fmt: skip
-    """Fill, by column, the largest affordable cost of a last exit alone, and what is needed."""
-    reach3 = images - left_2[0] - left_2[1]
-    need_T[:] = np.float32(window.need - base)
-    if window.slope != 0.0:
-        m = window.front
-        fixed = left_2[0] * path_M3[m, 0] + left_2[1] * path_M3[m, 1] + reach3 * path_M3[m, 2]
-        for t in range(len(stay_T)):
-            cost = fixed + stay_T[t] * (delay_M[m] - path_M3[m, 2])
-            need_T[t] = np.float32(window.need - base + window.slope * cost)
-    lim_2T[:] = np.inf
-    for m in range(len(slot_M)):
-        if slot_M[m] < 0:
-            continue
-        lim_T, limit, path_3 = lim_2T[slot_M[m]], prices.limit_M[m], path_M3[m]
-        if prices.kind_M[m] == MEAN:
-            room = limit - left_2[0] * path_3[0] - left_2[1] * path_3[1] - reach3 * path_3[2]
-            for t in range(len(stay_T)):
-                if stay_T[t]:
-                    left = (room + stay_T[t] * (path_3[2] - delay_M[m])) / stay_T[t]
-                    lim_T[t] = left + abs(left) * 4 * EPSILON
-                elif room < 0:
-                    lim_T[t] = -np.inf
-        else:
-            path = limit // images
-            for t in range(len(stay_T)):
-                if 10 * left_2[0] >= 9 * images:
-                    fits = path_3[0] <= path
-                elif 10 * (left_2[0] + left_2[1]) >= 9 * images:
-                    fits = path_3[1] <= path
-                elif 10 * (images - stay_T[t]) >= 9 * images:
-                    fits = path_3[2] <= path
-                else:
-                    left = np.float64(path - delay_M[m])
-                    lim_T[t] = left + abs(left) * 4 * EPSILON
-                    continue
-                lim_T[t] = np.inf if fits else -np.inf
+        score += bound.score_IE[i, deepest.exit]
+        t = max(deepest.bin_I[i] - start, 0)
+        if t < stop - start:
+            score_T[t] += bound.score_IE[i, last] - bound.score_IE[i, deepest.exit]
+            stay_T[t] += 1
+    return score, score_T, stay_T

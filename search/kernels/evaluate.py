@@ -1,98 +1,120 @@
-"""The exact inner loops of the searches, compiled; no Python object is touched inside.
+"""mIoU and cost of every configuration of given rows, compiled; no Python object is touched inside.
 
-Suffixes of array names: E exits, I images, C classes, K signals, M metrics, Q rows (a choice of
-exits and of all thresholds but the deepest early exit's), T columns: those thresholds.
+Suffixes of array names: E exits, I images, C classes, K signals, M metrics, F front, Q rows (a
+choice of exits and of all thresholds but the deepest early exit's), T columns: those thresholds.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from mess.search.kernels.arrays import NOBODY
-from mess.search.kernels.costs import paths, total
+from mess.search.kernels.costs import own_path, paths, total
 from mess.search.kernels.front import advances, insert, keep_best
 from mess.search.problem.goal import MIOU_STEPS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def scan_rows(pixels, prices, aim, bins_EKI, number_EK, rows_Q, best, front):
-    """Every threshold of the deepest early exit of each of `rows_Q`, as `screen` returns them.
+class Row(NamedTuple):
+    """A row with its last exit: exits, signals and thresholds, and the columns to evaluate.
 
-    `best` and `front` are what is known already; a configuration's code orders configurations
-    lexicographically by (exit, signal, threshold). Returns the fields of `Scan`; `pruned` counts
-    configurations whose cost alone ruled them out.
+    exit_3, signal_3: of the three early exits, of which the first two may be `NOBODY`.
     """
-    exits, signals, images = bins_EKI.shape
-    classes = pixels.hits_EIC.shape[2]
-    radix = np.int64(max(1, number_EK.max()))
+
+    exit_3: tuple[int, int, int]
+    signal_3: tuple[int, int, int]
+    threshold1: int
+    threshold2: int
+    start: int
+    stop: int
+    last: int
+
+
+@njit(cache=True, nogil=True)
+def evaluate_rows(pixels, prices, aim, bins_EKI, number_EK, rows_Q, best, front):
+    """Every threshold of the deepest early exit of each of `rows_Q`, as `rows_that_matter` gives.
+
+    `best` and `front` are what is known already; a configuration's code orders
+    configurations lexicographically by (exit, signal, threshold). Returns the fields of `Scan`;
+    `pruned` counts configurations whose cost alone ruled them out.
+    """
     best = best.copy()
     cost_F, miou_F, code_F = front[0].copy(), front[1].copy(), front[2].copy()
-    fresh_F = np.zeros(len(cost_F), dtype=np.bool_)
-    size, evaluated, pruned = len(cost_F), 0, 0
-
+    fresh_F, size = np.zeros(len(cost_F), dtype=np.bool_), len(cost_F)
+    bases = (number_EK.shape[0], number_EK.shape[1], np.int64(max(1, number_EK.max())))
+    evaluated, pruned = 0, 0
     for q in range(len(rows_Q)):
-        first, s1, r1 = rows_Q[q, 0], rows_Q[q, 1], rows_Q[q, 2]
-        second, s2, r2 = rows_Q[q, 3], rows_Q[q, 4], rows_Q[q, 5]
-        third, s3, last = rows_Q[q, 6], rows_Q[q, 7], rows_Q[q, 10]
-        start, columns = rows_Q[q, 8], rows_Q[q, 9] - rows_Q[q, 8]
-        answer_I = np.full(images, last)
-        stay_T = np.zeros(columns, dtype=np.int64)
-        left1, left2 = 0, 0
-        for i in range(images):
-            t = bins_EKI[third, s3, i] - start
-            if first != NOBODY and bins_EKI[first, s1, i] > r1:
-                answer_I[i] = first
-                left1 += 1
-            elif second != NOBODY and bins_EKI[second, s2, i] > r2:
-                answer_I[i] = second
-                left2 += 1
-            elif t <= 0:
-                stay_T[0] += 1
-            else:
-                answer_I[i] = third
-                if t < columns:
-                    stay_T[t] += 1
-        stay_T = stay_T.cumsum()
-        early = (first, s1, second, s2, third, s3)
-        total_MT = _totals(prices, early, last, left1, left2, stay_T, images)
+        row = _row(rows_Q[q])
+        answer_I, left_2, stay_T = _answers(row, bins_EKI)
+        total_MT = _totals(prices, row, left_2, stay_T, len(answer_I))
         fits_T, wanted_T = _wanted(prices, aim, total_MT, best)
         wanted = wanted_T.sum()
         evaluated += wanted
-        pruned += columns - wanted
+        pruned += len(wanted_T) - wanted
         if not wanted:
             continue
-
-        hits_TC, extra_TC = np.zeros((columns, classes)), np.zeros((columns, classes))
-        for i in range(images):
-            exit_ = answer_I[i]
-            for c in range(classes):
-                hits_TC[0, c] += pixels.hits_EIC[exit_, i, c]
-                extra_TC[0, c] += pixels.extra_EIC[exit_, i, c]
-            t = bins_EKI[third, s3, i] - start
-            if exit_ == third and t < columns:
-                for c in range(classes):
-                    hits_TC[t, c] += pixels.hits_EIC[last, i, c] - pixels.hits_EIC[third, i, c]
-                    extra_TC[t, c] += pixels.extra_EIC[last, i, c] - pixels.extra_EIC[third, i, c]
+        hits_TC, extra_TC = _changes(pixels, row, bins_EKI, answer_I)
         miou_T = _mious(pixels, hits_TC, extra_TC, wanted_T)
-        code = np.int64(0)
-        for exit_, signal, row in ((first, s1, r1), (second, s2, r2)):
-            if exit_ != NOBODY:
-                code = ((code * exits + exit_) * signals + signal) * radix + row
-        code = (code * exits + third) * signals + s3
-        for t in range(columns):
+        for t in range(len(wanted_T)):
             if not wanted_T[t]:
                 continue
-            mine = (code * radix + start + t) * exits + last
+            code = _code(row, t, bases)
             miou, cost = miou_T[t], total_MT[aim.front, t]
             if fits_T[t]:
-                keep_best(aim, total_MT[aim.target, t], cost, miou, mine, best)
-            if aim.collect and advances(cost_F, miou_F, code_F, size, cost, miou, mine):
+                keep_best(aim, total_MT[aim.target, t], cost, miou, code, best)
+            if aim.collect and advances(cost_F, miou_F, code_F, size, cost, miou, code):
                 cost_F, miou_F, code_F, fresh_F, size = insert(
-                    cost_F, miou_F, code_F, fresh_F, size, cost, miou, mine
+                    cost_F, miou_F, code_F, fresh_F, size, cost, miou, code
                 )
     new = np.flatnonzero(fresh_F[:size])
     return best, evaluated, pruned, 0, cost_F[new], miou_F[new], code_F[new]
+
+
+@njit(cache=True, nogil=True)
+def _row(row):
+    exit_3, signal_3 = (row[0], row[3], row[6]), (row[1], row[4], row[7])
+    return Row(exit_3, signal_3, row[2], row[5], row[8], row[9], row[10])
+
+
+@njit(cache=True, nogil=True)
+def _answers(row, bins_EKI):
+    """Who answers each image at the first column, how many the first two exits do, and how many
+    stay for the last one at every column.
+    """
+    first, second, third = row.exit_3
+    images = bins_EKI.shape[2]
+    answer_I = np.full(images, row.last)
+    stay_T = np.zeros(row.stop - row.start, dtype=np.int64)
+    left1, left2 = 0, 0
+    for i in range(images):
+        t = bins_EKI[third, row.signal_3[2], i] - row.start
+        if first != NOBODY and bins_EKI[first, row.signal_3[0], i] > row.threshold1:
+            answer_I[i] = first
+            left1 += 1
+        elif second != NOBODY and bins_EKI[second, row.signal_3[1], i] > row.threshold2:
+            answer_I[i] = second
+            left2 += 1
+        elif t <= 0:
+            stay_T[0] += 1
+        else:
+            answer_I[i] = third
+            if t < len(stay_T):
+                stay_T[t] += 1
+    return answer_I, (left1, left2), stay_T.cumsum()
+
+
+@njit(cache=True, nogil=True)
+def _totals(prices, row, left_2, stay_T, images):
+    """Cost over the images, shape (M, T), at every threshold of the deepest early exit."""
+    total_MT = np.empty((len(prices.kind_M), len(stay_T)), dtype=np.int64)
+    path_M3, delay_M = paths(prices, row.exit_3, row.signal_3)
+    for m in range(len(prices.kind_M)):
+        path = delay_M[m] + own_path(prices, m, row.last)
+        for t in range(len(stay_T)):
+            total_MT[m, t] = total(prices.kind_M[m], path_M3[m], path, left_2, stay_T[t], images)
+    return total_MT
 
 
 @njit(cache=True, nogil=True)
@@ -109,6 +131,25 @@ def _wanted(prices, aim, total_MT, best):
             wanted_T[t] &= total_MT[aim.target, t] <= best[0]
         wanted_T[t] |= aim.collect
     return fits_T, wanted_T
+
+
+@njit(cache=True, nogil=True)
+def _changes(pixels, row, bins_EKI, answer_I):
+    """Counts at the first column, and what each later column changes; shapes (T, C)."""
+    third, last = row.exit_3[2], row.last
+    columns, classes = row.stop - row.start, pixels.hits_EIC.shape[2]
+    hits_TC, extra_TC = np.zeros((columns, classes)), np.zeros((columns, classes))
+    for i in range(len(answer_I)):
+        exit_ = answer_I[i]
+        for c in range(classes):
+            hits_TC[0, c] += pixels.hits_EIC[exit_, i, c]
+            extra_TC[0, c] += pixels.extra_EIC[exit_, i, c]
+        t = bins_EKI[third, row.signal_3[2], i] - row.start
+        if exit_ == third and t < columns:
+            for c in range(classes):
+                hits_TC[t, c] += pixels.hits_EIC[last, i, c] - pixels.hits_EIC[third, i, c]
+                extra_TC[t, c] += pixels.extra_EIC[last, i, c] - pixels.extra_EIC[third, i, c]
+    return hits_TC, extra_TC
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -139,15 +180,15 @@ def _mious(pixels, hits_TC, extra_TC, wanted_T):
 
 
 @njit(cache=True, nogil=True)
-def _totals(prices, early, last, left1, left2, stay_T, images):
-    """Cost over the images, shape (M, T), at every threshold of the deepest early exit."""
-    total_MT = np.empty((len(prices.kind_M), len(stay_T)), dtype=np.int64)
-    path_M3, delay_M = paths(prices, *early)
-    for m in range(len(prices.kind_M)):
-        path = delay_M[m] + prices.backbone_ME[m, last] + prices.exit_ME[m, last]
-        path += prices.answer_ME[m, last]
-        for t in range(len(stay_T)):
-            total_MT[m, t] = total(
-                prices.kind_M[m], path_M3[m], path, (left1, left2), stay_T[t], images
-            )
-    return total_MT
+def _code(row, t, bases):
+    """The number of a configuration, from which `decode_steps` reads it again.
+
+    `bases` are the numbers of exits, of signals, and the most thresholds of any.
+    """
+    exits, signals, radix = bases
+    code = np.int64(0)
+    for position, threshold in enumerate((row.threshold1, row.threshold2, row.start + t)):
+        exit_, signal = row.exit_3[position], row.signal_3[position]
+        if exit_ != NOBODY:
+            code = ((code * exits + exit_) * signals + signal) * radix + threshold
+    return code * exits + row.last

@@ -1,4 +1,4 @@
-"""The bound of the screen against the mIoU it bounds."""
+"""The bound against the mIoU it bounds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mess.search.exact.kernel_inputs import pack_prices
-from mess.search.exact.reference import Frame, reaching, window
+from mess.search.exact.kernel_inputs import ByDepth, pack_prices
+from mess.search.exact.reference import bound_around, reaching
 from mess.search.kernels.arrays import NOBODY
-from mess.search.kernels.bound import screen
+from mess.search.kernels.bound import rows_that_matter
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.evaluate import Choice, Configuration
 from mess.search.problem.goal import Goal, miou_steps
@@ -42,21 +42,20 @@ def test_no_configuration_is_more_accurate_than_its_bound(seed: int, classes: in
     """
     tables, costs = network(seed, classes)
     goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs"))
-    frame, rng = Frame.of(tables), np.random.default_rng(seeded(seed))
+    by_depth, rng = ByDepth.of(tables), np.random.default_rng(seeded(seed))
     steps = ladder(tables, 10)
-    bins, number = frame.sorted_ladder(steps)
-    prices = frame.sorted_prices(pack_prices(goal))
+    prices = by_depth.sorted_prices(pack_prices(goal))
     prices = prices._replace(limit_M=np.full_like(prices.limit_M, NOTHING))
-    at = np.argsort(frame.order_E)
+    at = np.argsort(by_depth.order_E)
     ruled_out = 0
     # Any configuration may be the reference, good or bad.
     with ThreadPoolExecutor(1) as pool:
-        places = [
-            window(goal, frame, steps, (Choice(int(exit_)),), pool)
+        bounds = [
+            bound_around(goal, by_depth, steps, (Choice(int(exit_)),), pool)
             for exit_ in rng.integers(tables.exits, size=12)
         ]
     for draw in range(120):
-        place, early = places[draw % len(places)], 2 + draw % 2
+        bound, early = bounds[draw % len(bounds)], 2 + draw % 2
         chosen = drawn(rng, goal, early, 10)
         configuration: Configuration = (
             *(Choice(e, s, float(steps.values[e][s][t])) for e, s, t in chosen[:-1]),
@@ -65,20 +64,17 @@ def test_no_configuration_is_more_accurate_than_its_bound(seed: int, classes: in
         miou = miou_steps(goal.evaluate(configuration).miou)
         (second, s2, r2), (third, s3, t), (last, _, _) = chosen[-3:]
         first, s1, r1 = chosen[0] if early == 3 else (NOBODY, 0, 0)
-        rows, pruned = screen(
-            frame.counts,
-            reaching(place, miou),
+        rows, pruned = rows_that_matter(
+            by_depth.counts,
+            reaching(bound, miou),
             prices,
-            bins,
-            number,
-            frame.point_E,
-            frame.after_E,
+            by_depth.exits(steps),
             at[first] if early == 3 else NOBODY,
             s1,
             np.array([at[second]]),
             EMPTY,
         )
-        rows = frame.original(rows)
+        rows = by_depth.original(rows)
         mine = (rows[:, [0, 1, 2, 3, 5, 6, 7, 10]] == [
             first, s1, r1, second, r2, third, s3, last
         ]).all(axis=1) & (rows[:, 4] == s2)  # fmt: skip
