@@ -155,7 +155,7 @@ def parts(run: Run) -> list[Path]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Run:
+def mapped(tmp_path: Path) -> Run:
     """A run with a cache of made-up label maps, and nothing else."""
     run = Run(tmp_path / "run")
     memoise(run)
@@ -169,38 +169,40 @@ def test_exits_at_the_same_or_the_last_point_make_no_pair() -> None:
     assert not found[:, 5:].any()
 
 
-def test_pairs_are_computed_once(made: Run) -> None:
-    found, computed = update(made)
+def test_pairs_are_computed_once(mapped: Run) -> None:
+    found, computed = update(mapped)
     assert computed == PAIRS * IMAGES
     assert_true(found)
-    before = {path: path.stat().st_mtime_ns for path in parts(made)}
+    before = {path: path.stat().st_mtime_ns for path in parts(mapped)}
     assert len(before) == 2
-    found, computed = update(made)
+    found, computed = update(mapped)
     assert computed == 0
     assert_true(found)
-    assert {path: path.stat().st_mtime_ns for path in parts(made)} == before
-    assert integrity.verify(PredictionStore(made.cache("made"))).faults == ()
+    assert {path: path.stat().st_mtime_ns for path in parts(mapped)} == before
+    assert integrity.verify(PredictionStore(mapped.cache("made"))).faults == ()
 
 
 @pytest.mark.parametrize("limit", ["_PART_SIGNALS", "_MAP_BYTES"])
-def test_work_is_divided_by_images(made: Run, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+def test_work_is_divided_by_images(
+    mapped: Run, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
     monkeypatch.setattr(pairing, limit, 1)
-    found, computed = update(made)
+    found, computed = update(mapped)
     assert computed == PAIRS * IMAGES
     assert_true(found)
-    assert len(parts(made)) == 2 * IMAGES
-    assert_true(update(made)[0])
+    assert len(parts(mapped)) == 2 * IMAGES
+    assert_true(update(mapped)[0])
 
 
-def test_only_what_is_wanted_is_computed(made: Run) -> None:
+def test_only_what_is_wanted_is_computed(mapped: Run) -> None:
     wanted = np.zeros((len(EXITS),) * 2, np.bool_)
     wanted[0, 2] = wanted[1, 4] = wanted[0, 4] = True
     impossible = wanted.copy()
     impossible[0, 1] = impossible[4, 0] = impossible[0, 6] = True
-    found, computed = update(made, impossible)
+    found, computed = update(mapped, impossible)
     assert computed == 3 * IMAGES
     assert_true(found, wanted=wanted)
-    found, computed = update(made)
+    found, computed = update(mapped)
     assert computed == (PAIRS - 3) * IMAGES
     assert_true(found)
 
@@ -219,73 +221,76 @@ def test_only_what_is_wanted_is_computed(made: Run) -> None:
     ],
 )
 def test_only_what_changed_is_computed(
-    made: Run, exits: list[str], images: list[str], computed: int
+    mapped: Run, exits: list[str], images: list[str], computed: int
 ) -> None:
-    update(made)
+    update(mapped)
     changed = replace(
         IDENTITY,
         exits=IDENTITY.exits | dict.fromkeys(exits, "other"),  # pyright: ignore[reportOperatorIssue]
         images=IDENTITY.images | dict.fromkeys(images, "other"),  # pyright: ignore[reportOperatorIssue]
     )
-    memoise(made, changed)
-    store = PredictionStore(made.cache("made"))
+    memoise(mapped, changed)
+    store = PredictionStore(mapped.cache("made"))
     assert integrity.verify(store).faults == ()
-    found, steps = update(made)
+    found, steps = update(mapped)
     assert steps == computed
     assert_true(found, changed)
-    assert update(made)[1] == 0
+    assert update(mapped)[1] == 0
     for path in integrity.unneeded(store):
         path.unlink()
-    assert update(made)[1] == 0
+    assert update(mapped)[1] == 0
 
 
 def test_a_damaged_part_is_computed_again_and_replaced(
-    made: Run, monkeypatch: pytest.MonkeyPatch
+    mapped: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pairing, "_PART_SIGNALS", 2 * PAIRS)
-    update(made)
-    assert len(parts(made)) == 6
-    for lost, name in ((parts(made)[0], None), (parts(made)[3], "part-0123456789abcdef.parquet")):
+    update(mapped)
+    assert len(parts(mapped)) == 6
+    for lost, name in (
+        (parts(mapped)[0], None),
+        (parts(mapped)[3], "part-0123456789abcdef.parquet"),
+    ):
         content = bytearray(lost.read_bytes())
         content[len(content) // 2] ^= 1
         lost.write_bytes(content)
         if name:
             lost.rename(lost.with_name(name))
-        found, computed = update(made)
+        found, computed = update(mapped)
         assert computed == 4 * 2
         assert_true(found)
-        assert len(parts(made)) == 6
-        assert integrity.verify(PredictionStore(made.cache("made"))).faults == ()
+        assert len(parts(mapped)) == 6
+        assert integrity.verify(PredictionStore(mapped.cache("made"))).faults == ()
 
 
-def test_a_cache_without_label_maps_says_what_to_do(made: Run) -> None:
-    update(made)
-    memoise(made, replace(IDENTITY, label_maps=False))
+def test_a_cache_without_label_maps_says_what_to_do(mapped: Run) -> None:
+    update(mapped)
+    memoise(mapped, replace(IDENTITY, label_maps=False))
     # What is stored needs no maps.
-    assert_true(update(made)[0])
-    parts(made)[0].unlink()
+    assert_true(update(mapped)[0])
+    parts(mapped)[0].unlink()
     with pytest.raises(CacheError, match="no label maps") as refusal:
-        update(made)
+        update(mapped)
     assert "`memoise.label_maps = true`" in str(refusal.value)
-    assert str(made.config_file) in str(refusal.value)
+    assert str(mapped.config_file) in str(refusal.value)
     assert "`mess memoise --name made --run " in str(refusal.value)
 
 
-def test_a_missing_label_map_is_named(made: Run) -> None:
-    for path in find_parts(made.cache("made") / "predictions"):
+def test_a_missing_label_map_is_named(mapped: Run) -> None:
+    for path in find_parts(mapped.cache("made") / "predictions"):
         path.unlink()
     with pytest.raises(CacheError, match="no label map of p1-crm1-b0-fcn for image image-0. Run"):
-        update(made)
+        update(mapped)
 
 
-def test_maps_of_other_weights_are_not_taken_for_those_of_the_manifest(made: Run) -> None:
+def test_maps_of_other_weights_are_not_taken_for_those_of_the_manifest(mapped: Run) -> None:
     """A cache may be memoised anew between reading its manifest and its maps."""
-    cache = opened(made)
+    cache = opened(mapped)
     assert cache.manifest
-    memoise(made, replace(IDENTITY, exits=dict.fromkeys(EXITS, "other")))
+    memoise(mapped, replace(IDENTITY, exits=dict.fromkeys(EXITS, "other")))
     with pytest.raises(CacheError, match="no label map"):
         pair_signals(cache, Silent())
-    assert parts(made) == []
+    assert parts(mapped) == []
 
 
 def _update(path: Path, die_at: int | None) -> None:
@@ -311,31 +316,31 @@ def start(run: Run, die_at: int | None) -> SpawnProcess:
 
 
 @pytest.mark.parametrize("written", [0, 1, 5, 11])
-def test_a_kill_loses_what_was_being_written(made: Run, written: int) -> None:
-    process = start(made, written)
+def test_a_kill_loses_what_was_being_written(mapped: Run, written: int) -> None:
+    process = start(mapped, written)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert len(parts(made)) == written
-    assert len(list((made.cache("made") / "pairs").glob(".part*"))) == 1
-    found, computed = update(made)
+    assert len(parts(mapped)) == written
+    assert len(list((mapped.cache("made") / "pairs").glob(".part*"))) == 1
+    found, computed = update(mapped)
     assert computed == PAIRS * IMAGES - 4 * written
     assert_true(found)
-    assert integrity.verify(PredictionStore(made.cache("made"))).faults == ()
+    assert integrity.verify(PredictionStore(mapped.cache("made"))).faults == ()
 
 
-def test_processes_at_the_same_time_do_not_harm_each_other(made: Run) -> None:
-    processes = [start(made, None) for _ in range(3)]
+def test_processes_at_the_same_time_do_not_harm_each_other(mapped: Run) -> None:
+    processes = [start(mapped, None) for _ in range(3)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    found, computed = update(made)
+    found, computed = update(mapped)
     assert computed == 0
     assert_true(found)
-    assert len(parts(made)) == 2 * IMAGES
+    assert len(parts(mapped)) == 2 * IMAGES
 
 
 def test_an_interrupt_stops_at_once_and_keeps_what_was_written(
-    made: Run, monkeypatch: pytest.MonkeyPatch
+    mapped: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pairing, "_PART_SIGNALS", PAIRS)
 
@@ -344,14 +349,14 @@ def test_an_interrupt_stops_at_once_and_keeps_what_was_written(
         def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
             class Counter:
                 def advance(self, steps: float = 1, **figures: float) -> None:
-                    if len(parts(made)) == 4:
+                    if len(parts(mapped)) == 4:
                         raise KeyboardInterrupt
 
             yield Counter()
 
     with pytest.raises(KeyboardInterrupt):
-        pair_signals(opened(made), Interrupting())
-    found, computed = update(made)
+        pair_signals(opened(mapped), Interrupting())
+    found, computed = update(mapped)
     assert computed == PAIRS * (IMAGES - 2)
     assert_true(found)
 

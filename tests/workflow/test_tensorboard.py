@@ -122,7 +122,7 @@ def test_the_setting_may_change_in_the_middle(begun: Run) -> None:
     text = begun.config_file.read_text()
     assert "tensorboard = true" in text
     write_text(begun.config_file, text.replace("tensorboard = true", "tensorboard = false"))
-    train_network(begun, "cpu", Silent())
+    train_network(Run(begun.path), "cpu", Silent())
     assert not (begun.tensorboard / "stage2-holdout" / "events.out.tfevents.0000000001").exists()
     rows = [json.loads(line) for line in begun.metrics.read_text().splitlines()]
     assert [row["iteration"] for row in rows if row["stage"] == "stage2"] == [1, 2, 3]
