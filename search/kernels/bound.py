@@ -73,7 +73,7 @@ class Sums(NamedTuple):
     new_TL, entered_T: by column, scores and number of the images that stay from it on, of the
         threshold of the first exit that the scan is at.
     sum_RTL, stay_RT: by threshold of the second exit, sums over all rows and columns up to here;
-        without a first exit there is one row of each, so that its scores are not kept.
+        where the first exit has a single row, there are none before, and scores are not kept.
     run_L, top_GL: sum up to a column, and by group the largest affordable less what it needs.
     limit_2T, need_T: by column, the dearest own path of a last exit, and the score it needs.
     """
@@ -166,24 +166,34 @@ def _keep(kept_Q, size, bound, prices, rows, deepest, reach_RGL, front):
 @njit(cache=True, nogil=True)
 def _scan(bound, prices, exits, rows, deepest):
     """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any."""
-    images = len(bound.score_IE)
+    images, rows2 = len(bound.score_IE), rows.early.rows2
     exit_3 = (rows.early.first, rows.early.second, deepest.exit)
     signal_3 = (rows.early.signal1, rows.early.signal2, deepest.signal)
     lanes = lanes_behind(prices, exit_3, signal_3, deepest.first_last, images)
     norms, sums = norms_of(bound, exits, rows, deepest), _no_sums(bound, prices, rows, deepest)
-    share, rounding = np.float32(bound.share), np.float32(bound.rounding)
     base_R = rows.score_R + rest_scores(bound, rows, deepest.exit)
-    reach_RGL = np.zeros((len(base_R), GROUPS, len(sums.run_L)), dtype=np.bool_)
-    some = False
+    reach_RGL = np.zeros((len(base_R), *sums.top_GL.shape), dtype=np.bool_)
+    some, share, rounding = False, np.float32(bound.share), np.float32(bound.rounding)
+    # Fields are read before the loop: to read one counts references to its array.
     order_I, start_R, left_R2, bin_I = rows.order_I, rows.start_R, rows.left_R2, deepest.bin_I
+    new_TL, entered_T, step_IL, run_L = sums.new_TL, sums.entered_T, sums.step_IL, sums.run_L
+    sum_RTL, stay_RT, top_GL = sums.sum_RTL, sums.stay_RT, sums.top_GL
+    limit_2T, need_T, own_2L = sums.limit_2T, sums.need_T, lanes.own_2L
     path_3, delay = lanes.path_M3[bound.front], lanes.delay_M[bound.front]
     for row in range(len(base_R)):
-        stay_T = _enter(order_I[start_R[row] : start_R[row + 1]], bin_I, sums, row)
-        left_2, need = (left_R2[row, 0], left_R2[row, 1]), bound.need - base_R[row]
-        limit_columns(lanes, left_2, images, stay_T, sums.limit_2T)
-        _need_columns(need, bound.slope, path_3, delay, left_2, images, stay_T, sums.need_T)
-        groups = _scan_columns(lanes, sums, row)
-        some |= _mark(norms, share, rounding, row, groups, sums.top_GL, reach_RGL)
+        r2, left_2 = row % rows2, (left_R2[row, 0], left_R2[row, 1])
+        if r2 == 0:
+            new_TL[:] = 0
+            entered_T[:] = 0
+        stay_T, sum_TL = stay_RT[r2], sum_RTL[r2]
+        _enter(order_I[start_R[row] : start_R[row + 1]], bin_I, step_IL, new_TL, entered_T, stay_T)
+        stop = limit_columns(lanes, left_2, images, stay_T, limit_2T)
+        if stop == 0:
+            continue
+        need = bound.need - base_R[row]
+        _need_columns(need, bound.slope, path_3, delay, left_2, images, stay_T, need_T)
+        groups = _scan_columns(new_TL, sum_TL, run_L, own_2L, limit_2T, need_T, stop, top_GL)
+        some |= _mark(norms, share, rounding, row, groups, top_GL, reach_RGL)
     return reach_RGL, some
 
 
@@ -206,7 +216,7 @@ def _no_sums(bound, prices, rows, deepest):
         step_IL,
         np.zeros((columns, lanes), dtype=np.float32),
         np.zeros(columns, dtype=np.int64),
-        np.zeros((rows2 if rows.early.rows1 > 1 else 0, columns, lanes), dtype=np.float32),
+        np.zeros((rows2, columns if rows.early.rows1 > 1 else 0, lanes), dtype=np.float32),
         np.zeros((rows2, columns), dtype=np.int64),
         np.zeros(lanes, dtype=np.float32),
         np.empty((GROUPS, lanes), dtype=np.float32),
@@ -216,25 +226,19 @@ def _no_sums(bound, prices, rows, deepest):
 
 
 @njit(cache=True, nogil=True)
-def _enter(new_I, bin_I, sums, row):
-    """Add the images that are new on a row; returns how many stay for the last exit, by column."""
-    new_TL, entered_T, step_IL = sums.new_TL, sums.entered_T, sums.step_IL
+def _enter(new_I, bin_I, step_IL, new_TL, entered_T, stay_T):
+    """Add the images that are new on a row, also to how many stay for the last exit, by column."""
     columns, lanes = new_TL.shape
-    r2 = row % len(sums.stay_RT)
-    if r2 == 0:
-        new_TL[:] = 0
-        entered_T[:] = 0
     for i in new_I:
         t = bin_I[i]
         if t < columns:
             entered_T[t] += 1
             for lane in range(lanes):
                 new_TL[t, lane] += step_IL[i, lane]
-    stay, stay_T = 0, sums.stay_RT[r2]
+    stay = 0
     for t in range(columns):
         stay += entered_T[t]
         stay_T[t] += stay
-    return stay_T
 
 
 @njit(cache=True, nogil=True)
@@ -253,29 +257,18 @@ def _need_columns(need, slope, path_3, delay, left_2, images, stay_T, need_T):
 
 
 @njit(cache=True, nogil=True)
-def _scan_columns(lanes, sums, row):
-    """Sum up a row's columns and fill `top_GL`; returns how many groups may be affordable.
-
-    It ends where no last exit is affordable: raising any threshold leaves more images to deeper
-    exits, so where those cost more (`rising`) no later column of this row is affordable, nor this
-    and later columns of later rows, for which the sums that are not kept up would be needed.
-    """
-    # Fields are read before the loop: to read one counts references, at every column.
-    new_TL, sum_RTL, run_L, top_GL = sums.new_TL, sums.sum_RTL, sums.run_L, sums.top_GL
-    limit_2T, need_T, own_2L, least_2 = sums.limit_2T, sums.need_T, lanes.own_2L, lanes.least_2
-    columns, rising, r2 = len(need_T), lanes.rising, row % len(sums.stay_RT)
-    width = group_width(columns)
-    groups = (columns + width - 1) // width
+def _scan_columns(new_TL, sum_TL, run_L, own_2L, limit_2T, need_T, stop, top_GL):
+    """Sum up a row's columns before `stop` and fill `top_GL`; returns how many groups that are."""
+    width = group_width(len(need_T))
+    groups = (stop + width - 1) // width
     run_L[:] = 0
     for group in range(groups):
         top_L = top_GL[group]
         top_L[:] = -np.inf
-        for t in range(group * width, min((group + 1) * width, columns)):
+        for t in range(group * width, min((group + 1) * width, stop)):
             limit_2 = (limit_2T[0, t], limit_2T[1, t])
-            if rising and (least_2[0] > limit_2[0] or least_2[1] > limit_2[1]):
-                return group + (t > group * width)
-            if len(sum_RTL):
-                _advance_sum(new_TL, t, run_L, sum_RTL[r2], own_2L, limit_2, need_T[t], top_L)
+            if len(sum_TL):
+                _advance_sum(new_TL, t, run_L, sum_TL, own_2L, limit_2, need_T[t], top_L)
             else:
                 _advance(new_TL, t, run_L, own_2L, limit_2, need_T[t], top_L)
     return groups

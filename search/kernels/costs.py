@@ -85,7 +85,7 @@ class Lanes(NamedTuple):
     delay_M: NDArray[np.int64]
     slot_M: NDArray[np.int64]
     own_2L: NDArray[np.float32]
-    least_2: NDArray[np.float32]
+    least_2: tuple[float, float]
     rising: bool
 
 
@@ -108,7 +108,7 @@ def lanes_behind(prices, exit_3, signal_3, first_last, images):
                 own_2L[slot_M[m], lane] = max(own_2L[slot_M[m], lane], own * (1 - 4 * EPSILON))
             elif prices.kind_M[m] == STORED and path * images > prices.limit_M[m]:
                 own_2L[0, lane] = np.inf
-    least_2 = np.array([own_2L[0].min(), own_2L[1].min()])
+    least_2 = (own_2L[0].min(), own_2L[1].min())
     kind_M, limit_M = prices.kind_M, prices.limit_M
     return Lanes(kind_M, limit_M, path_M3, delay_M, slot_M, own_2L, least_2, rising)
 
@@ -128,6 +128,11 @@ def _slots(prices):
 def limit_columns(lanes, left_2, images, stay_T, limit_2T):
     """Fill, by column, the largest own path of a last exit that is affordable; never too small.
 
+    Returns the first column behind which nothing is affordable. Raising any threshold leaves more
+    images to deeper exits: where those cost more (`rising`) and not even the cheapest last exit is
+    affordable at a column, none is at later ones, nor at any of them on later rows. So sums over
+    the images are kept up before that column only.
+
     What a column's configurations cost is linear in the path of the last exit where a metric is a
     mean: its limit is solved for that path. The 90% path is that of one exit: of an early one,
     which is affordable or not, or of the last.
@@ -142,6 +147,12 @@ def limit_columns(lanes, left_2, images, stay_T, limit_2T):
             _limit_mean(limit, path_3, delay, left_2, images, stay_T, limit_T)
         else:
             _limit_p90(limit // images, path_3, delay, left_2, images, stay_T, limit_T)
+    if lanes.rising:
+        least0, least1 = lanes.least_2
+        for t in range(len(stay_T)):
+            if least0 > limit_2T[0, t] or least1 > limit_2T[1, t]:
+                return t
+    return len(stay_T)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
