@@ -143,12 +143,16 @@ def _keep(kept_Q, size, bound, prices, rows, deepest, reach_RGL, front):
 
     Returns the array, its size, and how many configurations were appended.
     """
-    early, width, kept = rows.early, group_width(deepest.columns), 0
+    early, width, kept, m = rows.early, group_width(deepest.columns), 0, bound.front
+    exit_3 = (early.first, early.second, deepest.exit)
+    path_M3, delay_M = paths(prices, exit_3, (early.signal1, early.signal2, deepest.signal))
     for row, group, lane in np.argwhere(reach_RGL):
         start, stop = group * width, min((group + 1) * width, deepest.columns)
         last = deepest.first_last + lane
         if len(front[0]):
-            start, stop = _before_front(bound, prices, rows, deepest, row, group, last, front)
+            path_last = delay_M[m] + own_path(prices, m, last)
+            price = (prices.kind_M[m], path_M3[m], path_last)
+            start, stop = _before_front(bound, rows, deepest, row, group, last, price, front)
         if start == stop:
             continue
         kept += stop - start
@@ -332,12 +336,14 @@ def _mark(norms, share, rounding, row, groups, top_GL, reach_RGL):
 
 
 @njit(cache=True, nogil=True)
-def _before_front(bound, prices, rows, deepest, row, group, last, front):
+def _before_front(bound, rows, deepest, row, group, last, price, front):
     """First and past the last column of a group that may not be behind the front.
 
-    Every column is held against the front at its own cost, with the same bound.
+    Every column is held against the front at its own cost, with the same bound. `price` is the kind
+    of the front's metric, the paths of the early exits and that of the last one.
     """
-    early, (cost_F, miou_F), width = rows.early, front, group_width(deepest.columns)
+    (kind, path_3, path_last), (cost_F, miou_F) = price, front
+    width = group_width(deepest.columns)
     start, stop = group * width, min((group + 1) * width, deepest.columns)
     left_2 = (rows.left_R2[row, 0], rows.left_R2[row, 1])
     score, score_T, stay_T = _column_scores(bound, rows, deepest, row, start, stop, last)
@@ -346,16 +352,12 @@ def _before_front(bound, prices, rows, deepest, row, group, last, front):
         fixed_part(rows.fixed_4RL, row, last - rows.deeper),
         free_parts(bound.free_EK24GE[deepest.exit, deepest.signal], group, last),
     )  # fmt: skip
-    exit_3 = (early.first, early.second, deepest.exit)
-    path_M3, delay_M = paths(prices, exit_3, (early.signal1, early.signal2, deepest.signal))
-    m = bound.front
-    path_last = delay_M[m] + own_path(prices, m, last)
-    stay = 0
+    images, stay = len(bound.score_IE), 0
     begin, end = stop, stop
     for t in range(stop - start):
         score += score_T[t]
         stay += stay_T[t]
-        cost = total(prices.kind_M[m], path_M3[m], path_last, left_2, stay, len(bound.score_IE))
+        cost = total(kind, path_3, path_last, left_2, stay, images)
         at = np.searchsorted(cost_F, cost, side="right") - 1
         if at < 0 or (score + slack + MARGIN) * MIOU_STEPS >= miou_F[at]:
             begin = min(begin, start + t)
@@ -368,17 +370,18 @@ def _column_scores(bound, rows, deepest, row, start, stop, last):
     """Score of a row if the deepest early exit answers all the rest, what is gained from each
     column of a group on, and how many images stay from it on.
     """
-    early, score = rows.early, rows.score_R[row]
+    early, score, score_IE = rows.early, rows.score_R[row], bound.score_IE
+    bin1_I, bin2_I, bin_I, third = early.bin1_I, early.bin2_I, deepest.bin_I, deepest.exit
+    several, r1, r2 = early.rows1 > 1, row // early.rows2, row % early.rows2
     score_T = np.zeros(stop - start)
     stay_T = np.zeros(stop - start, dtype=np.int64)
-    r1, r2 = row // early.rows2, row % early.rows2
     # With a single row of the first exit, those that reach the deepest are the first in the order.
     for i in rows.order_I[: rows.start_R[row + 1]]:
-        if early.rows1 > 1 and (early.bin1_I[i] > r1 or early.bin2_I[i] > r2):
+        if several and (bin1_I[i] > r1 or bin2_I[i] > r2):
             continue
-        score += bound.score_IE[i, deepest.exit]
-        t = max(deepest.bin_I[i] - start, 0)
+        score += score_IE[i, third]
+        t = max(bin_I[i] - start, 0)
         if t < stop - start:
-            score_T[t] += bound.score_IE[i, last] - bound.score_IE[i, deepest.exit]
+            score_T[t] += score_IE[i, last] - score_IE[i, third]
             stay_T[t] += 1
     return score, score_T, stay_T
