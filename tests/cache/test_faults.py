@@ -294,9 +294,14 @@ def test_nothing_of_a_complete_cache_is_unneeded(store: PredictionStore) -> None
     (store.parts_folder / "notes.txt").write_text("not of mess")
     (store.parts_folder / ".part.folder").mkdir()
     (store.directory / ".manifest.json.abc").write_text("left by a killed writer")
+    store.hashes_file.write_text("{}")
+    (store.directory / ".file-hashes.json.new").write_text("of a search that may be at work")
     assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc"]
     (store.directory / "manifest.json").unlink()
     assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc"]
+    (old := store.directory / ".file-hashes.json.old").write_text("left by a killed search")
+    os.utime(old, (1, 1))
+    assert [path.name for path in integrity.unneeded(store)] == [old.name, ".manifest.json.abc"]
 
 
 def test_what_an_unfinished_cache_can_still_use_is_needed(store: PredictionStore) -> None:
