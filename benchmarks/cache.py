@@ -38,7 +38,7 @@ from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows, write_part
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.verify import verify
-from mess.cache.predictions.writer import CacheWriter, Identity, Task
+from mess.cache.predictions.writer import CacheWriter, Gap, Identity
 from mess.commands.memoise import part_rows
 from mess.common.images import resize_mask
 from mess.compute.memory import keep_memory
@@ -199,10 +199,10 @@ class Bench:
         specs = configured_signals(self.config.memoise)
         names = tuple(spec.name for spec in specs)
         ids = [str(index) for index in range(len(self.batch[0]))]
-        task = Task(images=tuple(range(len(ids))), exits=tuple(exits), signal_names=names)
+        gap = Gap(images=tuple(range(len(ids))), exits=tuple(exits), signal_names=names)
         device = torch.device("cpu")
         ((_, found),) = predict(self.network, [self.batch], specs, device=device, exits=exits)
-        rows = part_rows([(ids, found)], task, self.config.memoise)
+        rows = part_rows([(ids, found)], gap, self.config.memoise)
         write_part(folder, rows, dict.fromkeys(exits, ""), dict.fromkeys(ids, ""))
 
 
@@ -317,7 +317,7 @@ def write_made_up(store: PredictionStore, tables: Tables) -> float:
     identity = made_up_identity(tables)
     ids = list(identity.images)
     writer = CacheWriter(store, identity)
-    (task,) = writer.begin(
+    (gap,) = writer.begin(
         lambda indices: [
             {"image_id": ids[i], "height": 520, "width": 520, "label": label.tolist()}
             for i, label in zip(indices, hits[-1] + wrong[-1], strict=True)
@@ -338,7 +338,7 @@ def write_made_up(store: PredictionStore, tables: Tables) -> float:
             label_map=nothing,
             confidence_map=nothing,
         )
-        writer.write(task, rows)
+        writer.write(gap, rows)
     seconds = time.perf_counter() - start
     writer.finish(dict.fromkeys(tables.exit_ids, (65, 65)))
     return seconds

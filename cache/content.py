@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from mess.errors import DamagedPartError
 
 STEM, SUFFIX = "part", ".parquet"
 
+_ABANDONED_SECONDS = 3600.0
+"""A search holds no lock; an unfinished file that is older is of one that was killed."""
 
 _NAME = re.compile(rf"{STEM}-([0-9a-f]{{{CONTENT_DIGITS}}}){re.escape(SUFFIX)}")
 
@@ -51,6 +54,14 @@ class Verification:
 def size_of(paths: Iterable[Path]) -> int:
     """Bytes that files take up."""
     return sum(path.stat().st_size for path in paths)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether an unfinished file is of a search that was killed."""
+    try:
+        return path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False  # finished meanwhile
 
 
 def remedy(cache: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore
-from mess.cache.predictions.writer import CacheWriter, Identity, Task
+from mess.cache.predictions.writer import CacheWriter, Gap, Identity
 
 Prediction = Mapping[str, Any]
 """Columns of a row of predictions/*.parquet, the ids left out."""
@@ -19,24 +19,24 @@ Predict = Callable[[str, str], Prediction]
 """The prediction of an exit for an image, by their ids; its signals are all of the identity's."""
 
 
-def rows_of(identity: Identity, task: Task, predict: Predict) -> PartRows:
-    """What a task asks for."""
-    images = [list(identity.images)[index] for index in task.images]
-    grid = [[predict(exit_id, image_id) for exit_id in task.exits] for image_id in images]
-    chosen = [identity.signal_names.index(name) for name in task.signal_names]
+def rows_of(identity: Identity, gap: Gap, predict: Predict) -> PartRows:
+    """What a gap lacks."""
+    images = [list(identity.images)[index] for index in gap.images]
+    grid = [[predict(exit_id, image_id) for exit_id in gap.exits] for image_id in images]
+    chosen = [identity.signal_names.index(name) for name in gap.signal_names]
 
     def column(name: str, kind: Any) -> Any:
         values = [[row[name] for row in rows] for rows in grid]
         if kind is not object:
             return np.array(values, dtype=kind)
-        out = np.empty((len(images), len(task.exits)), dtype=object)
+        out = np.empty((len(images), len(gap.exits)), dtype=object)
         out[:] = values
         return out
 
     return PartRows(
         images=tuple(images),
-        exits=task.exits,
-        signal_names=task.signal_names,
+        exits=gap.exits,
+        signal_names=gap.signal_names,
         intersection=column("intersection", np.int32),
         predicted=column("predicted", np.int32),
         agreement=column("agreement", np.int32),
@@ -58,13 +58,13 @@ def fill(
     """A complete cache: `labels` of every image, image `size`, native output `shape`."""
     writer = CacheWriter(PredictionStore(directory), identity)
     ids = list(identity.images)
-    tasks = writer.begin(
+    gaps = writer.begin(
         lambda indices: [
             {"image_id": ids[i], "height": size[0], "width": size[1], "label": labels[i]}
             for i in indices
         ]
     )
-    for task in tasks:
-        writer.write(task, rows_of(identity, task, predict))
+    for gap in gaps:
+        writer.write(gap, rows_of(identity, gap, predict))
     writer.finish(dict.fromkeys(identity.exits, shape))
     return writer.store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.cache.content import Verification, find_parts, parquet_files, size_of
+from mess.cache.content import Verification, find_parts, is_abandoned, parquet_files, size_of
 from mess.cache.pairs.store import (
     PairPart,
     PairStore,
@@ -20,9 +19,6 @@ from mess.cache.pairs.store import (
     read_signals,
 )
 from mess.errors import CacheError
-
-_ABANDONED_SECONDS = 3600.0
-"""A search holds no lock; an unfinished file that is older is of one that was killed."""
 
 _ROUNDING = 1 + 2.0**-20
 """Of a sum of float64 stored as float32, generously."""
@@ -76,7 +72,7 @@ def unneeded_pairs(
 
     `exits` is None where nothing tells what is current: then only the first.
     """
-    files = {path for path in store.parts_folder.glob(".part.*") if _is_abandoned(path)}
+    files = {path for path in store.parts_folder.glob(".part.*") if is_abandoned(path)}
     if exits is None:
         return sorted(files)
     parts: list[PairPart] = []
@@ -117,10 +113,3 @@ def _held(
 ) -> defaultdict[str, NDArray[np.bool_]]:
     """By signal, which [a, b, image] there are: none yet."""
     return defaultdict(lambda: np.zeros((len(exits), len(exits), len(images)), np.bool_))
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        return path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
-    except FileNotFoundError:
-        return False  # finished meanwhile

@@ -104,6 +104,11 @@ class PredictionStore:
         return self.directory / "predictions"
 
     @property
+    def hashes_file(self) -> Path:
+        """What searches remember of the images' files; no part of the cache's content."""
+        return self.directory / "file-hashes.json"
+
+    @property
     def remedy(self) -> str:
         """The command that brings the cache up to date."""
         return remedy(self.directory)

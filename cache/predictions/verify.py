@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mess.cache.content import Verification, find_parts, parquet_files, remedy, size_of
+from mess.cache.content import (
+    Verification,
+    find_parts,
+    is_abandoned,
+    parquet_files,
+    remedy,
+    size_of,
+)
 from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import unneeded_pairs, verify_pairs
 from mess.cache.predictions.parts import Part, describe_part, open_part, read_counts, row_ids
@@ -18,7 +25,7 @@ from mess.cache.predictions.store import Overlap, PredictionStore, Snapshot
 from mess.errors import CacheError, DamagedPartError
 
 _TEMPORARY = re.compile(r"\.(part|manifest|images)\.")
-"""What names of unfinished files begin with."""
+"""What names of files begin with that memoising has not finished."""
 
 
 def verify(store: PredictionStore) -> Verification:
@@ -98,6 +105,8 @@ def unneeded(store: PredictionStore) -> list[Path]:
     """
     left = [*store.directory.glob(".*"), *store.parts_folder.glob(".*")]
     files = {path for path in left if _TEMPORARY.match(path.name)}
+    unfinished = store.directory.glob(f".{store.hashes_file.name}.*")
+    files |= {path for path in unfinished if is_abandoned(path)}
     pairs = PairStore(store.directory)
     try:
         held = Snapshot(store, None)

@@ -80,8 +80,8 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Predictions that are missing: of these images (positions), at these exits.
+class Gap:
+    """Predictions that are missing: those of these images (positions) at these exits.
 
     `signal_names` are the signals to compute. With a `base`, that part has everything else.
     """
@@ -101,7 +101,7 @@ class CacheWriter:
 
     def begin(
         self, image_rows: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]]
-    ) -> list[Task]:
+    ) -> list[Gap]:
         """Make the store ready for writing and return what it lacks.
 
         `image_rows` gives the rows of images.parquet of images by position, fingerprints left out;
@@ -117,9 +117,9 @@ class CacheWriter:
             self._write_manifest(shapes={}, complete=False)
         return self.missing()
 
-    def missing(self) -> list[Task]:
+    def missing(self) -> list[Gap]:
         """What the store lacks."""
-        return list(self._tasks())
+        return list(self._gaps())
 
     def is_finished(self) -> bool:
         """Whether the cache is declared complete and its parts hold nothing else."""
@@ -127,15 +127,15 @@ class CacheWriter:
         return (
             recorded is not None
             and recorded["complete"]
-            and not any(self._tasks())
+            and not any(self._gaps())
             and set(parquet_files(self.store.parts_folder))
             == {part.path for part, _, mine_EI in self._shares() if self._is_plain(part, mine_EI)}
         )
 
-    def write(self, task: Task, rows: PartRows) -> None:
-        """Write a part with rows of a task; a kill loses none that was written before."""
-        if task.base is not None:
-            rows = _extended(task.base, rows)
+    def write(self, gap: Gap, rows: PartRows) -> None:
+        """Write a part with rows of a gap; a kill loses none that was written before."""
+        if gap.base is not None:
+            rows = _extended(gap.base, rows)
         write_part(self.store.parts_folder, rows, self.identity.exits, self.identity.images)
 
     def finish(self, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -143,7 +143,7 @@ class CacheWriter:
 
         Its parts then hold each prediction once and nothing else: what is no longer true goes.
         """
-        lacking = next(self._tasks(), None)
+        lacking = next(self._gaps(), None)
         if lacking is not None:
             image_id = list(self.identity.images)[lacking.images[0]]
             raise CacheError(
@@ -152,7 +152,7 @@ class CacheWriter:
         self._settle()
         self._write_manifest(shapes=shapes, complete=True)
 
-    def _tasks(self) -> Iterator[Task]:
+    def _gaps(self) -> Iterator[Gap]:
         identity = self.identity
         exit_ids = list(identity.exits)
         have_EI = np.zeros((len(identity.exits), len(identity.images)), np.bool_)
@@ -171,7 +171,7 @@ class CacheWriter:
             lacks_EI = ~have_EI[block]
             exits, images = lacks_EI.any(axis=1), lacks_EI.any(axis=0)
             if exits.any():
-                yield Task(
+                yield Gap(
                     images=tuple(overlap.images[images].tolist()),
                     exits=tuple(exit_ids[e] for e in overlap.exits[exits]),
                     signal_names=tuple(
@@ -186,7 +186,7 @@ class CacheWriter:
                 groups.setdefault(have_E.tobytes(), []).append(image)
         for pattern, images in groups.items():
             have_E = np.frombuffer(pattern, np.bool_)
-            yield Task(
+            yield Gap(
                 images=tuple(images),
                 exits=tuple(exit_ids[e] for e in np.flatnonzero(~have_E)),
                 signal_names=identity.signal_names,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore
-from mess.cache.predictions.writer import CacheWriter, Identity, Task
+from mess.cache.predictions.writer import CacheWriter, Gap, Identity
 from mess.common.metrics import label_counts
 from mess.common.progress import Reporter
 from mess.compute.device import local_device, pick_device
@@ -43,7 +43,7 @@ _PART_IMAGES = 32
 _PART_SECONDS = 60.0
 """A part is written after so many images or seconds: a kill loses no more."""
 
-Batch = tuple[list[str], dict[str, ExitPrediction]]
+PredictedImages = tuple[list[str], dict[str, ExitPrediction]]
 """Ids of the images, and the predictions of every exit."""
 
 
@@ -61,47 +61,21 @@ def memoise_split(
     What an earlier run stored and is still true is kept. Processes divide the images.
     """
     name, split, root = _source(place, split, name, root)
-    config = place.config
-    if root is not None:
-        if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
-            raise MessError(
-                f"data.kind = {config.data.kind!r} reads no files, so --root {root} means nothing."
-            )
-        data_config = config.data.model_copy(update={"root": root.resolve()})
-        config = config.model_copy(update={"data": data_config})
+    config = _at_root(place.config, root)
     data = open_split(config.data, split, config.seed)
-    trained_on = place.class_table.names
-    if data.classes.names != trained_on:
-        raise DataError(
-            f"{data.where} has the classes {', '.join(data.classes.names)}; the network was "
-            f"trained on {', '.join(trained_on)}. Bring masks and class list to those, in that "
-            "order."
-        )
+    _require_trained_classes(place, data)
     writer = CacheWriter(
         PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
     )
     if not processes.most(processes.is_first and not writer.is_finished()):
         return writer.store
     with place.locked() if processes.is_first else nullcontext():
-        if processes.is_first:
-            writer.begin(lambda indices: _image_rows(data, indices, reporter))
-        processes.wait()
-        tasks = writer.missing()
-        # None may write before all have seen what is missing.
-        processes.wait()
+        gaps = _begin(writer, data, reporter, processes)
         require_exportable(
             configured_signals(config.memoise), config.data.size, data.classes.num_classes
         )
         network = trained_network(place, local_device(pick_device(device_name)))
-        missing = sum(len(task.images) for task in tasks)
-        total = max(len(data), missing)
-        with reporter.task(f"memoising {name}", total, total - missing) as progress:
-            shares = [_share(task, processes) for task in tasks]
-            for task in filter(lambda share: share.images, shares):
-                for rows in _predicted(network, data, config, task):
-                    _require_unchanged(data, writer.identity, rows.images)
-                    writer.write(task, rows)
-                    progress.advance(len(rows.images) * processes.count)
+        _fill(writer, network, data, config, gaps, reporter, processes)
         processes.wait()
         if processes.is_first:
             writer.finish(native_shapes(network, config.data.size))
@@ -109,6 +83,63 @@ def memoise_split(
     exits = len(writer.identity.exits)
     reporter.message(f"Memoised {len(data)} images x {exits} exits in {writer.store.directory}.")
     return writer.store
+
+
+def _at_root(config: Config, root: Path | None) -> Config:
+    """The configuration with the data set at `root`, where one is given."""
+    if root is None:
+        return config
+    if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
+        raise MessError(
+            f"data.kind = {config.data.kind!r} reads no files, so --root {root} means nothing."
+        )
+    data = config.data.model_copy(update={"root": root.resolve()})
+    return config.model_copy(update={"data": data})
+
+
+def _require_trained_classes(place: Run, data: SegmentationData) -> None:
+    trained_on = place.class_table.names
+    if data.classes.names != trained_on:
+        raise DataError(
+            f"{data.where} has the classes {', '.join(data.classes.names)}; the network was "
+            f"trained on {', '.join(trained_on)}. Bring masks and class list to those, in that "
+            "order."
+        )
+
+
+def _begin(
+    writer: CacheWriter, data: SegmentationData, reporter: Reporter, processes: Processes
+) -> list[Gap]:
+    """What the cache lacks, the same in every process."""
+    if processes.is_first:
+        writer.begin(lambda indices: _image_rows(data, indices, reporter))
+    processes.wait()
+    gaps = writer.missing()
+    # None may write before all have seen what is missing.
+    processes.wait()
+    return gaps
+
+
+def _fill(
+    writer: CacheWriter,
+    network: OverprovisionedNetwork,
+    data: SegmentationData,
+    config: Config,
+    gaps: Sequence[Gap],
+    reporter: Reporter,
+    processes: Processes,
+) -> None:
+    """Predict and write what this process has of the gaps."""
+    missing = sum(len(gap.images) for gap in gaps)
+    total = max(len(data), missing)
+    name = writer.store.directory.name
+    with reporter.task(f"memoising {name}", total, total - missing) as progress:
+        shares = [_share(gap, processes) for gap in gaps]
+        for share in filter(lambda share: share.images, shares):
+            for rows in _predicted_parts(network, data, config, share):
+                _require_unchanged(data, writer.identity, rows.images)
+                writer.write(share, rows)
+                progress.advance(len(rows.images) * processes.count)
 
 
 def _identity(
@@ -199,29 +230,29 @@ def _require_unchanged(data: SegmentationData, identity: Identity, images: Seque
             )
 
 
-def _share(task: Task, processes: Processes) -> Task:
-    """The task with the images of this process, which follow one another."""
-    bounds = [len(task.images) * n // processes.count for n in range(processes.count + 1)]
+def _share(gap: Gap, processes: Processes) -> Gap:
+    """The gap with the images of this process, which follow one another."""
+    bounds = [len(gap.images) * n // processes.count for n in range(processes.count + 1)]
     start, end = bounds[processes.rank], bounds[processes.rank + 1]
-    return replace(task, images=task.images[start:end])
+    return replace(gap, images=gap.images[start:end])
 
 
-def _predicted(
-    network: OverprovisionedNetwork, data: SegmentationData, config: Config, task: Task
+def _predicted_parts(
+    network: OverprovisionedNetwork, data: SegmentationData, config: Config, gap: Gap
 ) -> Iterator[PartRows]:
-    """The rows of a task, in parts."""
+    """The rows that fill a gap, in parts."""
     settings = config.memoise
-    wanted = [s for s in configured_signals(settings) if s.name in task.signal_names]
-    subset = data.select(task.images, data.where)
+    wanted = [s for s in configured_signals(settings) if s.name in gap.signal_names]
+    subset = data.select(gap.images, data.where)
     loader = evaluation_loader(subset, config.data, batch_size=settings.batch_size)
-    batches: list[Batch] = []
+    batches: list[PredictedImages] = []
     begun = time.monotonic()
     for indices, predictions in predict(
         network,
         loader,
         wanted,
         device=next(network.parameters()).device,
-        exits=task.exits,
+        exits=gap.exits,
         confidence_maps=settings.confidence_maps,
         batch_size=settings.batch_size,
     ):
@@ -230,10 +261,10 @@ def _predicted(
         batches.append((ids, predictions))
         images = sum(len(ids) for ids, _ in batches)
         if images >= _PART_IMAGES or time.monotonic() - begun >= _PART_SECONDS:
-            yield part_rows(batches, task, settings)
+            yield part_rows(batches, gap, settings)
             batches, begun = [], time.monotonic()
     if batches:
-        yield part_rows(batches, task, settings)
+        yield part_rows(batches, gap, settings)
 
 
 def _require_finite(
@@ -252,13 +283,13 @@ def _require_finite(
             )
 
 
-def part_rows(batches: Sequence[Batch], task: Task, settings: MemoiseConfig) -> PartRows:
+def part_rows(batches: Sequence[PredictedImages], gap: Gap, settings: MemoiseConfig) -> PartRows:
     """What was predicted on some batches as the rows of a part."""
 
     def column(name: str) -> NDArray[Any]:
         exits = [
             np.concatenate([getattr(predictions[exit_id], name) for _, predictions in batches])
-            for exit_id in task.exits
+            for exit_id in gap.exits
         ]
         return np.stack(exits, axis=1)
 
@@ -266,23 +297,23 @@ def part_rows(batches: Sequence[Batch], task: Task, settings: MemoiseConfig) -> 
         found = [
             [
                 None if values is None or exit_id not in wanted else compress(values[i])
-                for exit_id, values in ((e, getattr(predictions[e], name)) for e in task.exits)
+                for exit_id, values in ((e, getattr(predictions[e], name)) for e in gap.exits)
             ]
             for ids, predictions in batches
             for i in range(len(ids))
         ]
-        out = np.empty((len(found), len(task.exits)), dtype=np.object_)
+        out = np.empty((len(found), len(gap.exits)), dtype=np.object_)
         out[:] = found
         return out
 
     return PartRows(
         images=tuple(image_id for ids, _ in batches for image_id in ids),
-        exits=task.exits,
-        signal_names=task.signal_names,
+        exits=gap.exits,
+        signal_names=gap.signal_names,
         intersection=column("intersection"),
         predicted=column("predicted"),
         agreement=column("agreement"),
         signals=column("signals"),
-        label_map=maps("label_map", task.exits if settings.label_maps else ()),
+        label_map=maps("label_map", gap.exits if settings.label_maps else ()),
         confidence_map=maps("confidence_map", settings.confidence_maps),
     )

@@ -7,13 +7,15 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.common.files import sha256
 from mess.common.images import PREPROCESSING, resize_image, resize_mask
 from mess.common.metrics import VOID
 from mess.config import DataConfig
@@ -97,8 +99,8 @@ class SegmentationData(ABC):
         """Image (H, W, 3) and mask (H, W), both uint8, unchecked."""
 
     @abstractmethod
-    def _content(self, image_id: str) -> Iterable[bytes]:
-        """Bytes that change whenever the image or its mask does."""
+    def _content(self, image_id: str) -> Iterable[bytes | Path]:
+        """What changes whenever the image or its mask does: bytes, or a file for those in it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -144,17 +146,22 @@ class SegmentationData(ABC):
             self._memory_bytes += used
         return pair
 
-    def image_fingerprints(self, ids: Iterable[str] | None = None) -> dict[str, str]:
+    def image_fingerprints(
+        self, ids: Iterable[str] | None = None, *, hash_file: Callable[[Path], str] = sha256
+    ) -> dict[str, str]:
         """By id, of all or some, sha256 (hexadecimal) over size, classes and content.
 
-        Neither dates nor paths have a part in it.
+        Neither dates nor paths have a part in it. `hash_file` gives the sha256 of a file; one that
+        remembers need not read it (`mess.common.file_hashes`).
         """
         header = json.dumps([PREPROCESSING, self.size, self.classes.names]).encode()
+
+        def digest(part: bytes | Path) -> bytes:
+            return bytes.fromhex(hash_file(part) if isinstance(part, Path) else _sha256(part))
+
         return {
             # Hashing each part first keeps ("ab", "c") apart from ("a", "bc").
-            image_id: _sha256(
-                b"".join(hashlib.sha256(p).digest() for p in (header, *self._content(image_id)))
-            )
+            image_id: _sha256(b"".join(map(digest, (header, *self._content(image_id)))))
             for image_id in (self.ids if ids is None else ids)
         }
 

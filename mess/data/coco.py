@@ -105,8 +105,8 @@ class Coco(SegmentationData):
                 "Correct or remove the annotation."
             ) from error
 
-    def _content(self, image_id: str) -> Iterable[bytes]:
-        yield self._images[image_id].path.read_bytes()
+    def _content(self, image_id: str) -> Iterable[bytes | Path]:
+        yield self._images[image_id].path
         yield json.dumps(self._regions[image_id]).encode()
 
 

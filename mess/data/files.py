@@ -38,8 +38,8 @@ class FilePairs(SegmentationData):
     def _read_mask(self, path: Path) -> NDArray[np.uint8]:
         return read_mask(path)
 
-    def _content(self, image_id: str) -> Iterable[bytes]:
-        return (path.read_bytes() for path in self._files[image_id])
+    def _content(self, image_id: str) -> Iterable[bytes | Path]:
+        return self._files[image_id]
 
 
 def data_root(config: DataConfig, layout: str) -> Path:

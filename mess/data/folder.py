@@ -51,7 +51,7 @@ class Folder(FilePairs):
             return mask_HW
         return np.where(mask_HW == self.ignore_index, np.uint8(VOID), mask_HW)
 
-    def _content(self, image_id: str) -> Iterable[bytes]:
+    def _content(self, image_id: str) -> Iterable[bytes | Path]:
         yield bytes([self.ignore_index])
         yield from super()._content(image_id)
 

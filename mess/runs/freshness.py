@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mess.cache.predictions.store import Snapshot
+from mess.common.file_hashes import FileHashes
+from mess.common.files import sha256
 from mess.common.progress import Reporter
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, DataError, MessError
@@ -12,24 +15,39 @@ from mess.runs.run import Run
 
 
 def require_current_data(place: Run, cache: Snapshot, reporter: Reporter) -> None:
-    """Raise CacheError where the data is not what was memoised; say so where it is not there."""
+    """Raise CacheError where the data is not what was memoised; say so where it is not there.
+
+    Files that look untouched since an earlier search are not read.
+    """
+    hashes = FileHashes(cache.store.hashes_file)
     try:
-        changes = data_changes(place, cache)
+        changes = data_changes(place, cache, hashes.sha256)
+        if changes:
+            # A damaged record refuses nothing: the files have the last word.
+            hashes.forget()
+            changes = data_changes(place, cache, hashes.sha256)
     except DataError as error:
         reporter.message(f"The cache was not held against its data: {error}")
         return
+    hashes.save()
     if changes:
         raise CacheError(changes)
 
 
-def data_changes(place: Run, cache: Snapshot) -> str | None:
-    """How the data differs from what was memoised; raises DataError where it cannot be read."""
+def data_changes(
+    place: Run, cache: Snapshot, hash_file: Callable[[Path], str] = sha256
+) -> str | None:
+    """How the data differs from what was memoised; raises DataError where it cannot be read.
+
+    Every file is read, unless `hash_file` knows its sha256 otherwise.
+    """
     config, source = place.config, cache.manifest["source"]
     data = config.data
     if source["root"] is not None:
         data = data.model_copy(update={"root": Path(source["root"])})
     try:
-        now = open_split(data, source["split"], config.seed).image_fingerprints()
+        split = open_split(data, source["split"], config.seed)
+        now = split.image_fingerprints(hash_file=hash_file)
     except ConfigError as error:
         raise DataError(str(error)) from error
     then = cache.image_fingerprints

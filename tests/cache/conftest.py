@@ -59,10 +59,10 @@ def prediction(exit_id: str, image_id: str, identity: Identity = IDENTITY) -> Pr
 
 
 def begin(store: PredictionStore, identity: Identity) -> tuple[CacheWriter, list[Any]]:
-    """A writer and its tasks, two images a part."""
+    """A writer and its gaps, two images a part."""
     writer = CacheWriter(store, identity)
     ids = list(identity.images)
-    tasks = writer.begin(
+    gaps = writer.begin(
         lambda indices: [
             {
                 "image_id": ids[index],
@@ -74,20 +74,20 @@ def begin(store: PredictionStore, identity: Identity) -> tuple[CacheWriter, list
         ]
     )
     return writer, [
-        replace(task, images=task.images[start : start + PART_IMAGES])
-        for task in tasks
-        for start in range(0, len(task.images), PART_IMAGES)
+        replace(gap, images=gap.images[start : start + PART_IMAGES])
+        for gap in gaps
+        for start in range(0, len(gap.images), PART_IMAGES)
     ]
 
 
 def fill(store: PredictionStore, identity: Identity = IDENTITY) -> int:
     """Bring a cache to an identity as `mess memoise` does; returns the predictions it took."""
-    writer, tasks = begin(store, identity)
-    for task in tasks:
-        rows = rows_of(identity, task, lambda e, i: prediction(e, i, identity))
-        writer.write(task, rows)
+    writer, gaps = begin(store, identity)
+    for gap in gaps:
+        rows = rows_of(identity, gap, lambda e, i: prediction(e, i, identity))
+        writer.write(gap, rows)
     writer.finish(dict.fromkeys(identity.exits, SHAPE))
-    return sum(len(task.images) * len(task.exits) for task in tasks)
+    return sum(len(gap.images) * len(gap.exits) for gap in gaps)
 
 
 def assert_true(found: Predictions, identity: Identity = IDENTITY) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from mess.cache.predictions import verify as integrity
 from mess.cache.predictions.store import PredictionStore
-from mess.cache.predictions.writer import Task
+from mess.cache.predictions.writer import Gap
 from mess.errors import CacheError, MessError
 from tests.cache.conftest import (
     EXITS,
@@ -179,14 +179,14 @@ def test_a_damaged_part_is_named_by_every_check(store: PredictionStore) -> None:
 def _killed_while_writing(directory: Path) -> None:
     """Writes one part, then dies in the middle of the second."""
     store = PredictionStore(directory)
-    writer, tasks = begin(store, IDENTITY)
-    writer.write(tasks[0], rows_of(IDENTITY, tasks[0], prediction))
+    writer, gaps = begin(store, IDENTITY)
+    writer.write(gaps[0], rows_of(IDENTITY, gaps[0], prediction))
 
     def die(number: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = die
-    writer.write(tasks[1], rows_of(IDENTITY, tasks[1], prediction))
+    writer.write(gaps[1], rows_of(IDENTITY, gaps[1], prediction))
 
 
 def _in_another_process(work: Callable[..., None], *arguments: object) -> int | None:
@@ -219,8 +219,8 @@ def _full_disk(directory: Path, limit: int) -> None:
 @pytest.mark.parametrize("limit", [10, 600, 3000])
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, limit: int) -> None:
     store = PredictionStore(tmp_path)
-    writer, tasks = begin(store, IDENTITY)
-    writer.write(tasks[0], rows_of(IDENTITY, tasks[0], prediction))
+    writer, gaps = begin(store, IDENTITY)
+    writer.write(gaps[0], rows_of(IDENTITY, gaps[0], prediction))
     assert _in_another_process(_full_disk, tmp_path, limit) == 0
     assert not list(tmp_path.rglob(".*"))
     assert fill(store) == 9
@@ -275,7 +275,7 @@ def test_a_reader_sees_whole_caches_while_one_is_rewritten(store: PredictionStor
 def test_predictions_that_are_there_twice_are_named_and_reduced(store: PredictionStore) -> None:
     """As after a kill within the last step of a writer."""
     writer, _ = begin(store, IDENTITY)
-    everything = Task(
+    everything = Gap(
         images=tuple(range(len(IMAGES))), exits=tuple(EXITS), signal_names=IDENTITY.signal_names
     )
     writer.write(everything, rows_of(IDENTITY, everything, prediction))
@@ -294,9 +294,14 @@ def test_nothing_of_a_complete_cache_is_unneeded(store: PredictionStore) -> None
     (store.parts_folder / "notes.txt").write_text("not of mess")
     (store.parts_folder / ".part.folder").mkdir()
     (store.directory / ".manifest.json.abc").write_text("left by a killed writer")
+    store.hashes_file.write_text("{}")
+    (store.directory / ".file-hashes.json.new").write_text("of a search that may be at work")
     assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc"]
     (store.directory / "manifest.json").unlink()
     assert [path.name for path in integrity.unneeded(store)] == [".manifest.json.abc"]
+    (old := store.directory / ".file-hashes.json.old").write_text("left by a killed search")
+    os.utime(old, (1, 1))
+    assert [path.name for path in integrity.unneeded(store)] == [old.name, ".manifest.json.abc"]
 
 
 def test_what_an_unfinished_cache_can_still_use_is_needed(store: PredictionStore) -> None:
@@ -319,12 +324,12 @@ def test_what_an_unfinished_cache_can_still_use_is_needed(store: PredictionStore
 def test_numbers_that_cannot_be_are_named(tmp_path: Path, spoil: str, fault: str) -> None:
     """A writer with a fault: checksums are right, the numbers are not."""
     store = PredictionStore(tmp_path)
-    writer, tasks = begin(store, IDENTITY)
-    for task in tasks:
-        rows = rows_of(IDENTITY, task, prediction)
+    writer, gaps = begin(store, IDENTITY)
+    for gap in gaps:
+        rows = rows_of(IDENTITY, gap, prediction)
         values = getattr(rows, spoil).copy()
         values[0, 1] = float("nan") if spoil == "signals" else values[0, 1] + 2000
-        writer.write(task, replace(rows, **{spoil: values}))
+        writer.write(gap, replace(rows, **{spoil: values}))
     writer.finish(dict.fromkeys(EXITS, SHAPE))
     faults = integrity.verify(store).faults
     assert faults

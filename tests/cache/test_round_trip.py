@@ -62,8 +62,8 @@ def test_what_was_written_is_read(
         order = data.draw(st.permutations(whole.images))
         cut = data.draw(st.integers(1, len(order) - 1))
         for images in (order[:cut], order[cut:]):
-            task = replace(whole, images=tuple(images))
-            writer.write(task, rows_of(IDENTITY, task, lambda e, i: grid[e, i]))
+            gap = replace(whole, images=tuple(images))
+            writer.write(gap, rows_of(IDENTITY, gap, lambda e, i: grid[e, i]))
         writer.finish(dict.fromkeys(IDENTITY.exits, SHAPE))
         found, _ = store.read({})
         maps = store.label_maps(ids)

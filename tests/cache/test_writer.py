@@ -55,8 +55,8 @@ def test_a_part_has_the_images_of_a_batch_and_every_exit(store: PredictionStore)
 
 def test_a_complete_cache_lacks_nothing_and_stays_as_it_is(store: PredictionStore) -> None:
     before = {path: path.stat().st_mtime_ns for path in store.directory.rglob("*.*")}
-    writer, tasks = begin(store, IDENTITY)
-    assert tasks == []
+    writer, gaps = begin(store, IDENTITY)
+    assert gaps == []
     assert writer.is_finished()
     assert {path: path.stat().st_mtime_ns for path in store.directory.rglob("*.*")} == before
 
@@ -120,15 +120,15 @@ def test_only_what_changed_is_computed(
 
 def test_added_signals_leave_everything_else_as_it_was_stored(store: PredictionStore) -> None:
     more = replace(IDENTITY, signals=(*IDENTITY.signals, {"name": "new"}))
-    _, tasks = begin(store, more)
-    assert {task.signal_names for task in tasks} == {("new",)}
-    assert all(task.base is not None for task in tasks)
+    _, gaps = begin(store, more)
+    assert {gap.signal_names for gap in gaps} == {("new",)}
+    assert all(gap.base is not None for gap in gaps)
     # What is given beside the new signal is not looked at: counts come from the old parts.
-    writer, tasks = begin(store, more)
-    for task in tasks:
-        rows = rows_of(more, task, lambda e, i: prediction(e, i, more))
+    writer, gaps = begin(store, more)
+    for gap in gaps:
+        rows = rows_of(more, gap, lambda e, i: prediction(e, i, more))
         nonsense = replace(rows, intersection=rows.intersection - 7, label_map=rows.label_map[::-1])
-        writer.write(task, nonsense)
+        writer.write(gap, nonsense)
     writer.finish(dict.fromkeys(EXITS, SHAPE))
     assert_true(store.read({})[0], more)
     assert (
@@ -153,36 +153,36 @@ def test_confidence_maps_are_stored_for_the_exits_named(store: PredictionStore) 
 
 def test_work_goes_on_behind_the_parts_that_are_there(tmp_path: Path) -> None:
     store = PredictionStore(tmp_path / "c")
-    writer, tasks = begin(store, IDENTITY)
-    assert [task.images for task in tasks] == [(0, 1), (2, 3), (4,)]
-    writer.write(tasks[1], rows_of(IDENTITY, tasks[1], prediction))
+    writer, gaps = begin(store, IDENTITY)
+    assert [gap.images for gap in gaps] == [(0, 1), (2, 3), (4,)]
+    writer.write(gaps[1], rows_of(IDENTITY, gaps[1], prediction))
     with pytest.raises(CacheError, match="unfinished"):
         store.read({})
     _, rest = begin(store, IDENTITY)
-    assert [task.images for task in rest] == [(0, 1), (4,)]
+    assert [gap.images for gap in rest] == [(0, 1), (4,)]
     assert fill(store) == 9
     assert_true(store.read({})[0])
 
 
 def test_a_writer_that_stops_within_a_part_leaves_no_part(tmp_path: Path) -> None:
     store = PredictionStore(tmp_path)
-    writer, tasks = begin(store, IDENTITY)
-    rows = rows_of(IDENTITY, tasks[0], prediction)
+    writer, gaps = begin(store, IDENTITY)
+    rows = rows_of(IDENTITY, gaps[0], prediction)
 
     class Killed(tuple[str, ...]):
         def __iter__(self) -> Iterator[str]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        writer.write(tasks[0], replace(rows, images=Killed(rows.images)))
+        writer.write(gaps[0], replace(rows, images=Killed(rows.images)))
     assert not store.parts_folder.exists() or not list(store.parts_folder.iterdir())
     assert len(begin(store, IDENTITY)[1]) == 3
 
 
 def test_a_cache_with_missing_predictions_cannot_be_finished(tmp_path: Path) -> None:
     store = PredictionStore(tmp_path)
-    writer, tasks = begin(store, IDENTITY)
-    writer.write(tasks[0], rows_of(IDENTITY, tasks[0], prediction))
+    writer, gaps = begin(store, IDENTITY)
+    writer.write(gaps[0], rows_of(IDENTITY, gaps[0], prediction))
     with pytest.raises(CacheError, match="no prediction of p1-crm1-b0-fcn for image-2"):
         writer.finish(dict.fromkeys(EXITS, SHAPE))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from mess import workflow
 from mess.cache.content import find_parts
+from mess.common import file_hashes
 from mess.errors import ConfigError, MessError
 from mess.runs.run import Run, begin_run
 
@@ -59,6 +61,26 @@ def test_a_search_reads_each_file_once(run: Run, times: Times) -> None:
 def test_a_comparison_of_policies_does_too(run: Run, times: Times) -> None:
     workflow.search(run.path, policy="all", target="macs", max_error=0.05, max_exits=2)
     assert times(read_once(run)) == {1}
+
+
+def images_of(run: Run) -> list[Path]:
+    root = run.config.data.root
+    assert root is not None
+    return [path for kind in ("images", "masks") for path in (root / "val" / kind).iterdir()]
+
+
+def test_a_second_search_reads_no_image(
+    run: Run, times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As images are that were not written in the last two seconds.
+    monkeypatch.setattr(file_hashes, "time_ns", lambda: time.time_ns() + 3600 * 10**9)
+    workflow.search(run.path, target="macs", max_error=0.05)
+    assert times(images_of(run)) == {1}
+    _opened.clear()
+    workflow.search(run.path, target="macs", max_error=0.05)
+    assert times(images_of(run)) == {0}
+    workflow.cache_verify(run.path)
+    assert times(images_of(run)) == {1}
 
 
 def test_an_export_reads_each_file_once(run: Run, times: Times) -> None:

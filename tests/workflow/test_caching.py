@@ -23,6 +23,7 @@ from mess.cache.predictions.parts import open_part
 from mess.cache.predictions.store import Predictions, PredictionStore
 from mess.cli.app import main
 from mess.commands import memoise as memoising
+from mess.common import file_hashes
 from mess.common.files import write_text
 from mess.common.progress import Task
 from mess.config import load_config
@@ -176,6 +177,65 @@ def test_a_touched_file_is_no_change(folder: Run) -> None:
     workflow.memoise(folder.path, reporter=listener)
     assert listener.steps == {}
     search(folder)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour has passed since the images were written, so that searches remember them."""
+    monkeypatch.setattr(file_hashes, "time_ns", lambda: time.time_ns() + 3600 * 10**9)
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("change", [repaint, relabel])
+def test_a_change_behind_the_same_size_and_date_is_refused(
+    folder: Run, change: Callable[[Run], None]
+) -> None:
+    files = list(images_of(folder).rglob("*.png"))
+    before = {path: path.stat() for path in files}
+    for path in files:
+        # Behind the end of a PNG nothing is read.
+        path.write_bytes(path.read_bytes().ljust(20_000, b"\0"))
+    workflow.memoise(folder.path)
+    search(folder)
+    change(folder)
+    for path in files:
+        path.write_bytes(path.read_bytes().ljust(20_000, b"\0"))
+        os.utime(path, ns=(before[path].st_atime_ns, before[path].st_mtime_ns))
+    with pytest.raises(CacheError, match="1 changed"):
+        search(folder)
+    with pytest.raises(CacheError, match="1 changed"):
+        search(folder)
+
+
+@pytest.mark.usefixtures("later")
+def test_verifying_reads_what_searches_remember(folder: Run) -> None:
+    """A file system that hides a change deceives searches, and neither verifying nor memoising."""
+    search(folder)
+    record = PredictionStore(folder.cache("calibration")).hashes_file
+    remembered = json.loads(record.read_text())
+    assert len(remembered) == 2 * IMAGES
+    repaint(folder)
+    path = sorted((images_of(folder) / "images").iterdir())[5]
+    remembered[str(path)][0] = file_hashes._state(path)
+    record.write_text(json.dumps(remembered))
+    search(folder)
+    assert "1 changed" in workflow.cache_verify(folder.path)[0]["faults"][0]
+    listener = Listener()
+    workflow.memoise(folder.path, reporter=listener)
+    assert listener.steps["memoising calibration"] == 1
+    # What is remembered now is wrong, which refuses nothing.
+    search(folder)
+    assert workflow.cache_prune(folder.path) == []
+
+
+@pytest.mark.usefixtures("later")
+def test_a_damaged_record_of_the_files_is_no_hindrance(folder: Run) -> None:
+    search(folder)
+    record = PredictionStore(folder.cache("calibration")).hashes_file
+    whole = record.read_text()
+    record.write_text(whole[:-100])
+    search(folder)
+    assert record.read_text() == whole
 
 
 def test_data_that_is_elsewhere_is_not_held_against_the_cache(folder: Run) -> None:
