@@ -162,7 +162,7 @@ _WAY = {
     "search": (("cache/", "latency/"), ("searches/",)),
     "export": (("searches/", "cache/", "network.safetensors"), ("exports/ (a bundle)",)),
     "predict": (("exports/ (a bundle)", "new images"), ("label maps",)),
-    "evaluate": (("exports/ (a bundle)", "images and masks"), ("a report",)),
+    "evaluate": (("exports/ (a bundle)", "images and masks"), ("measured figures",)),
 }
 """What each command reads and writes; which rooms do the work, its imports tell."""
 

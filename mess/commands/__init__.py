@@ -1,4 +1,4 @@
-"""The work behind each command, one file each.
+"""The work behind the commands; those that look after caches share a file.
 
 May import: errors, config, exits, cache, cache.pairs, cache.predictions, common, compute, data,
 export, networks, prediction, profiling, report, runs, runtime, search.answers, search.exact,

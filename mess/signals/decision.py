@@ -1,4 +1,6 @@
-"""The exit decision, written once for search (tables), runtime (scalars) and export.
+"""The exit decision, written once for the plain definition (tables) and the runtime (scalars).
+
+The compiled search compares places among the thresholds instead, and is tested against these.
 
 Signals are float32 and oriented so that larger means leave; thresholds and the comparison are
 float64, so that a threshold midway between two observed signals separates them on any runtime.
