@@ -100,7 +100,8 @@ def rows_that_matter(counts, bound, prices, exits, first, signal, seconds, front
     configurations that were ruled out.
     """
     kept_Q = np.empty((64, 11), dtype=np.int64)
-    size, ruled_out = 0, 0
+    # A plain 0 is a type of its own, for which `_keep` would be compiled once more.
+    size, ruled_out = np.int64(0), 0
     for second in seconds:
         for signal2 in range(exits.number_EK.shape[1]):
             early = early_exits(exits, first, signal, second, signal2)

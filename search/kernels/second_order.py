@@ -158,16 +158,16 @@ def fixed_norms(counts, bound, early, deeper):
 def _row_counts(counts_EIC, early):
     """Sums, shape (R, C), over what the early exits of each row answer."""
     rows1, rows2 = early.rows1, early.rows2
-    nowhere_I = np.zeros_like(early.bin1_I)
+    nowhere_I, one = np.zeros_like(early.bin1_I), np.int64(1)
     out_RC = np.zeros((rows1 * rows2, counts_EIC.shape[2]))
     # Who leaves at the second exit: whoever passes the first, but not both.
-    reach2_RC = passed_counts(counts_EIC[early.second], early.bin1_I, rows1, nowhere_I, 1)
+    reach2_RC = passed_counts(counts_EIC[early.second], early.bin1_I, rows1, nowhere_I, one)
     pass2_RC = passed_counts(counts_EIC[early.second], early.bin1_I, rows1, early.bin2_I, rows2)
     for row in range(rows1 * rows2):
         out_RC[row] += reach2_RC[row // rows2] - pass2_RC[row]
     if early.first != NOBODY:
-        pass1_RC = passed_counts(counts_EIC[early.first], early.bin1_I, rows1, nowhere_I, 1)
-        all1_C = passed_counts(counts_EIC[early.first], nowhere_I, 1, nowhere_I, 1)[0]
+        pass1_RC = passed_counts(counts_EIC[early.first], early.bin1_I, rows1, nowhere_I, one)
+        all1_C = passed_counts(counts_EIC[early.first], nowhere_I, one, nowhere_I, one)[0]
         for row in range(rows1 * rows2):
             out_RC[row] += all1_C - pass1_RC[row // rows2]
     return out_RC
