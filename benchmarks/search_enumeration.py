@@ -77,7 +77,7 @@ class Enumeration:
             candidate = Candidate((exit_,))
             self._keep(candidate, self.space.evaluate(candidate))
             self.configurations += 1
-        for early in self.space.rungs:
+        for early in self.space.steps_by_early:
             for prefix in self.prefixes(early):
                 self.scan(prefix)
 
@@ -88,7 +88,7 @@ class Enumeration:
         """What a prefix fixes: counts if its last exit answered all that reach it, the number of
         images that stay behind each of its exits, and the cells.
         """
-        steps, counts = self.space.rungs[len(prefix)], self._counts_EQI
+        steps, counts = self.space.steps_by_early[len(prefix)], self._counts_EQI
         total_Q = counts[prefix[0][0]].sum(axis=1)
         settled = total_Q.reshape(-1, *[1] * len(prefix))
         stay, cells = [], None

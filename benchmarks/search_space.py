@@ -15,15 +15,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mess.search.problem.costs import Ticks
-from mess.search.problem.evaluate import Choice, Configuration, evaluate
+from mess.search.problem.definition import Choice, Configuration, evaluate
 from mess.search.problem.goal import Goal, miou_steps
-from mess.search.problem.ladder import Ladder, grid_size, ladder
 from mess.search.problem.tables import Tables
+from mess.search.problem.thresholds import Thresholds, grid_size, thresholds_of
 
 
 class Candidate(NamedTuple):
     """A configuration in whole numbers: exits in order of depth, and for all but the last a signal
-    and the position of its threshold on the ladder.
+    and the position of its threshold among them.
     """
 
     exits: tuple[int, ...]
@@ -42,14 +42,14 @@ class Figures(NamedTuple):
 class Space:
     """Every choice of up to `max_exits` exits in order of depth, at most one a point.
 
-    rungs: thresholds by the number of early exits.
+    steps_by_early: thresholds by the number of early exits.
     exits_at: the exits of each point that has any, cheapest first, so that neighbours are alike.
     subsets: every choice of points, as positions in `exits_at`.
     label: shape (C,), labelled pixels.
     """
 
     goal: Goal
-    rungs: dict[int, Ladder]
+    steps_by_early: dict[int, Thresholds]
     exits_at: tuple[tuple[int, ...], ...]
     subsets: tuple[tuple[int, ...], ...]
     label: NDArray[np.int64]
@@ -58,11 +58,11 @@ class Space:
     def of(cls, goal: Goal) -> Space:
         """The space that the exhaustive search covers for an input-dependent `goal`."""
         tables, most = goal.tables, goal.request.max_exits
-        rungs = {
-            early: ladder(tables, grid_size(early, goal.request.thresholds))
+        steps_by_early = {
+            early: thresholds_of(tables, grid_size(early, goal.request.thresholds))
             for early in range(1, most)
         }
-        if any((steps.number == 0).any() for steps in rungs.values()):
+        if any((steps.number == 0).any() for steps in steps_by_early.values()):
             raise ValueError("a signal is the same on all images and divides none of them")
         cheapest_first = np.argsort(goal.ticks[goal.request.target].exit, kind="stable")
         exits_at = tuple(
@@ -72,7 +72,7 @@ class Space:
         points = range(len(exits_at))
         return cls(
             goal=goal,
-            rungs=rungs,
+            steps_by_early=steps_by_early,
             exits_at=exits_at,
             subsets=tuple(s for n in range(1, most + 1) for s in combinations(points, n)),
             label=tables.label.sum(axis=0, dtype=np.int64),
@@ -95,7 +95,7 @@ class Space:
         for exits in self.exits_at:
             total += chains[early] * len(exits)
             for length in range(early, 0, -1):
-                thresholds = int(self.rungs[early].number[list(exits)].sum())
+                thresholds = int(self.steps_by_early[early].number[list(exits)].sum())
                 chains[length] += chains[length - 1] * thresholds
         return total
 
@@ -122,7 +122,7 @@ class Space:
             exit_ = self.exits_at[point][int(exit_gene * len(self.exits_at[point]))]
             exits.append(exit_)
             if point != points[-1]:
-                number = self.rungs[len(points) - 1].number[exit_]
+                number = self.steps_by_early[len(points) - 1].number[exit_]
                 signal = int(signal_gene * len(number))
                 signals.append(signal)
                 steps.append(int(threshold_gene * number[signal]))
@@ -132,7 +132,7 @@ class Space:
         """Cost and mIoU of a candidate, from integer sums over the images."""
         early = len(candidate.steps)
         left_by = [
-            self.rungs[early].bins[exit_, signal] > step
+            self.steps_by_early[early].bins[exit_, signal] > step
             for exit_, signal, step in zip(*candidate, strict=False)
         ]
         answer = np.full(self.tables.images, early)
@@ -155,7 +155,7 @@ class Space:
 
     def configuration(self, candidate: Candidate) -> Configuration:
         """The candidate with its thresholds as numbers."""
-        values = self.rungs[len(candidate.steps)].values if candidate.steps else []
+        values = self.steps_by_early[len(candidate.steps)].values if candidate.steps else []
         choices = [
             Choice(exit_, signal, float(values[exit_][signal][step]))
             for exit_, signal, step in zip(*candidate, strict=False)

@@ -28,7 +28,7 @@ from mess.data import open_split
 from mess.exits import FINAL
 from mess.runs.network import trained_network
 from mess.runs.run import begin_run
-from mess.training.judge import miou_by_exit
+from mess.training.holdout import miou_by_exit
 
 PRETRAINING, EXITS, BRANCHES, LONG_BRANCHES = 300, 200, 100, 400
 """Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.

@@ -18,12 +18,12 @@ import numpy as np
 
 from mess import workflow
 from mess.common.progress import Silent
-from mess.runs.costs import load_costs
+from mess.runs.part_costs import load_costs
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
 from mess.search.answers.answer import search
 from mess.search.problem.costs import to_ticks
-from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.definition import Choice, evaluate
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 

@@ -20,7 +20,7 @@ from mess.cache.parquet import read_facts
 from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
-from mess.runs.costs import DEFAULT_PROFILE
+from mess.runs.part_costs import DEFAULT_PROFILE
 from mess.runs.run import Run, begin_run, find_run
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.exact.workers import Team

@@ -38,8 +38,8 @@ from mess.networks.candidates import candidates
 from mess.networks.heads import build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.prediction.predict import predict
-from mess.runs.costs import load_costs
 from mess.runs.network import trained_network
+from mess.runs.part_costs import load_costs
 from mess.runs.policies import policy_tables
 from mess.runs.results import CALIBRATION
 from mess.runs.run import find_run

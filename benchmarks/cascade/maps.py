@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mess.common.metrics import mean_iou
 from mess.common.resizing import nearest, nearest_positions
-from mess.prediction.kernels import cell_counts
+from mess.prediction.counting import cell_counts
 
 LEVELS = 256
 """Of stored confidences, top-1 probability in 255ths. Threshold LEVELS lets no pixel leave."""

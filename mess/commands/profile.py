@@ -11,8 +11,8 @@ from mess.cache.schema import LATENCY
 from mess.common.progress import Reporter
 from mess.profiling.machine import machine_facts
 from mess.profiling.timing import profile
-from mess.runs.costs import profile_name
 from mess.runs.network import trained_network
+from mess.runs.part_costs import profile_name
 from mess.runs.run import Run
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.signals.registry import PAIR_SIGNALS, configured_signals

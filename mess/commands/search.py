@@ -15,9 +15,9 @@ from mess.common.files import write_json
 from mess.common.progress import Reporter, Task
 from mess.errors import CacheError, MessError
 from mess.runs.cache import RunCache
-from mess.runs.costs import DEFAULT_PROFILE, load_costs
 from mess.runs.freshness import require_current_data
 from mess.runs.fronts import dependencies, earlier_answer, sealed
+from mess.runs.part_costs import DEFAULT_PROFILE, load_costs
 from mess.runs.policies import PREFERRED, policy_tables
 from mess.runs.results import FoundResult
 from mess.runs.run import Run, new_folder

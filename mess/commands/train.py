@@ -27,7 +27,7 @@ from mess.runs.run import Run, find_run
 from mess.signals.registry import configured_signals
 from mess.training.best_epoch import remove_best_epochs
 from mess.training.checkpoint import remove_checkpoint
-from mess.training.judge import HoldoutJudge
+from mess.training.holdout import HoldoutJudge
 from mess.training.logs import MetricsLog, TensorBoardLog
 from mess.training.loop import Training
 from mess.training.stage import Batches

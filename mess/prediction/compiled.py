@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mess.common.metrics import VOID
 from mess.common.resizing import Grid
-from mess.prediction.kernels import Reference, Tally, cell_counts, classify, count
+from mess.prediction.counting import Reference, Tally, cell_counts, classify, count
 from mess.prediction.statistics import ExitPrediction, in_255ths
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import CompiledMeasure

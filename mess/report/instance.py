@@ -19,7 +19,7 @@ from mess.exits import FINAL
 from mess.report import figures as report_figures
 from mess.report.figures import Histogram
 from mess.runs.cache import RunCache
-from mess.runs.costs import load_costs
+from mess.runs.part_costs import load_costs
 from mess.runs.policies import observed_signals
 from mess.runs.results import SearchResult
 from mess.runs.run import Run

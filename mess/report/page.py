@@ -28,7 +28,7 @@ from mess.report.figures import FrontLine, Unit
 from mess.report.instance import examples, instance_of, path_latencies, thresholds
 from mess.report.templates import templates
 from mess.runs.cache import RunCache
-from mess.runs.costs import DEFAULT_PROFILE
+from mess.runs.part_costs import DEFAULT_PROFILE
 from mess.runs.results import CALIBRATION, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
 from mess.search.problem.settings import find_setting

@@ -27,7 +27,7 @@ from mess.errors import CacheError
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, Cost
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
 from mess.search.problem.front import FrontPoint, proven_optimum
 from mess.search.problem.goal import Goal
 from mess.search.problem.tables import Tables

@@ -16,7 +16,7 @@ from mess.search.answers.stopwatch import stopwatch
 from mess.search.exact.cover import Progress, cover
 from mess.search.exact.workers import ALL_CORES, Team, Workers
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, Cost, to_ticks
-from mess.search.problem.evaluate import Configuration, Evaluation
+from mess.search.problem.definition import Configuration, Evaluation
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal
 from mess.search.problem.request import Request

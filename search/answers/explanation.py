@@ -12,7 +12,7 @@ from typing import Any
 
 from mess.search.answers.infeasible import Solve
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, UNITS
-from mess.search.problem.evaluate import Configuration, Evaluation
+from mess.search.problem.definition import Configuration, Evaluation
 from mess.search.problem.front import Point, proven_optimum, relaxed_optimum
 from mess.search.problem.goal import Goal, miou_steps, total_steps
 from mess.search.problem.request import ACCURACY, Request

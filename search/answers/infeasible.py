@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mess.errors import InfeasibleError
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, UNITS
-from mess.search.problem.evaluate import Choice, Configuration, evaluate
+from mess.search.problem.definition import Choice, Configuration, evaluate
 from mess.search.problem.goal import MIOU_STEPS, Checkpoint, Goal, miou_steps
 from mess.search.problem.request import ACCURACY
 

@@ -16,15 +16,15 @@ from mess.search.exact.kernel_inputs import pack_aim, pack_prices
 from mess.search.exact.workers import ALL_CORES, Workers, run_rounds
 from mess.search.kernels.anytime import Checkpoints, Early, Last, scan_anytime
 from mess.search.kernels.arrays import Aim, Prices
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
+from mess.search.problem.findings import Arrays, Findings, Scan
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import Goal, miou_steps
-from mess.search.problem.progress import Arrays, Found, Scan
 
 
 def search_anytime(
     goal: Goal,
-    found: Found,
+    found: Findings,
     collect: bool = True,
     workers: Workers = ALL_CORES,
     done: Callable[[float], None] = lambda _: None,
@@ -62,7 +62,7 @@ def search_anytime(
     found.proven, found.front_proven = True, collect
 
 
-def _final_alone(goal: Goal, found: Found) -> None:
+def _final_alone(goal: Goal, found: Findings) -> None:
     configuration = (Choice(goal.tables.final),)
     evaluation = goal.evaluate(configuration)
     totals = evaluation.totals

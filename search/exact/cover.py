@@ -11,17 +11,17 @@ from mess.errors import ConfigError
 from mess.search.exact.anytime import search_anytime
 from mess.search.exact.input_dependent import search_dependent
 from mess.search.exact.one_exit import search_single
-from mess.search.exact.pair_signals import count_pairs, pair_ladders, search_pairs
+from mess.search.exact.pair_signals import count_pairs, pair_thresholds_by_early, search_pairs
 from mess.search.exact.workers import ALL_CORES, Workers
+from mess.search.problem.findings import Findings
 from mess.search.problem.goal import Goal
-from mess.search.problem.progress import Found
 from mess.search.problem.settings import Anytime, InputDependent
 from mess.search.problem.space import (
     count_choices,
     count_configurations,
     describe_space,
-    ladders,
     threshold_grid,
+    thresholds_by_early,
 )
 
 MOST_EXITS = 4
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 class Covered:
     """Findings, the number of configurations of the space, and the space in words and numbers."""
 
-    found: Found
+    found: Findings
     configurations: int
     space: dict[str, Any]
 
@@ -57,7 +57,7 @@ def cover(
 
 def _cover_single_exits(goal: Goal, _collect: bool, hear: Progress, _workers: Workers) -> Covered:
     """Every exit that may answer, alone: so few that they are tried one by one."""
-    found, exits = Found(), goal.setting.answering(goal.tables).tolist()
+    found, exits = Findings(), goal.setting.answering(goal.tables).tolist()
     search_single(goal, found, exits)
     found.proven = found.front_proven = True
     hear(len(exits), len(exits))
@@ -75,10 +75,11 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
             f"max_exits={goal.request.max_exits}; lower it to {MOST_EXITS}"
             f"{'' if compares or shared else sampled}"
         )
-    found, rungs = Found(), pair_ladders(goal) if compares else ladders(goal)
+    found = Findings()
+    steps_by_early = pair_thresholds_by_early(goal) if compares else thresholds_by_early(goal)
     count = count_pairs if compares else count_configurations
     counts = {0: tables.exits} | {
-        early: count(tables, steps, early, shared=shared) for early, steps in rungs.items()
+        early: count(tables, steps, early, shared=shared) for early, steps in steps_by_early.items()
     }
     total = sum(counts.values())
     # For the front what has several early exits is searched a second time.
@@ -91,8 +92,8 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
 
     with _interruptible(found, workers):
         explore = search_pairs if compares else search_dependent
-        explore(goal, found, rungs, collect, workers, done)
-    sizes = {early: threshold_grid(goal, early) for early in rungs}
+        explore(goal, found, steps_by_early, collect, workers, done)
+    sizes = {early: threshold_grid(goal, early) for early in steps_by_early}
     exits = {early: early + 2 if compares and early else early + 1 for early in counts}
     space = describe_space(
         goal,
@@ -105,7 +106,7 @@ def _cover_dependent(goal: Goal, collect: bool, hear: Progress, workers: Workers
 
 
 def _cover_anytime(goal: Goal, collect: bool, hear: Progress, workers: Workers) -> Covered:
-    found = Found()
+    found = Findings()
     with _interruptible(found, workers):
         search_anytime(goal, found, collect, workers, lambda share: hear(int(1000 * share), 1000))
     space = describe_space(
@@ -125,7 +126,7 @@ _COVERS: dict[str, Callable[[Goal, bool, Progress, Workers], Covered]] = {
 
 
 @contextmanager
-def _interruptible(found: Found, workers: Workers) -> Iterator[None]:
+def _interruptible(found: Findings, workers: Workers) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

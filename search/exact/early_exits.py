@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mess.search.exact.bound_reference import along, bands, bound_around, reaching
 from mess.search.exact.kernel_inputs import ByDepth, pack_aim, pack_pixels
-from mess.search.exact.reference import along, bands, bound_around, reaching
 from mess.search.exact.shared_threshold import one_threshold_space, with_one_threshold
 from mess.search.exact.workers import Workers, run_rounds
 from mess.search.kernels.arrays import MEAN, NOBODY, Aim, Bound, Prices
 from mess.search.kernels.bound import rows_that_matter
 from mess.search.kernels.evaluate import evaluate_rows
-from mess.search.problem.evaluate import Configuration
+from mess.search.problem.definition import Configuration
+from mess.search.problem.findings import NOTHING, Arrays, Findings, Scan
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import Ladder
-from mess.search.problem.progress import NOTHING, Arrays, Found, Scan
+from mess.search.problem.thresholds import Thresholds
 
 FrontArrays = tuple[Arrays, Arrays, Arrays]
 
@@ -49,8 +49,8 @@ class EarlyExits:
     shared: only configurations whose exits share a threshold count; same_signal: and the signal.
     """
 
-    steps: Ladder
-    deepest_steps: Ladder
+    steps: Thresholds
+    deepest_steps: Thresholds
     prices: Prices
     tasks: Sequence[Task]
     offset: int
@@ -68,7 +68,7 @@ class EarlyExitSearch:
         self._sorted_prices = by_depth.sorted_prices(space.prices)
         self._exits = by_depth.exits(space.steps)
 
-    def run_all(self, found: Found, collect: bool, done: Callable[[float], None]) -> None:
+    def run_all(self, found: Findings, collect: bool, done: Callable[[float], None]) -> None:
         """One early exit: every threshold."""
         aim, point = pack_aim(self._goal, collect), self._goal.tables.point
         number = self._space.steps.number
@@ -85,7 +85,7 @@ class EarlyExitSearch:
         thirds = np.flatnonzero(point < point.max()).tolist()
         self._rounds(found, thirds, scan, done)
 
-    def run_best(self, found: Found, done: Callable[[float], None]) -> None:
+    def run_best(self, found: Findings, done: Callable[[float], None]) -> None:
         """Several early exits, for the best configuration within the limits.
 
         What matters is not dearer than the best so far and reaches the mIoU that is asked for; or
@@ -112,7 +112,7 @@ class EarlyExitSearch:
         if not additive and found.best:
             self._rounds(found, self._space.tasks, partial(scan, ties=True), None)
 
-    def run_front(self, found: Found, done: Callable[[float], None]) -> None:
+    def run_front(self, found: Findings, done: Callable[[float], None]) -> None:
         """Several early exits, for the front over all of them, whatever the limits."""
         metric, aim = self._goal.metrics.index(self._goal.front_metric), pack_aim(self._goal, True)
         kind_M = self._space.prices.kind_M
@@ -177,7 +177,7 @@ class EarlyExitSearch:
 
     def _rounds(
         self,
-        found: Found,
+        found: Findings,
         tasks: Sequence[object],
         scan: Callable[..., Scan],
         done: Callable[[float], None] | None,

@@ -11,31 +11,31 @@ from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.exact.one_exit import search_single
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.kernels.arrays import NOBODY
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
+from mess.search.problem.findings import Findings
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import Ladder
-from mess.search.problem.progress import Found
 from mess.search.problem.space import OFFSET, Done, decode_steps
+from mess.search.problem.thresholds import Thresholds
 
 
 def search_dependent(
     goal: Goal,
-    found: Found,
-    rungs: dict[int, Ladder],
+    found: Findings,
+    steps_by_early: dict[int, Thresholds],
     collect: bool = True,
     workers: Workers = ALL_CORES,
     done: Done = lambda _early, _share: None,
 ) -> None:
     """Single exits, then every configuration with one, two and three early exits.
 
-    `rungs` come from `ladders`. First the best configuration is proven; then, to `collect` the
-    front, those with several early exits are searched again in every piece of it.
+    `steps_by_early` come from `thresholds_by_early`. First the best configuration is proven; then,
+    to `collect` the front, those with several early exits are searched again in every piece of it.
     """
     search_single(goal, found, range(goal.tables.exits))
     by_depth = ByDepth.of(goal.tables)
     searches = {
         early: EarlyExitSearch(goal, by_depth, _early_exits(goal, by_depth, steps, early), workers)
-        for early, steps in rungs.items()
+        for early, steps in steps_by_early.items()
     }
     for early, search in searches.items():
         if early == 1:
@@ -50,7 +50,7 @@ def search_dependent(
         found.front_proven = True
 
 
-def _early_exits(goal: Goal, by_depth: ByDepth, steps: Ladder, early: int) -> EarlyExits:
+def _early_exits(goal: Goal, by_depth: ByDepth, steps: Thresholds, early: int) -> EarlyExits:
     return EarlyExits(
         steps=steps,
         deepest_steps=steps,
@@ -62,7 +62,7 @@ def _early_exits(goal: Goal, by_depth: ByDepth, steps: Ladder, early: int) -> Ea
     )
 
 
-def _tasks(by_depth: ByDepth, steps: Ladder, early: int) -> list[Task]:
+def _tasks(by_depth: ByDepth, steps: Thresholds, early: int) -> list[Task]:
     """The second exit each of two, or the first each of three with each of its signals."""
     after, exits = by_depth.after_E, len(by_depth.order_E)
     number = by_depth.exits(steps).number_EK
@@ -76,7 +76,7 @@ def _tasks(by_depth: ByDepth, steps: Ladder, early: int) -> list[Task]:
     ]
 
 
-def _decode(steps: Ladder, exits: int, early: int, code: int) -> Configuration:
+def _decode(steps: Thresholds, exits: int, early: int, code: int) -> Configuration:
     """The configuration behind a kernel's code."""
     *choices, last = decode_steps(steps, exits, early, code)
     return (

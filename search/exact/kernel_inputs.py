@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from mess.search.kernels.arrays import MEAN, NOBODY, P90, STORED, Aim, Counts, Exits, Pixels, Prices
 from mess.search.problem.costs import LATENCY, PARAMS
+from mess.search.problem.findings import NOTHING, Arrays
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import Ladder
-from mess.search.problem.progress import NOTHING, Arrays
 from mess.search.problem.request import ACCURACY
 from mess.search.problem.tables import Tables
+from mess.search.problem.thresholds import Thresholds
 
 
 def pack_pixels(tables: Tables) -> Pixels:
@@ -108,7 +108,7 @@ class ByDepth(NamedTuple):
             resume_ME=np.ascontiguousarray(prices.resume_ME[:, self.order_E]),
         )
 
-    def exits(self, steps: Ladder) -> Exits:
+    def exits(self, steps: Thresholds) -> Exits:
         """The exits with their thresholds."""
         return Exits(
             bins_EKI=np.ascontiguousarray(steps.bins[self.order_E]),

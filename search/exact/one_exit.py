@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.definition import Choice, evaluate
+from mess.search.problem.findings import Findings
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import Goal, miou_steps
-from mess.search.problem.progress import Found
 
 
-def search_single(goal: Goal, found: Found, exits: Iterable[int]) -> None:
+def search_single(goal: Goal, found: Findings, exits: Iterable[int]) -> None:
     """Every one of `exits` alone: the budgeted setting, or with those at point N the final-only."""
     for exit_ in exits:
         configuration = (Choice(exit_),)

@@ -22,12 +22,12 @@ from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.exact.one_exit import search_single
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.kernels.arrays import NOBODY, Prices
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
+from mess.search.problem.findings import Arrays, Findings
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import Ladder, pair_ladder
-from mess.search.problem.progress import Arrays, Found
 from mess.search.problem.space import OFFSET, Done, decode_steps, require_numbers, threshold_grid
 from mess.search.problem.tables import Tables
+from mess.search.problem.thresholds import Thresholds, pair_thresholds
 
 _SPAN = 2**62
 """Above any code of a kernel."""
@@ -36,24 +36,24 @@ _CHUNK = 4
 """Exits before the first one with a threshold that are searched together."""
 
 
-def pair_ladders(goal: Goal) -> dict[int, Ladder]:
+def pair_thresholds_by_early(goal: Goal) -> dict[int, Thresholds]:
     """Thresholds by number of early exits that have one: all for one, a grid for two."""
     request, tables = goal.request, goal.tables
     most = min(request.max_exits, tables.points) - 2
-    rungs = {
-        early: pair_ladder(
+    steps_by_early = {
+        early: pair_thresholds(
             tables, threshold_grid(goal, early), shared=request.shared_threshold and early > 1
         )
         for early in range(1, most + 1)
     }
-    for early, steps in rungs.items():
+    for early, steps in steps_by_early.items():
         require_numbers(steps, early)
-    return rungs
+    return steps_by_early
 
 
-def count_pairs(tables: Tables, rungs: Ladder, early: int, *, shared: bool = False) -> int:
+def count_pairs(tables: Tables, steps: Thresholds, early: int, *, shared: bool = False) -> int:
     """Configurations with `early` thresholds."""
-    number, point = rungs.number, np.asarray(tables.point)
+    number, point = steps.number, np.asarray(tables.point)
     lasts_E = (point[None, :] > point[:, None]).sum(axis=1)
     if early == 1:
         return int((number.sum(axis=1) * lasts_E).sum())
@@ -67,27 +67,28 @@ def count_pairs(tables: Tables, rungs: Ladder, early: int, *, shared: bool = Fal
 
 def search_pairs(
     goal: Goal,
-    found: Found,
-    rungs: dict[int, Ladder],
+    found: Findings,
+    steps_by_early: dict[int, Thresholds],
     collect: bool = True,
     workers: Workers = ALL_CORES,
     done: Done = lambda _early, _share: None,
 ) -> None:
     """Single exits, then every configuration with one and two thresholds.
 
-    `rungs` come from `pair_ladders`. Best configuration and front as in `search_dependent`.
+    `steps_by_early` come from `pair_thresholds_by_early`. Best configuration and front as in
+    `search_dependent`.
     """
     search_single(goal, found, range(goal.tables.exits))
     by_depth = ByDepth.of(goal.tables)
-    if 1 in rungs:
-        single = EarlyExitSearch(goal, by_depth, _single(goal, rungs[1]), workers)
+    if 1 in steps_by_early:
+        single = EarlyExitSearch(goal, by_depth, _single(goal, steps_by_early[1]), workers)
         single.run_all(found, collect, partial(done, 1))
-    middles = _middles(rungs[2]) if 2 in rungs else []
+    middles = _middles(steps_by_early[2]) if 2 in steps_by_early else []
 
     def each(run: Callable[[EarlyExitSearch, Callable[[float], None]], None]) -> None:
         # One at a time: together they would take as much memory as all triples of exits.
         for position, exit_ in enumerate(middles):
-            space = _behind_middle(goal, by_depth, rungs[2], exit_)
+            space = _behind_middle(goal, by_depth, steps_by_early[2], exit_)
             run(
                 EarlyExitSearch(goal, by_depth, space, workers),
                 lambda share, n=position: done(2, (n + share) / len(middles)),
@@ -100,7 +101,7 @@ def search_pairs(
         found.front_proven = True
 
 
-def _single(goal: Goal, steps: Ladder) -> EarlyExits:
+def _single(goal: Goal, steps: Thresholds) -> EarlyExits:
     """One early exit with a threshold, behind one that is only compared with."""
     prices = pack_prices(goal)
     return EarlyExits(
@@ -113,10 +114,10 @@ def _single(goal: Goal, steps: Ladder) -> EarlyExits:
     )
 
 
-def _behind_middle(goal: Goal, by_depth: ByDepth, steps: Ladder, middle: int) -> EarlyExits:
+def _behind_middle(goal: Goal, by_depth: ByDepth, steps: Thresholds, middle: int) -> EarlyExits:
     """Two early exits with thresholds, the first of which is `middle`."""
     before = np.flatnonzero(steps.number[middle])
-    own = _own_ladder(steps, middle, before)
+    own = _own_thresholds(steps, middle, before)
     # As the deepest one `middle` is never looked at, and the others have a single signal.
     deepest_number = own.number[:, :1].copy()
     deepest_number[middle] = 0
@@ -125,7 +126,7 @@ def _behind_middle(goal: Goal, by_depth: ByDepth, steps: Ladder, middle: int) ->
     signal_MEK[:, middle] += _before(goal, prices)[:, before]
     return EarlyExits(
         steps=own,
-        deepest_steps=Ladder([row[:1] for row in own.values], deepest_number, own.bins[:, :1]),
+        deepest_steps=Thresholds([row[:1] for row in own.values], deepest_number, own.bins[:, :1]),
         prices=prices._replace(signal_MEK=signal_MEK),
         tasks=_tasks(by_depth, own, middle),
         offset=2 * OFFSET + middle * _SPAN,
@@ -135,7 +136,7 @@ def _behind_middle(goal: Goal, by_depth: ByDepth, steps: Ladder, middle: int) ->
     )
 
 
-def _own_ladder(steps: Ladder, middle: int, before: Arrays) -> Ladder:
+def _own_thresholds(steps: Thresholds, middle: int, before: Arrays) -> Thresholds:
     """Signals of `middle` by the exits `before` it, and one of each exit that may follow it."""
     deeper, none = np.flatnonzero(steps.number[:, middle]), np.zeros(0, dtype=np.float64)
     exits, _, images = steps.bins.shape
@@ -148,10 +149,10 @@ def _own_ladder(steps: Ladder, middle: int, before: Arrays) -> Ladder:
         values[exit_][0] = steps.values[exit_][middle]
         number[exit_, 0] = steps.number[exit_, middle]
         bins[exit_, 0] = steps.bins[exit_, middle]
-    return Ladder(values, number, bins)
+    return Thresholds(values, number, bins)
 
 
-def _tasks(by_depth: ByDepth, own: Ladder, middle: int) -> list[Task]:
+def _tasks(by_depth: ByDepth, own: Thresholds, middle: int) -> list[Task]:
     """Some of the exits before the middle one each."""
     place, tasks = int(np.flatnonzero(by_depth.order_E == middle)[0]), []
     sorted_number = by_depth.exits(own).number_EK
@@ -162,7 +163,7 @@ def _tasks(by_depth: ByDepth, own: Ladder, middle: int) -> list[Task]:
     return tasks
 
 
-def _middles(steps: Ladder) -> list[int]:
+def _middles(steps: Thresholds) -> list[int]:
     """Exits that can be the first of two with a threshold."""
     return np.flatnonzero(steps.number.any(axis=1) & steps.number.any(axis=0)).tolist()
 
@@ -173,13 +174,13 @@ def _before(goal: Goal, prices: Prices) -> Arrays:
     return prices.exit_ME + prices.resume_ME + compared
 
 
-def _decode(steps: Ladder, code: int) -> Configuration:
+def _decode(steps: Thresholds, code: int) -> Configuration:
     (exit_, before, step), (last, _, _) = decode_steps(steps, len(steps.values), 1, code)
     threshold = float(steps.values[exit_][before][step])
     return Choice(before), Choice(exit_, 0, threshold), Choice(last)
 
 
-def _decode_middle(steps: Ladder, before: Arrays, code: int) -> Configuration:
+def _decode_middle(steps: Thresholds, before: Arrays, code: int) -> Configuration:
     middle, deep, (last, _, _) = decode_steps(steps, len(steps.values), 2, code)
     return (
         Choice(int(before[middle[1]])),

@@ -10,7 +10,7 @@ what remains of the smaller space.
 from __future__ import annotations
 
 from mess.search.kernels.arrays import NOBODY
-from mess.search.problem.progress import Arrays
+from mess.search.problem.findings import Arrays
 
 
 def with_one_threshold(rows: Arrays, *, same_signal: bool) -> Arrays:

@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numba import get_num_threads
 
-from mess.search.problem.evaluate import Configuration
-from mess.search.problem.progress import Found, Scan
+from mess.search.problem.definition import Configuration
+from mess.search.problem.findings import Findings, Scan
 
 ROUND = 32
 """Tasks of a round: enough to keep cores busy, few enough for prunings to be shared soon."""
@@ -61,7 +61,7 @@ ALL_CORES = Workers()
 
 
 def run_rounds(
-    found: Found,
+    found: Findings,
     tasks: Sequence[object],
     scan: Callable[..., Scan],
     offset: int,

@@ -60,7 +60,7 @@ class Counts(NamedTuple):
 
 
 class Exits(NamedTuple):
-    """Exits numbered by rising point, with their thresholds as in `Ladder`.
+    """Exits numbered by rising point, with their thresholds as in `Thresholds`.
 
     point_E: the exit's point, from 0; after_E: the first exit behind that point.
     """

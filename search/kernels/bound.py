@@ -16,7 +16,7 @@ it is a constant (`offset`) and a sum of one number an image and exit, its score
 
 Second order: -z * y / (union * union0), bounded in `mess.search.kernels.second_order`. The closer a
 configuration is to the reference, the smaller it is: hence a reference of every band of the front
-(`mess.search.exact.reference`).
+(`mess.search.exact.bound_reference`).
 
 The early exits but the deepest, with their thresholds, are a row; the thresholds of the deepest are
 its columns, every exit behind that a lane of each. A column's images leave one after another, so
@@ -26,8 +26,8 @@ where the largest score of any affordable column, with the second order of the g
 `need`.
 
 Rounding: scores are summed in single precision. `Bound.rounding` is more than those sums can lose
-(see `mess.search.exact.reference`), and limits on cost are rounded up, so what is ruled out is
-worse than needed whatever was rounded.
+(see `mess.search.exact.bound_reference`), and limits on cost are rounded up, so what is ruled out
+is worse than needed whatever was rounded.
 
 Suffixes of array names as in `mess.search.kernels.rows`; T columns, G groups of them, Q kept rows.
 L are the exits from `Rows.deeper` on in what belongs to a row, and in a scan the lanes.

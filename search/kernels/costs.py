@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mess.search.kernels.arrays import EPSILON, MEAN, NOBODY, STORED
-from mess.search.problem.progress import NOTHING
+from mess.search.problem.findings import NOTHING
 
 
 @njit(cache=True, nogil=True)

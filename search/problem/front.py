@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from mess.search.problem.evaluate import Configuration
+from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import ACCURACY
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mess.errors import ConfigError
 from mess.search.problem.costs import TICKS, Ticks
-from mess.search.problem.evaluate import (
+from mess.search.problem.definition import (
     Choice,
     Configuration,
     Evaluation,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mess.errors import ConfigError, nearest
 from mess.search.problem.costs import Ticks
-from mess.search.problem.evaluate import Configuration, Evaluation, evaluate, evaluate_anytime
+from mess.search.problem.definition import Configuration, Evaluation, evaluate, evaluate_anytime
 from mess.search.problem.tables import Tables
 
 

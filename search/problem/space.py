@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.errors import ConfigError
+from mess.search.problem.findings import NOTHING
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import Ladder, grid_size, ladder
-from mess.search.problem.progress import NOTHING
 from mess.search.problem.tables import Tables
+from mess.search.problem.thresholds import Thresholds, grid_size, thresholds_of
 
 Done = Callable[[int, float], None]
 """Hears which share of the configurations with a number of early exits is done."""
@@ -22,12 +22,14 @@ OFFSET = 2**63
 """Above any code of a kernel: configurations with fewer exits come first in order."""
 
 
-def count_configurations(tables: Tables, rungs: Ladder, early: int, *, shared: bool = False) -> int:
+def count_configurations(
+    tables: Tables, steps: Thresholds, early: int, *, shared: bool = False
+) -> int:
     """Configurations with `early` early exits and one last exit."""
     if shared and early > 1:
         chains = _count_chains(tables, np.ones_like(tables.point), early)
-        return chains * int(rungs.number.max(axis=0).sum())
-    return _count_chains(tables, rungs.number.sum(axis=1), early)
+        return chains * int(steps.number.max(axis=0).sum())
+    return _count_chains(tables, steps.number.sum(axis=1), early)
 
 
 def count_choices(tables: Tables, max_exits: int) -> int:
@@ -60,27 +62,27 @@ def _choices(ways: Sequence[int], most: int) -> list[int]:
     return chosen
 
 
-def ladders(goal: Goal) -> dict[int, Ladder]:
+def thresholds_by_early(goal: Goal) -> dict[int, Thresholds]:
     """Thresholds by number of early exits: all of them for one, a grid for more.
 
     Empty without signals: no image can leave early then.
     """
     request = goal.request
     most = min(request.max_exits, goal.tables.points) - 1 if goal.tables.signal_names else 0
-    rungs = {
-        early: ladder(
+    steps_by_early = {
+        early: thresholds_of(
             goal.tables,
             threshold_grid(goal, early),
             shared=request.shared_threshold and early > 1,
         )
         for early in range(1, most + 1)
     }
-    for early, steps in rungs.items():
+    for early, steps in steps_by_early.items():
         require_numbers(steps, early)
-    return rungs
+    return steps_by_early
 
 
-def require_numbers(steps: Ladder, early: int) -> None:
+def require_numbers(steps: Thresholds, early: int) -> None:
     """Raise ConfigError where configurations have no number a kernel can hold."""
     exits, signals = steps.number.shape
     if (exits * signals * int(steps.number.max())) ** early * exits >= NOTHING:
@@ -98,7 +100,9 @@ def threshold_grid(goal: Goal, early: int) -> int | None:
     return grid_size(early, request.thresholds)
 
 
-def decode_steps(steps: Ladder, exits: int, early: int, code: int) -> list[tuple[int, int, int]]:
+def decode_steps(
+    steps: Thresholds, exits: int, early: int, code: int
+) -> list[tuple[int, int, int]]:
     """Exit, signal and threshold (all indices) of each exit behind a kernel's code."""
     radix = max(1, int(steps.number.max()))
     code, last = divmod(code, exits)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mess.errors import ConfigError, nearest
-from mess.search.problem.evaluate import Configuration
+from mess.search.problem.definition import Configuration
+from mess.search.problem.findings import Findings
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import Goal
-from mess.search.problem.progress import Found
 from mess.search.sampled.score import Score
-from mess.search.sampled.space import SPACES, Space
+from mess.search.sampled.space import SAMPLED_SPACES, Space
 from mess.search.sampled.study import SAMPLERS, Study, quiet
 
 
@@ -29,7 +29,7 @@ class Sampled:
     configurations: size of the whole space; `space` states it in words and numbers.
     """
 
-    found: Found
+    found: Findings
     configurations: int
     space: dict[str, Any]
 
@@ -64,7 +64,7 @@ def sample(
     start outside the space, and CacheError for a file that holds something else.
     """
     _check(goal, sampler, trials)
-    space = SPACES[goal.request.setting](goal)
+    space = SAMPLED_SPACES[goal.request.setting](goal)
     scores = _scores(space, starts)
     with quiet():
         study = Study(space, sampler, seed, storage, name)
@@ -79,7 +79,7 @@ def sample(
 
 def _check(goal: Goal, sampler: str, trials: int) -> None:
     """Raise ConfigError for what cannot be sampled."""
-    if goal.request.setting not in SPACES:
+    if goal.request.setting not in SAMPLED_SPACES:
         raise ConfigError(
             f"the {goal.request.setting} setting is scanned in full at once, so there is nothing "
             "to sample; use algorithm 'exhaustive'"
@@ -130,8 +130,8 @@ def _run(
         pass
 
 
-def _findings(trials: int, scores: Mapping[Configuration, Score]) -> Found:
-    found = Found()
+def _findings(trials: int, scores: Mapping[Configuration, Score]) -> Findings:
+    found = Findings()
     found.evaluated = trials
     for configuration, score in scores.items():
         if score.violation == 0:

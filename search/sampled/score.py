@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mess.search.problem.evaluate import Configuration, Evaluation
+from mess.search.problem.definition import Configuration, Evaluation
 from mess.search.problem.goal import Goal, Rank, miou_steps
 
 

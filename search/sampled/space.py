@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
 from mess.search.problem.goal import Goal
-from mess.search.problem.ladder import grid, grid_size, ladder
 from mess.search.problem.settings import Anytime, InputDependent
 from mess.search.problem.space import count_choices, count_configurations, describe_space
+from mess.search.problem.thresholds import grid, grid_size, thresholds_of
 from mess.search.sampled.score import Score, score_of
 
 _NEAR = 0.1
@@ -177,7 +177,7 @@ class InputDependentSpace(Space):
         self.signals = len(tables.signal_names)
         most = _most_early(goal) if self.signals else 0
         self.thresholds = {
-            early: ladder(tables, grid_size(early, goal.request.thresholds))
+            early: thresholds_of(tables, grid_size(early, goal.request.thresholds))
             for early in range(1, most + 1)
         }
         super().__init__(goal)
@@ -247,7 +247,7 @@ def _most_early(goal: Goal) -> int:
     return min(goal.request.max_exits, goal.tables.points) - 1
 
 
-SPACES: dict[str, type[Space]] = {
+SAMPLED_SPACES: dict[str, type[Space]] = {
     InputDependent.name: InputDependentSpace,
     Anytime.name: AnytimeSpace,
 }

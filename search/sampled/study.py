@@ -17,7 +17,7 @@ import numpy as np
 
 from mess.common.seeds import derive
 from mess.errors import CacheError
-from mess.search.problem.evaluate import Configuration
+from mess.search.problem.definition import Configuration
 from mess.search.sampled.score import Score
 from mess.search.sampled.space import Axis, Params, Space
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import pairwise, product
 
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 

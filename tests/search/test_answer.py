@@ -15,7 +15,7 @@ from mess.errors import InfeasibleError
 from mess.search.answers.answer import search
 from mess.search.answers.infeasible import round_up
 from mess.search.problem.costs import Cost
-from mess.search.problem.evaluate import Choice
+from mess.search.problem.definition import Choice
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from tests.seeds import first_drawn

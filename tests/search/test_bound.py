@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mess.search.exact.bound_reference import bound_around, reaching
 from mess.search.exact.kernel_inputs import ByDepth, pack_prices
-from mess.search.exact.reference import bound_around, reaching
 from mess.search.kernels.arrays import NOBODY
 from mess.search.kernels.bound import rows_that_matter
 from mess.search.problem.costs import to_ticks
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
+from mess.search.problem.findings import NOTHING
 from mess.search.problem.goal import Goal, miou_steps
-from mess.search.problem.ladder import ladder
-from mess.search.problem.progress import NOTHING
 from mess.search.problem.request import Request
+from mess.search.problem.thresholds import thresholds_of
 from tests.search.test_realistic import network
 from tests.seeds import seeded
 
@@ -47,7 +47,7 @@ def ruled_out_beside_kept(seed: int, classes: int) -> int:
     tables, costs = network(seed, classes)
     goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs"))
     by_depth, rng = ByDepth.of(tables), np.random.default_rng(seeded(seed))
-    steps = ladder(tables, 10)
+    steps = thresholds_of(tables, 10)
     prices = by_depth.sorted_prices(pack_prices(goal))
     prices = prices._replace(limit_M=np.full_like(prices.limit_M, NOTHING))
     at = np.argsort(by_depth.order_E)

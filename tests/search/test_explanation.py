@@ -17,7 +17,7 @@ from mess.search.answers.infeasible import Best
 from mess.search.exact.cover import cover
 from mess.search.exact.workers import Workers
 from mess.search.problem.costs import Cost, to_ticks
-from mess.search.problem.evaluate import Configuration, Evaluation
+from mess.search.problem.definition import Configuration, Evaluation
 from mess.search.problem.front import Front, FrontPoint, proven_optimum, relaxed_optimum
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request

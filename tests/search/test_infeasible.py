@@ -14,7 +14,7 @@ from mess.errors import InfeasibleError
 from mess.search.answers.answer import Answer, search
 from mess.search.answers.infeasible import round_up
 from mess.search.problem.costs import Cost, to_ticks
-from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.definition import Choice, evaluate
 from mess.search.problem.request import Request
 from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables

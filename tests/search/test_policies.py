@@ -14,7 +14,7 @@ import pytest
 from mess.errors import CacheError, ConfigError, InfeasibleError
 from mess.search.answers.answer import Answer, search
 from mess.search.problem.costs import Cost, to_ticks
-from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.definition import Choice, evaluate
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from tests.search.spaces import between, chains, some

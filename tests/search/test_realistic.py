@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mess.search.answers.answer import search
 from mess.search.problem.costs import Cost
-from mess.search.problem.ladder import Ladder, ladder
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
+from mess.search.problem.thresholds import Thresholds, thresholds_of
 from tests.seeds import seeded
 
 THRESHOLDS = 16
@@ -92,20 +92,23 @@ def enumerate_space(tables: Tables, costs: dict[str, Cost]) -> Space:
         for chain in product(*([-1, *exits] for exits in points))
         if any(e >= 0 for e in chain)
     ]
-    ladders = {early: ladder(tables, size) for early, size in PER_EXIT.items()}
-    found = [measure(tables, costs, chain, ladders.get(len(chain) - 1)) for chain in chains]
+    grids = {early: thresholds_of(tables, size) for early, size in PER_EXIT.items()}
+    found = [measure(tables, costs, chain, grids.get(len(chain) - 1)) for chain in chains]
     cost, miou, exits = zip(*found, strict=True)
     return Space(np.concatenate(cost, axis=1), np.concatenate(miou), np.concatenate(exits))
 
 
 def measure(
-    tables: Tables, costs: dict[str, Cost], chain: tuple[int, ...], rungs: Ladder | None
+    tables: Tables,
+    costs: dict[str, Cost],
+    chain: tuple[int, ...],
+    steps: Thresholds | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     early, images = chain[:-1], np.arange(tables.images)
     blocks = []
     for signals in product(range(len(tables.signal_names)), repeat=len(early)):
         thresholds = [
-            rungs.values[e][s] for e, s in zip(early, signals, strict=True) if rungs is not None
+            steps.values[e][s] for e, s in zip(early, signals, strict=True) if steps is not None
         ]
         for chosen in product(*thresholds):
             depth = np.full(tables.images, len(early))

@@ -19,13 +19,13 @@ from mess.errors import CacheError, ConfigError
 from mess.search.answers.answer import search
 from mess.search.exact.one_exit import search_single
 from mess.search.problem.costs import Cost, to_ticks
-from mess.search.problem.evaluate import Choice, Configuration
+from mess.search.problem.definition import Choice, Configuration
+from mess.search.problem.findings import Findings
 from mess.search.problem.goal import Goal
-from mess.search.problem.progress import Found
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from mess.search.sampled.sample import sample
-from mess.search.sampled.space import SPACES
+from mess.search.sampled.space import SAMPLED_SPACES
 from mess.search.sampled.study import SAMPLERS
 from tests.search.spaces import space_of, tie
 from tests.seeds import first_drawn, seeded
@@ -52,7 +52,7 @@ def best_of(goal: Goal, configurations: list[Configuration]) -> Configuration | 
 
 def single_start(goal: Goal) -> list[Configuration]:
     """The exact answer of the space of single exits."""
-    found = Found()
+    found = Findings()
     search_single(goal, found, range(goal.tables.exits))
     return [] if found.best is None else [found.best[1]]
 
@@ -98,7 +98,7 @@ def requests(rng: np.random.Generator, goal: Goal, setting: str, target: str) ->
 
 
 @pytest.mark.parametrize("target", ["latency", "macs", "params", "accuracy"])
-@pytest.mark.parametrize("setting", SPACES)
+@pytest.mark.parametrize("setting", SAMPLED_SPACES)
 @pytest.mark.parametrize("seed", range(3))
 def test_small_spaces_are_solved(make_cache: Any, seed: int, setting: str, target: str) -> None:
     """With ample trials the answer is the brute-force optimum; nothing is claimed beyond it."""
@@ -121,7 +121,7 @@ def test_small_spaces_are_solved(make_cache: Any, seed: int, setting: str, targe
         assert point.miou == goal.quality_steps(evaluation)
 
 
-@pytest.mark.parametrize("setting", SPACES)
+@pytest.mark.parametrize("setting", SAMPLED_SPACES)
 @pytest.mark.parametrize("signals", [0, 1, 3])
 def test_the_space_is_counted(make_cache: Any, setting: str, signals: int) -> None:
     rng = np.random.default_rng(seeded(signals))

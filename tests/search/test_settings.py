@@ -17,7 +17,7 @@ from mess.search.problem.request import Request
 from mess.search.problem.settings import SETTINGS, Setting, find_setting
 from mess.search.problem.tables import Tables
 from mess.search.sampled.sample import sample
-from mess.search.sampled.space import SPACES as SAMPLED
+from mess.search.sampled.space import SAMPLED_SPACES
 from tests.search.spaces import SPACES, space_of
 from tests.seeds import seeded
 
@@ -97,7 +97,7 @@ def test_it_refuses_what_means_nothing(setting: Setting) -> None:
 @EVERY
 def test_it_is_sampled_or_says_why_not(cache: Cache, setting: Setting) -> None:
     goal = goal_of(cache, setting)
-    if setting.name not in SAMPLED:
+    if setting.name not in SAMPLED_SPACES:
         with pytest.raises(ConfigError, match=f"{setting.name} setting is scanned in full at once"):
             sample(goal)
         return

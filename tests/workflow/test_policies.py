@@ -20,12 +20,12 @@ from mess.common.progress import Silent
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, MessError
 from mess.export.bundle import PlannedExit, export_bundle
-from mess.runs.costs import load_costs
 from mess.runs.network import trained_network
+from mess.runs.part_costs import load_costs
 from mess.runs.policies import known_policies, observed_signals, policy_tables
 from mess.runs.run import Run
 from mess.search.problem.costs import to_ticks
-from mess.search.problem.evaluate import Choice, evaluate
+from mess.search.problem.definition import Choice, evaluate
 from mess.signals.decision import leaves, threshold_between
 from mess.signals.registry import PAIR_SIGNALS
 

@@ -509,7 +509,7 @@ def test_what_a_front_depends_on_is_the_same_in_another_process(run: Run) -> Non
     """An address among the values would differ from process to process."""
     code = (
         "import sys; from pathlib import Path; from mess.runs.run import Run\n"
-        "from mess.runs.costs import load_costs\n"
+        "from mess.runs.part_costs import load_costs\n"
         "from mess.search.problem.costs import to_ticks\n"
         "from mess.search.problem.goal import Goal\n"
         "from mess.search.problem.request import Request\n"

@@ -13,7 +13,7 @@ from mess.search.problem.tables import Tables
 from mess.signals.decision import threshold_between
 
 
-class Ladder(NamedTuple):
+class Thresholds(NamedTuple):
     """The thresholds of every exit and signal, ascending, and where each image stands among them.
 
     values: E × K arrays of thresholds, float64, each ascending, possibly empty.
@@ -58,7 +58,7 @@ def grid_size(early: int, thresholds: int) -> int | None:
     return None if early < 2 else max(1, round(thresholds ** (2 / early)))
 
 
-def ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> Ladder:
+def thresholds_of(tables: Tables, size: int | None = None, *, shared: bool = False) -> Thresholds:
     """All separating thresholds of the tables, or a grid of at most `size` an exit and signal.
 
     `shared` gives all exits the same thresholds of a signal: the grid of all their values together.
@@ -66,13 +66,13 @@ def ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> 
     signals = range(len(tables.signal_names))
     observed = [[tables.signals[exit_, :, k] for k in signals] for exit_ in range(tables.exits)]
     if not shared:
-        return _ladder(observed, lambda signal, _: _some(signal, size))
+        return _thresholds(observed, lambda signal, _: _some(signal, size))
     early = tables.signals[tables.point < tables.points]
     common = [_some(early[:, :, k].ravel(), size) for k in signals]
-    return _ladder(observed, lambda _, k: common[k])
+    return _thresholds(observed, lambda _, k: common[k])
 
 
-def pair_ladder(tables: Tables, size: int | None = None, *, shared: bool = False) -> Ladder:
+def pair_thresholds(tables: Tables, size: int | None = None, *, shared: bool = False) -> Thresholds:
     """The thresholds of a signal that compares exits; axis K is the exit before, by its index.
 
     Without thresholds where an exit cannot follow another, or is at the last point.
@@ -82,15 +82,15 @@ def pair_ladder(tables: Tables, size: int | None = None, *, shared: bool = False
     exits, follows = range(tables.exits), tables.follows
     observed = [[tables.pairs[a, b] if follows[a, b] else nobody for a in exits] for b in exits]
     if not shared:
-        return _ladder(observed, lambda signal, _: _some(signal, size))
+        return _thresholds(observed, lambda signal, _: _some(signal, size))
     common, none = _some(tables.pairs[follows].ravel(), size), np.zeros(0, dtype=np.float64)
-    return _ladder(observed, lambda signal, _: common if len(signal) else none)
+    return _thresholds(observed, lambda signal, _: common if len(signal) else none)
 
 
-def _ladder(
+def _thresholds(
     observed: Sequence[Sequence[NDArray[np.float32]]],
     thresholds_of: Callable[[NDArray[np.float32], int], NDArray[np.float64]],
-) -> Ladder:
+) -> Thresholds:
     """Of signals E × K, each of shape (I,) or empty, with the thresholds of each, given its k."""
     images = max((len(signal) for row in observed for signal in row), default=0)
     shape = (len(observed), len(observed[0]))
@@ -106,7 +106,7 @@ def _ladder(
                 # As the decision compares: in float64, and a signal equal to a threshold leaves.
                 exact = signal.astype(np.float64)
                 bins[exit_, k] = np.searchsorted(thresholds, exact, side="right")
-    return Ladder(values, number, bins)
+    return Thresholds(values, number, bins)
 
 
 def _some(signal: NDArray[np.float32], size: int | None) -> NDArray[np.float64]:

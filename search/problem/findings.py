@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.search.problem.evaluate import Configuration
+from mess.search.problem.definition import Configuration
 from mess.search.problem.front import Front, FrontPoint
 from mess.search.problem.goal import Rank
 
@@ -38,7 +38,7 @@ class Scan(NamedTuple):
     code: NDArray[np.int64]
 
 
-class Found:
+class Findings:
     """The best candidate and the front, in Python; kernels see both as arrays.
 
     evaluated, pruned, bounded: configurations, as in `Scan`. proven: whether every configuration

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mess.search.problem.costs import Cost, to_ticks
-from mess.search.problem.evaluate import Choice, delivered_by, evaluate, evaluate_anytime
+from mess.search.problem.definition import Choice, delivered_by, evaluate, evaluate_anytime
 from mess.search.problem.front import Front, FrontPoint
-from mess.search.problem.ladder import grid, ladder, separating
 from mess.search.problem.tables import Tables
+from mess.search.problem.thresholds import grid, separating, thresholds_of
 from tests.seeds import seeded
 
 IMAGES = 10
@@ -147,7 +147,7 @@ def test_grid_is_a_subset_of_quantiles() -> None:
 
 
 def test_ladder_places_every_image(tables: Tables) -> None:
-    steps = ladder(tables)
+    steps = thresholds_of(tables)
     for threshold, value in enumerate(steps.values[1][0]):
         leaves = tables.signals[1, :, 0].astype(np.float64) >= value
         assert (leaves == (steps.bins[1, 0] > threshold)).all()

@@ -16,18 +16,18 @@ from mess.search.exact.kernel_inputs import ByDepth
 from mess.search.kernels.arrays import EPSILON, MEAN, Bound
 from mess.search.kernels.bound import MARGIN
 from mess.search.kernels.second_order import GROUPS, fill_free_norms
-from mess.search.problem.evaluate import Configuration
+from mess.search.problem.definition import Configuration
+from mess.search.problem.findings import NOTHING
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal
-from mess.search.problem.ladder import Ladder
-from mess.search.problem.progress import NOTHING
+from mess.search.problem.thresholds import Thresholds
 
 BANDS = 8
 """Pieces of the front, each with a reference of its own."""
 
 
 def bound_around(
-    goal: Goal, by_depth: ByDepth, steps: Ladder, reference: Configuration, pool: Executor
+    goal: Goal, by_depth: ByDepth, steps: Thresholds, reference: Configuration, pool: Executor
 ) -> Bound:
     """The bound around what `reference` answers, for early exits with the thresholds of `steps`.
 
@@ -71,7 +71,7 @@ def reaching(bound: Bound, miou: int) -> Bound:
     return bound._replace(need=miou / MIOU_STEPS - MARGIN - bound.offset)
 
 
-def along(bound: Bound, band: Band, goal: Goal, steps: Ladder) -> Bound:
+def along(bound: Bound, band: Band, goal: Goal, steps: Thresholds) -> Bound:
     """The bound for configurations that are not behind the front in `band`."""
     ticks = goal.ticks[goal.front_metric]
     dearest = float((ticks.backbone + ticks.exit + ticks.answer).max()) * goal.tables.images
@@ -80,7 +80,7 @@ def along(bound: Bound, band: Band, goal: Goal, steps: Ladder) -> Bound:
     return bound._replace(need=band.need - bound.offset, slope=band.slope, rounding=rounding)
 
 
-def _rounding(goal: Goal, steps: Ladder, size: float) -> float:
+def _rounding(goal: Goal, steps: Thresholds, size: float) -> float:
     """What sums in single precision may lose, if the sizes of an exit's terms add up to `size`.
 
     A sum of n terms loses at most n * (EPSILON / 2) times the sum of their sizes. A term is the
