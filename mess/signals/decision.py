@@ -31,6 +31,7 @@ def answering_exit(
     threshold answers whatever reaches it. Returns shape (images,), values 0..len(thresholds).
     """
     answer = np.full(images, len(thresholds), dtype=np.intp)
+    # From the deepest on, so that the shallowest exit that an image leaves at has the last word.
     for index in reversed(range(len(thresholds))):
         signal, threshold = signals[index], thresholds[index]
         if signal is not None and threshold is not None:

@@ -157,6 +157,7 @@ def joint_histogram(first_Bhw: Tensor, second_Bhw: Tensor, classes: int) -> Tens
     """Pixels by the class in the first and in the second map, (B, C, C) float32."""
     # Half the memory traffic until the index has to be long.
     cell_BP = (first_Bhw.int() * classes + second_Bhw.int()).flatten(1).long()
+    # Counts in float32 are exact up to 2^24 pixels.
     ones_BP = torch.ones(cell_BP.shape, device=cell_BP.device)
     counts = torch.zeros(len(cell_BP), classes * classes, device=cell_BP.device)
     return counts.scatter_add(1, cell_BP, ones_BP).view(-1, classes, classes)

@@ -28,6 +28,7 @@ def confident_shares(confidence_NBhw, label_Bhw, kind_K, threshold_K, edges_K):
         edge_hw[:] = False
         for r in range(height):
             for c in range(width):
+                # At the border a position is compared with itself, which is no edge.
                 below, beside = min(r + 1, height - 1), min(c + 1, width - 1)
                 if label_hw[r, c] != label_hw[below, c]:
                     edge_hw[r, c] = edge_hw[below, c] = True
@@ -47,6 +48,8 @@ def confident_shares(confidence_NBhw, label_Bhw, kind_K, threshold_K, edges_K):
                         for x in range(c - _MARGIN, c + _MARGIN + 1):
                             x_in = min(max(x, 0), width - 1)
                             around += confidence_hw[y_in, x_in] >= threshold
+                    # In whole numbers; an odd window has no half.
                     confident += 2 * around > (2 * _MARGIN + 1) ** 2
+            # Divided in double precision and rounded once, as `PixelMaps.mean` does.
             share_BK[i, k] = np.float32(confident / (height * width))
     return share_BK

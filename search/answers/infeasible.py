@@ -346,5 +346,6 @@ def round_up(value: float, digits: int = 4) -> float:
     step = digits - 1 - math.floor(math.log10(abs(value)))
     scaled = value * 10.0**step
     nearest = round(scaled)
+    # A value that has these digits already must not be raised by the rounding of the product.
     whole = nearest if math.isclose(scaled, nearest, rel_tol=1e-12) else math.ceil(scaled)
     return float(f"{whole}e{-step}")

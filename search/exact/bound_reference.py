@@ -34,9 +34,11 @@ def bound_around(
     It asks for nothing yet: `need` and `slope` are 0.
     """
     answer = np.asarray([choice.exit for choice in reference])[goal.evaluate(reference).answer]
+    # `argsort` of a permutation is its inverse: the place by depth of an exit of the tables.
     position = np.argsort(by_depth.order_E)[answer]
     images = np.arange(goal.tables.images)
     counts, exits = by_depth.counts, by_depth.exits(steps)
+    # Single precision would no longer be exact once a class has more than 2^24 pixels in the split.
     hits0 = counts.hits_EIC[position, images].sum(axis=0, dtype=np.float64)
     extra0 = counts.extra_EIC[position, images].sum(axis=0, dtype=np.float64)
     union0 = by_depth.label_C + extra0
@@ -62,6 +64,7 @@ def bound_around(
         front=goal.metrics.index(goal.front_metric),
         rounding=_rounding(goal, steps, float(np.abs(score).sum(axis=1).max())),
     )
+    # Threads write to parts of their own. `list` waits, and raises what any of them raised.
     list(pool.map(lambda exit_: fill_free_norms(counts, bound, exits, exit_), range(len(score))))
     return bound
 

@@ -109,6 +109,7 @@ class EarlyExitSearch:
             return self._search(task, reaching(bound, miou), limit_M, aim, best, front)
 
         self._rounds(found, self._space.tasks, scan, done)
+        # Without `done`: the first pass has counted these configurations.
         if not additive and found.best:
             self._rounds(found, self._space.tasks, partial(scan, ties=True), None)
 
@@ -132,6 +133,7 @@ class EarlyExitSearch:
             ) -> Scan:
                 return self._search(task, bound, limit_M, aim, best, front)
 
+            # `run_best` has counted these configurations.
             self._rounds(found, self._space.tasks, scan, None)
             done((position + 1) / len(pieces))
 

@@ -38,6 +38,7 @@ def pack_prices(goal: Goal) -> Prices:
         answer_ME=np.stack([cost.answer for cost in ticks]),
         resume_ME=np.stack([cost.resume for cost in ticks]),
         kind_M=np.array([kinds.get(metric, MEAN) for metric in goal.metrics]),
+        # A limit that was asked for may be larger than 64 bits hold.
         limit_M=np.array(
             [min(goal.limits.get(metric, NOTHING), NOTHING) for metric in goal.metrics]
         ),
@@ -119,6 +120,7 @@ class ByDepth(NamedTuple):
 
     def original(self, rows_Q: Arrays) -> Arrays:
         """Rows of `rows_that_matter` with exits as the tables number them."""
+        # NOBODY is -1 and reads the last element.
         index = np.append(self.order_E, NOBODY)
         rows = rows_Q.copy()
         for column in (0, 3, 6, 10):

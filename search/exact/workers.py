@@ -54,6 +54,7 @@ class Workers:
         cores = get_num_threads()
         if self.team:
             cores = max(1, cores // self.team.here)
+        # Threads suffice: kernels release the GIL, and all read the same tables.
         return ThreadPoolExecutor(self.threads or cores)
 
 
@@ -90,6 +91,7 @@ def run_rounds(
 def _of_all(scans: Sequence[Scan], team: Team, tasks: int) -> list[Scan]:
     """Every process's results, in the order of the tasks."""
     every = [_unpack(content) for content in team.gather(_pack(scans))]
+    # The inverse of `batch[rank :: count]`.
     return [every[task % team.count][task // team.count] for task in range(tasks)]
 
 

@@ -67,6 +67,7 @@ def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, bes
     level = 0
     while level >= 0:
         e = cursor_D[level]
+        # A task is the choices that begin with `start`, so level 0 takes that exit alone.
         if level == depth or e == len(early.miou_E) or (level == 0 and e > start):
             level -= 1
             continue
@@ -111,6 +112,7 @@ def _choice_matters(prices, aim, bound, total_M, best, cost_F, miou_F, size):
     """Whether a choice or any that adds exits to it could beat the best or reach the front."""
     if aim.collect:
         at = np.searchsorted(cost_F[:size], total_M[aim.front], side="right") - 1
+        # `<=`: with the same mIoU and cost the smaller code goes on the front.
         if at < 0 or miou_F[at] <= bound:
             return True
     objective = -bound if aim.target < 0 else total_M[aim.target]

@@ -55,6 +55,7 @@ class Aim(NamedTuple):
 class Counts(NamedTuple):
     """Pixels of the labelled classes: `hits_EIC` correct, `extra_EIC` wrongly predicted as it."""
 
+    # Whole numbers, which single precision holds exactly up to 2^24 pixels of a class in an image.
     hits_EIC: NDArray[np.float32]
     extra_EIC: NDArray[np.float32]
 

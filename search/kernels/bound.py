@@ -105,8 +105,11 @@ def rows_that_matter(counts, bound, prices, exits, first, signal, seconds, front
     for second in seconds:
         for signal2 in range(exits.number_EK.shape[1]):
             early = early_exits(exits, first, signal, second, signal2)
+            # A signal that is alike on all images has no threshold, so nobody could be told apart
+            # by it.
             if early.rows1 * early.rows2 == 0:
                 continue
+            # Rows do not depend on the deepest exit: made once for all that may follow.
             rows = _rows(counts, bound, exits, early)
             for third in range(rows.deeper, len(exits.point_E)):
                 first_last = exits.after_E[third]
@@ -178,6 +181,7 @@ def _scan(bound, prices, exits, rows, deepest):
     norms, sums = norms_of(bound, exits, rows, deepest), _no_sums(bound, prices, rows, deepest)
     base_R = rows.score_R + rest_scores(bound, rows, deepest.exit)
     reach_RGL = np.zeros((len(base_R), *sums.top_GL.shape), dtype=np.bool_)
+    # One factor in double precision would turn the sums of `_mark` into double precision.
     some, share, rounding = False, np.float32(bound.share), np.float32(bound.rounding)
     # Fields are read before the loop: to read one counts references to its array.
     order_I, start_R, left_R2, bin_I = rows.order_I, rows.start_R, rows.left_R2, deepest.bin_I
@@ -187,14 +191,18 @@ def _scan(bound, prices, exits, rows, deepest):
     path_3, delay = lanes.path_M3[bound.front], lanes.delay_M[bound.front]
     for row in range(len(base_R)):
         r2, left_2 = row % rows2, (left_R2[row, 0], left_R2[row, 1])
+        # A prefix sum over two thresholds: `new_TL` runs along the second one, `sum_RTL` along the
+        # first.
         if r2 == 0:
             new_TL[:] = 0
             entered_T[:] = 0
         stay_T, sum_TL = stay_RT[r2], sum_RTL[r2]
+        # Also on rows that are left at once below: who stays is counted on, and later rows read it.
         _enter(order_I[start_R[row] : start_R[row + 1]], bin_I, step_IL, new_TL, entered_T, stay_T)
         stop = limit_columns(lanes, left_2, images, stay_T, limit_2T)
         if stop == 0:
             continue
+        # What a row has in common is summed in double precision and taken off before single begins.
         need = bound.need - base_R[row]
         _need_columns(need, bound.slope, path_3, delay, left_2, images, stay_T, need_T)
         groups = _scan_columns(new_TL, sum_TL, run_L, own_2L, limit_2T, need_T, stop, top_GL)
@@ -213,6 +221,7 @@ def _no_sums(bound, prices, rows, deepest):
         cost_L[lane] = bound.slope * own_path(prices, bound.front, first_last + lane)
     step_IL = np.empty((images, lanes), dtype=np.float32)
     for i in rows.order_I:
+        # Who leaves at every column is never added up, so what is not filled in is never read.
         if bin_I[i] < columns:
             base = score_IE[i, deepest.exit]
             for lane in range(lanes):
@@ -286,6 +295,7 @@ def _advance(new_TL, t, run_L, own_2L, limit_2, need, top_L):
     for lane in range(len(run_L)):
         value = run_L[lane] + new_TL[t, lane]
         run_L[lane] = value
+        # `&` looks at both sides, so that the loop over the lanes has no branch.
         fits = (own_2L[0, lane] <= limit0) & (own_2L[1, lane] <= limit1)
         value = value - need if fits else np.float32(-np.inf)
         top_L[lane] = max(top_L[lane], value)
@@ -305,6 +315,7 @@ def _advance_sum(new_TL, t, run_L, sum_TL, own_2L, limit_2, need, top_L):
         top_L[lane] = max(top_L[lane], value)
 
 
+# Without "ninf": columns that are not affordable are minus infinity.
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 def _mark(norms, share, rounding, row, groups, top_GL, reach_RGL):
     """Mark the lanes that reach what is needed with the most that the second order can add.
@@ -324,6 +335,8 @@ def _mark(norms, share, rounding, row, groups, top_GL, reach_RGL):
             for lane in range(start - first_last, last - first_last):
                 best = max(best, top_GL[group, lane])
             free_24 = free_parts(most_free_24GN, group, point)
+            # It rises with every norm, so the largest ones of a point give no less than any of its
+            # exits.
             slack = second_order(at_deepest_4, fixed_part(most_fixed_4RN, row, point), free_24)
             if best + slack * share + rounding < 0:
                 continue
@@ -359,8 +372,10 @@ def _before_front(bound, rows, deepest, row, group, last, price, front):
         score += score_T[t]
         stay += stay_T[t]
         cost = total(kind, path_3, path_last, left_2, stay, images)
+        # The dearest of the front that costs no more. `>=`: of two that are equal the code decides.
         at = np.searchsorted(cost_F, cost, side="right") - 1
         if at < 0 or (score + slack + MARGIN) * MIOU_STEPS >= miou_F[at]:
+            # A kept row is one range: what lies between two columns that matter is evaluated too.
             begin = min(begin, start + t)
             end = start + t + 1
     return begin, end

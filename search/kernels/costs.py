@@ -34,6 +34,7 @@ def total(kind, path_3, path_last, left_2, stay, images):
         reach3 = images - left_2[0] - left_2[1] - stay
         early = left_2[0] * path_3[0] + left_2[1] * path_3[1] + reach3 * path_3[2]
         return early + stay * path_last
+    # In whole numbers, as the plain definition: 0.9 times the images would be rounded.
     if 10 * left_2[0] >= 9 * images:
         return path_3[0] * images
     if 10 * (left_2[0] + left_2[1]) >= 9 * images:
@@ -105,6 +106,8 @@ def lanes_behind(prices, exit_3, signal_3, first_last, images):
             path = delay_M[m] + own
             rising &= path_M3[m, 2] <= path
             if slot_M[m] >= 0:
+                # Rounded down, as limits are rounded up: single precision may admit too much, never
+                # too little.
                 own_2L[slot_M[m], lane] = max(own_2L[slot_M[m], lane], own * (1 - 4 * EPSILON))
             elif prices.kind_M[m] == STORED and path * images > prices.limit_M[m]:
                 own_2L[0, lane] = np.inf
@@ -158,10 +161,13 @@ def limit_columns(lanes, left_2, images, stay_T, limit_2T):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _limit_mean(limit, path_3, delay, left_2, images, stay_T, limit_T):
     reach3 = images - left_2[0] - left_2[1]
+    # Cost is what is paid if the deepest early exit answers all that reach it, and for each that
+    # stays (delay + own - path_3[2]) more. At most the limit, solved for the last exit's own path.
     room = limit - left_2[0] * path_3[0] - left_2[1] * path_3[1] - reach3 * path_3[2]
     for t in range(len(stay_T)):
         if stay_T[t]:
             limit_T[t] = _rounded_up((room + stay_T[t] * (path_3[2] - delay)) / stay_T[t])
+        # Nobody stays, so the last exit costs nothing: all lanes are affordable, or none.
         elif room < 0:
             limit_T[t] = -np.inf
 
@@ -181,6 +187,7 @@ def _limit_p90(path, path_3, delay, left_2, images, stay_T, limit_T):
         limit_T[t] = np.inf if fits else -np.inf
 
 
+# More than the rounding to single precision takes away, which is half of EPSILON at most.
 @njit(cache=True, nogil=True)
 def _rounded_up(value):
     return value + abs(value) * 4 * EPSILON

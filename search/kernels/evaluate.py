@@ -128,7 +128,9 @@ def _wanted(prices, aim, total_MT, best):
     wanted_T = fits_T.copy()
     for t in range(columns):
         if aim.target >= 0:
+            # `<=`: what costs the same may still win by its mIoU or its code.
             wanted_T[t] &= total_MT[aim.target, t] <= best[0]
+        # The front is that of all configurations, whatever the limits.
         wanted_T[t] |= aim.collect
     return fits_T, wanted_T
 
@@ -138,6 +140,7 @@ def _changes(pixels, row, bins_EKI, answer_I):
     """Counts at the first column, and what each later column changes; shapes (T, C)."""
     third, last = row.exit_3[2], row.last
     columns, classes = row.stop - row.start, pixels.hits_EIC.shape[2]
+    # Whole numbers in double precision: differences and running sums are exact.
     hits_TC, extra_TC = np.zeros((columns, classes)), np.zeros((columns, classes))
     for i in range(len(answer_I)):
         exit_ = answer_I[i]
@@ -152,11 +155,13 @@ def _changes(pixels, row, bins_EKI, answer_I):
     return hits_TC, extra_TC
 
 
+# Without Python's check for division by 0, which cannot be: labelled classes have pixels.
 @njit(cache=True, nogil=True, error_model="numpy")
 def _mious(pixels, hits_TC, extra_TC, wanted_T):
     """MIoU in steps of the running sums over the columns, shape (T,), where it is wanted."""
     columns, classes = hits_TC.shape
     miou_T = np.zeros(columns, dtype=np.int64)
+    # Filled up with zeros, so that four sums at a time come out even.
     iou_C = np.zeros((pixels.labelled + 3) // 4 * 4)
     for t in range(columns):
         if t:
@@ -172,9 +177,11 @@ def _mious(pixels, hits_TC, extra_TC, wanted_T):
         for c in range(0, len(iou_C), 4):
             a, b = a + iou_C[c], b + iou_C[c + 1]
             c_, d = c_ + iou_C[c + 2], d + iou_C[c + 3]
+        # A class without labels that is predicted somewhere has IoU 0 and counts in the mean.
         present = pixels.labelled
         for c in range(pixels.labelled, classes):
             present += extra_TC[t, c] > 0
+        # Half to even, as `miou_steps` rounds.
         miou_T[t] = np.int64(np.rint((a + b + c_ + d) / present * MIOU_STEPS))
     return miou_T
 

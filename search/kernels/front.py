@@ -48,6 +48,7 @@ def insert(cost_F, miou_F, code_F, fresh_F, size, cost, miou, code):
         capacity = 2 * grown + 64
         cost_F, miou_F = _enlarged(cost_F, capacity), _enlarged(miou_F, capacity)
         code_F, fresh_F = _enlarged(code_F, capacity), _enlarged(fresh_F, capacity)
+    # Copies, as source and target overlap. numba loops over a tuple of one type only: no `fresh_F`.
     for array in (cost_F, miou_F, code_F):
         array[start + 1 : grown] = array[stop:size].copy()
     fresh_F[start + 1 : grown] = fresh_F[stop:size].copy()

@@ -83,6 +83,7 @@ def early_exits(exits, first, signal1, second, signal2):
 @njit(cache=True, nogil=True)
 def sort_by_row(early):
     """`order_I` and `start_R` of `Rows`."""
+    # A counting sort: linear in the images, and what is new on a row lies together.
     start_R = np.zeros(early.rows1 * early.rows2 + 1, dtype=np.int64)
     for i in range(len(early.bin1_I)):
         if early.bin1_I[i] < early.rows1 and early.bin2_I[i] < early.rows2:
@@ -138,6 +139,7 @@ def rest_scores(bound, rows, exit_):
 def passed_counts(counts_IC, bin1_I, rows1, bin2_I, rows2):
     """Sums, shape (R, C), over the images that neither of two exits answers on each row."""
     classes = counts_IC.shape[1]
+    # Whole numbers in double precision: sums are exact in whatever order they are taken.
     out_RC = np.zeros((rows1 * rows2, classes))
     for i in range(len(bin1_I)):
         if bin1_I[i] < rows1 and bin2_I[i] < rows2:

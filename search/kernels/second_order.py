@@ -94,6 +94,7 @@ def second_order(at_deepest_4, at_last_4, free_24):
     answered all, and the other way round. All are tuples of numbers.
     """
     early = late = np.float32(0)
+    # Norms 0 and 1 are of opposite signs, and so are 2 and 3: only such products add mIoU.
     for k in range(0, 4, 2):
         early += (at_last_4[k] + free_24[0][k]) * (at_last_4[k + 1] + free_24[0][k + 1])
         late += (at_deepest_4[k] + free_24[1][k]) * (at_deepest_4[k + 1] + free_24[1][k + 1])
@@ -124,6 +125,7 @@ def free_parts(norms_24GX, group, x):
     return early_4, late_4
 
 
+# `fastmath` is safe: labelled classes have unions above 0, so nothing here is infinite or NaN.
 @njit(cache=True, nogil=True, fastmath=True)
 def fixed_norms(counts, bound, early, deeper):
     """Norms of the fixed part of every row, if each of the exits from `deeper` on answers the rest.
@@ -142,6 +144,8 @@ def fixed_norms(counts, bound, early, deeper):
             for c in range(classes):
                 extra = extra_RC[row, c] + last_extra_RC[row, c] - bound.extra0_C[c]
                 hits = hits_RC[row, c] + last_hits_RC[row, c] - bound.hits0_C[c]
+                # At the reference z is 0, and z is linear: it is what the changes from there make
+                # of it.
                 z = bound.gain_C[c] * hits - bound.loss_C[c] * extra
                 z_below += min(z, 0.0) ** 2
                 z_above += max(z, 0.0) ** 2
@@ -158,6 +162,7 @@ def fixed_norms(counts, bound, early, deeper):
 def _row_counts(counts_EIC, early):
     """Sums, shape (R, C), over what the early exits of each row answer."""
     rows1, rows2 = early.rows1, early.rows2
+    # A plain 1 is a type of its own to numba: `passed_counts` would be compiled once more.
     nowhere_I, one = np.zeros_like(early.bin1_I), np.int64(1)
     out_RC = np.zeros((rows1 * rows2, counts_EIC.shape[2]))
     # Who leaves at the second exit: whoever passes the first, but not both.
@@ -187,6 +192,8 @@ def largest_by_point(norms_4RL, point_L, points):
 @njit(cache=True, nogil=True)
 def fill_free_norms(counts, bound, exits, deepest):
     """Fill the bound's free norms of the exit `deepest` before every deeper last exit."""
+    # Terms of a sum have one sign, so what additions lose is at most images * 2^-24 of it: `SAFE`
+    # covers that up to some 16,000 images.
     sums_G4C = np.empty((GROUPS + 1, 4, counts.hits_EIC.shape[2]), dtype=np.float32)
     for signal in range(exits.bins_EKI.shape[1]):
         columns = exits.number_EK[deepest, signal]
@@ -212,6 +219,8 @@ def _sum_changes(counts, bound, bin_I, columns, deepest, last, sums_G4C):
     width = group_width(columns)
     sums_G4C[:] = 0
     for i in range(len(bin_I)):
+        # At most `columns` thresholds are reached, which is GROUPS * width or less: no piece is
+        # missing.
         piece_4C = sums_G4C[(bin_I[i] + width - 1) // width]
         early_hits_C, last_hits_C = counts.hits_EIC[deepest, i], counts.hits_EIC[last, i]
         early_extra_C, last_extra_C = counts.extra_EIC[deepest, i], counts.extra_EIC[last, i]
@@ -233,12 +242,15 @@ def _norms(sums_G4C, above_C, below_C, out_24G):
     """Norms of the sums over the pieces that may leave, and over those that may stay, by group."""
     classes = sums_G4C.shape[2]
     early_4C = np.zeros((4, classes), dtype=np.float32)
+    # Who leaves at the first threshold of a group leaves at those of earlier groups as well.
     for group in range(GROUPS - 1, -1, -1):
         early_4C += sums_G4C[group + 1]
         for k in range(4):
             out_24G[0, k, group] = SAFE * np.sqrt((early_4C[k] ** 2).sum())
     late_4C = sums_G4C[0].copy()
     for group in range(GROUPS):
+        # Of this piece some leave at the last threshold after all: more to choose from is still a
+        # bound.
         late_4C += sums_G4C[group + 1]
         for k in range(4):
             # Seen from the early exit, what one side gains the other loses.

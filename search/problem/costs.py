@@ -22,6 +22,7 @@ TICKS = {MACS: 1, LATENCY: 10**9, PARAMS: 1}
 
 UNITS = {MACS: "MACs", LATENCY: "ms", PARAMS: "parameters"}
 
+# Below `findings.NOTHING`, so that no total reaches what stands for "no limit".
 _ROOM = 2**61
 
 

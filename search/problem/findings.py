@@ -84,6 +84,8 @@ class Findings:
             self.pruned += int(scan.pruned)
             self.bounded += int(scan.bounded)
         objective, tie, code = (int(value) for value in scan.best)
+        # Otherwise it is what the kernel was given: nothing, or the best of a search with other
+        # exits.
         if code not in (-1, NOTHING):
             self.offer(Rank(objective, tie, offset + code), decode(code))
         for cost, miou, code in zip(*(a.tolist() for a in scan[4:]), strict=True):

@@ -172,6 +172,7 @@ def total_steps(metric: str, cost: float, images: int) -> int:
 
     Rounding to the nearest lets a limit that was copied from a reported cost admit that cost.
     """
+    # A fraction, as picoseconds over many images are more than float64 holds in whole numbers.
     return round(Fraction(cost) * TICKS[metric] * images)
 
 

@@ -46,6 +46,7 @@ def grid(thresholds: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     count = len(thresholds)
     if count <= size:
         return thresholds
+    # In whole numbers, so that no rounding moves a rank.
     return thresholds[(2 * np.arange(size) + 1) * count // (2 * size)]
 
 

@@ -217,6 +217,7 @@ class InputDependentSpace(Space):
         return {f"signal-{slot}": signal, f"share-{slot}": Axis()}
 
     def _early_choice(self, exit_: int, early: int, slot: int, params: Mapping[str, Any]) -> Choice:
+        # A signal without thresholds at this exit stands for the next one that has some.
         signals = np.flatnonzero(self.thresholds[1].number[exit_])
         signal = int(signals[np.searchsorted(signals, params[f"signal-{slot}"]) % len(signals)])
         values = self.thresholds[early].values[exit_][signal]
@@ -224,6 +225,7 @@ class InputDependentSpace(Space):
         return Choice(exit_, signal, float(values[step]))
 
     def _params_of_early(self, choice: Choice, early: int, slot: int) -> Params:
+        # The middle of a step, which no rounding moves to the next when it is decoded.
         share = (self._step(choice, early) + 0.5) / len(self._values(choice, early))
         return {f"signal-{slot}": choice.signal, f"share-{slot}": share}
 

@@ -128,6 +128,7 @@ class Study:
                 self._pull()
 
     def _pull(self) -> None:
+        # They are only read; copies of all trials for each new one would be a square of them.
         for trial in self._log.get_trials(deepcopy=False)[self.trials :]:
             if trial.distributions != self._distributions:
                 raise CacheError(f"{self._path} holds trials of another space. Delete it.")
@@ -161,6 +162,7 @@ class _FileLock:
 
     def acquire(self) -> bool:
         if self._file is None:
+            # Makes the file where there is none, and never empties one that another process writes.
             file = self._path.open("ab+")
             fcntl.flock(file, fcntl.LOCK_EX)
             _drop_torn_line(file)
@@ -171,6 +173,7 @@ class _FileLock:
     def release(self) -> None:
         self._depth -= 1
         if self._depth == 0 and self._file is not None:
+            # Closing gives the lock back.
             self._file.close()
             self._file = None
 
