@@ -45,6 +45,7 @@ class ConfidentShare(Signal):
     def name(self) -> str:
         """Such as `share-top1-0.9-edges`."""
         threshold = f"{self.pixel_threshold:g}"
+        # Six digits may not tell two thresholds apart, and names are unique.
         if float(threshold) != self.pixel_threshold:
             threshold = repr(self.pixel_threshold)
         edges = "-edges" if self.edge_enhanced else ""

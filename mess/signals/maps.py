@@ -108,6 +108,7 @@ class PixelMaps:
     @cached_property
     def odds_BChw(self) -> Tensor:
         """Each class's probability over that of the predicted one, in [0, 1]."""
+        # Of what is at most 0: never too large for the logits' precision.
         return self.below_BChw.exp()
 
     @cached_property
@@ -123,6 +124,8 @@ def top1_confidence(maps: PixelMaps) -> Tensor:
 
 def entropy_confidence(maps: PixelMaps) -> Tensor:
     """1 - entropy / log(C), in [0, 1]."""
+    # -sum(p log p) with p = odds / total and log p = below - log(total): a probability of 0 then
+    # needs no logarithm.
     total = maps.total_odds_Bhw
     entropy = total.log() - _summed(maps.odds_BChw * maps.below_BChw) / total
     return 1.0 - entropy / math.log(maps.logits_BChw.shape[1])

@@ -24,6 +24,7 @@ def image_mious(tables: Tables) -> Floats:
     Not to be confused with the mIoU of a data set, whose unions are summed over the images.
     """
     union = tables.predicted + tables.label.astype(np.int64) - tables.intersection
+    # An image that is void throughout divides 0 by 0, and is NaN in the end.
     with np.errstate(invalid="ignore"):
         iou = np.where(union > 0, tables.intersection / np.maximum(union, 1), 0.0)
         means = iou.sum(axis=2) / (union > 0).sum(axis=2)

@@ -26,6 +26,7 @@ def gap(goal: Goal, objective: int) -> float:
     checkpoints).
     """
     if goal.request.target == ACCURACY:
+        # The objective is minus the mIoU.
         return max(0.0, highest_miou(goal) + objective / MIOU_STEPS)
     return float(max(0.0, 1 - lowest_cost(goal) / objective)) if objective else 0.0
 

@@ -58,6 +58,7 @@ def infeasible(goal: Goal, solve: Solve) -> InfeasibleError:
     Where no single change is enough it names those that together admit some configuration.
     """
 
+    # Every new name is a whole search.
     @cache
     def extreme(name: str) -> Best | None:
         """The best of all configurations in one respect."""
@@ -213,6 +214,7 @@ def _checkpoint(goal: Goal, index: int, kept: str, solve: Solve) -> tuple[list[s
     levels = _levels(goal, point.miou)
     facts, moves = [], []
 
+    # Every new pair is a whole search, and what the bisections found is asked for again.
     @cache
     def deliver(deadline: int, miou: int) -> _Delivery | None:
         best = solve(_asking(goal, index, Checkpoint(deadline, miou)))

@@ -42,6 +42,7 @@ def search_anytime(
             f"max_exits={goal.request.max_exits} with {tables.exits} exits gives more choices than "
             "can be numbered; lower max_exits"
         )
+    # Every choice ends in the network's own head, so none answers more accurately in the end.
     if goal.miou_limit > miou_steps(goal.baseline.miou):
         found.proven = True
         return
@@ -51,6 +52,7 @@ def search_anytime(
         _last(goal),
         _checkpoints(goal, early),
         pack_prices(goal),
+        # The kernel's mIoU is a sum over checkpoints; the limit on the last answer is met by now.
         pack_aim(goal, collect)._replace(miou=-1),
         depth,
         tables.exits,

@@ -37,12 +37,14 @@ def search_dependent(
         early: EarlyExitSearch(goal, by_depth, _early_exits(goal, by_depth, steps, early), workers)
         for early, steps in steps_by_early.items()
     }
+    # Fewer exits first: what they find is the reference of the bound, and the limit, for more.
     for early, search in searches.items():
         if early == 1:
             search.run_all(found, collect, partial(done, 1))
         else:
             search.run_best(found, partial(done, early))
     found.proven = True
+    # Only now, so that an interrupt leaves at least a proven answer.
     if collect:
         for early, search in searches.items():
             if early > 1:

@@ -94,6 +94,7 @@ def search_pairs(
                 lambda share, n=position: done(2, (n + share) / len(middles)),
             )
 
+    # All best ones before any front, so that an interrupt leaves at least a proven answer.
     each(lambda search, hear: search.run_best(found, hear))
     found.proven = True
     if collect:

@@ -19,6 +19,7 @@ def with_one_threshold(rows: Arrays, *, same_signal: bool) -> Arrays:
     `same_signal`: they share the signal, too. Otherwise the signal tells which exit is before.
     """
     several = rows[:, 0] != NOBODY
+    # A row stands for a range of columns, from 8 to before 9: the shared index must be in it.
     kept = (rows[:, 8] <= rows[:, 5]) & (rows[:, 5] < rows[:, 9])
     kept &= ~several | (rows[:, 2] == rows[:, 5])
     if same_signal:

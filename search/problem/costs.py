@@ -124,6 +124,7 @@ def _ticks(tables: Tables, metric: str, cost: Cost) -> Ticks:
             f"{np.asarray(cost.backbone).tolist()}"
         )
     parts = ("exit", "signal", "resume", "compared")
+    # No path is longer than the whole backbone with every exit and signal on it.
     longest = int(backbone[-1] + sum(whole[part].sum() for part in parts))
     if (longest + int(whole["answer"].max())) * tables.images > _ROOM:
         raise ConfigError(

@@ -47,6 +47,7 @@ class Front(Generic[Payload]):
 
     def insert(self, point: FrontPoint[Payload]) -> bool:
         """Add a candidate and drop what it dominates; whether it is on the front now."""
+        # mIoU rises along the front: of what costs no more the last one is the most accurate.
         at = bisect_right(self._costs, point.cost)
         if at:
             rival = self._points[at - 1]

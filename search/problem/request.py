@@ -60,8 +60,10 @@ class Request:
                 raise ConfigError(f"{name} must be a finite number above 0, got {value}")
         for name in ("max_exits", "thresholds"):
             value = getattr(self, name)
+            # True is a whole number to Python.
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
+        # The class is frozen, so there is no other way. Tuples give a request a hash.
         object.__setattr__(
             self, "checkpoints", tuple((float(c), float(m)) for c, m in self.checkpoints)
         )

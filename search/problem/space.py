@@ -57,6 +57,7 @@ def _choices(ways: Sequence[int], most: int) -> list[int]:
     """
     chosen = [1] + [0] * most
     for here in ways:
+        # Downwards, so that no point is chosen twice.
         for size in range(most, 0, -1):
             chosen[size] += chosen[size - 1] * here
     return chosen

@@ -68,6 +68,7 @@ def thresholds_of(tables: Tables, size: int | None = None, *, shared: bool = Fal
     observed = [[tables.signals[exit_, :, k] for k in signals] for exit_ in range(tables.exits)]
     if not shared:
         return _thresholds(observed, lambda signal, _: _some(signal, size))
+    # Nobody leaves at the last point, so what signals are there makes no threshold.
     early = tables.signals[tables.point < tables.points]
     common = [_some(early[:, :, k].ravel(), size) for k in signals]
     return _thresholds(observed, lambda _, k: common[k])

@@ -125,6 +125,7 @@ def _run(
             next_ = starts.pop(0) if starts else study.untried(proposal.params)
             study.add(proposal, next_, trials)
             hear(study.trials, trials)
+        # Also where the whole space was tried before.
         hear(trials, trials)
     except KeyboardInterrupt:
         pass

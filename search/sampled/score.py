@@ -47,4 +47,5 @@ def _excess(goal: Goal, evaluation: Evaluation) -> dict[str, float]:
     for index, got in enumerate(goal.delivered(evaluation)):
         wanted = goal.checkpoints[index].miou
         over[f"checkpoint-{index}"] = (wanted - miou_steps(got), wanted)
+    # An mIoU that is asked for may be 0.
     return {name: steps / max(limit, 1) for name, (steps, limit) in over.items()}

@@ -74,6 +74,7 @@ class Study:
             self._log.set_user_attr(uuid.uuid4().hex, None)
             worker = len(self._log.user_attrs)
         self._rng = np.random.default_rng(derive(seed, "neighbours", worker))
+        # Samplers hand their seed to an older generator of numpy's, which takes 32 bits.
         draw = derive(seed, "sampler", worker) % 2**32
         self._copy = optuna.create_study(
             sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=False, seed=draw)
@@ -113,6 +114,7 @@ class Study:
         """Log a finished trial, unless there are `trials` by now, and what others logged."""
         from optuna.trial import create_trial
 
+        # Before the lock is taken, which other processes wait for.
         score = self._space.score(configuration)
         trial = create_trial(
             params=proposal.params | self._space.encode(configuration),
