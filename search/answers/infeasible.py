@@ -350,4 +350,5 @@ def round_up(value: float, digits: int = 4) -> float:
     nearest = round(scaled)
     # A value that has these digits already must not be raised by the rounding of the product.
     whole = nearest if math.isclose(scaled, nearest, rel_tol=1e-12) else math.ceil(scaled)
+    # By way of its text, which is rounded once; 10.0**-step is rounded before it multiplies.
     return float(f"{whole}e{-step}")

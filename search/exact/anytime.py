@@ -37,6 +37,7 @@ def search_anytime(
     if depth == 0 or len(early.index_E) == 0:
         found.proven = found.front_proven = True
         return
+    # Codes stay below `NOTHING`, with the number of exits as their first digit.
     if (depth + 2) * tables.exits ** (depth + 1) >= 2**62:
         raise ConfigError(
             f"max_exits={goal.request.max_exits} with {tables.exits} exits gives more choices than "
@@ -107,6 +108,7 @@ def _last(goal: Goal) -> Last:
 def _checkpoints(goal: Goal, early: Early) -> Checkpoints:
     deadline = np.array([checkpoint.deadline for checkpoint in goal.checkpoints])
     own = early.own_ME[goal.metrics.index(goal.front_metric)]
+    # `own` holds what going on costs and `reach_E` is less by it: the exit's own answer remains.
     alone = early.reach_E + own
     final = (miou_steps(goal.baseline.miou), goal.baseline.totals[goal.front_metric])
     bounds = [

@@ -125,6 +125,7 @@ def bands(points: tuple[FrontPoint[Configuration], ...], kind: int) -> Iterator[
         stop = start
         while stop < len(points) - 1 and points[stop].miou < edge:
             stop += 1
+        # The band before reaches past this edge already.
         if stop == start:
             continue
         piece = points[start : stop + 1]

@@ -99,6 +99,7 @@ class EarlyExitSearch:
 
         def scan(task: Task, best: Arrays, front: FrontArrays, ties: bool = False) -> Scan:
             limit_M, miou = prices.limit_M.copy(), goal.miou_limit
+            # Where nothing was found yet `best` is NOTHING, and minus that asks for nothing.
             if aim.target < 0:
                 miou = max(miou, -int(best[0]))
             elif ties:
@@ -121,6 +122,7 @@ class EarlyExitSearch:
         for position, band in enumerate(pieces):
             around = self._bound(band.reference)
             bound = along(around, band, self._goal, self._space.deepest_steps)
+            # The front is that of all configurations: the goal's own limits do not count.
             limit_M = np.full(len(kind_M), NOTHING)
             limit_M[metric] = band.limit
 

@@ -80,6 +80,7 @@ class Ticks:
                 signal = signals[depth]
                 delay += int(self.compared[exit_] if signal is None else self.signal[exit_, signal])
             costs.append(int(self.backbone[exit_]) + delay + int(self.answer[exit_]))
+            # After the answer: going on delays the deeper exits alone.
             delay += int(self.resume[exit_])
         return costs
 

@@ -72,6 +72,7 @@ class Findings:
     def front_arrays(self, offset: int) -> tuple[Arrays, Arrays, Arrays]:
         """Costs, mIoUs and codes along the front."""
         rows = [(p.cost, p.miou, _code(p.order, offset)) for p in self.front.points]
+        # A copy: kernels are compiled for arrays without gaps.
         cost, miou, code = np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
         return cost, miou, code
 

@@ -157,6 +157,7 @@ class Goal:
             metrics=tuple(m for m in TICKS if m in {*self.metrics, target}),
             limits={m: limit for m, limit in self.limits.items() if m not in dropped},
             miou_limit=self.miou_limit if accurate else -1,
+            # They stay where they ask for nothing: accuracy is still what is delivered by them.
             checkpoints=tuple(
                 point if accurate else point._replace(miou=0) for point in self.checkpoints
             ),

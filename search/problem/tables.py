@@ -37,6 +37,7 @@ class Tables:
     pairs: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
+        # Names first: `points` looks for the network's own head among them.
         self._check_names()
         self._check_shapes()
         self._check_points()

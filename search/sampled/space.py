@@ -70,6 +70,7 @@ class Space(ABC):
             for exit_ in by_depth
             if tables.point[exit_] < tables.points and self._may_be_early(exit_)
         ]
+        # At most one exit a point, so no more than there are points with one.
         most = min(_most_early(goal), len({int(tables.point[exit_]) for exit_ in self.early}))
         self.axes = {"exits": Axis(1, most + 1), "exit-0": Axis(0, len(self.lasts) - 1)}
         for slot in range(1, most + 1):
@@ -124,6 +125,7 @@ class Space(ABC):
 
     def neighbour(self, params: Params, rng: np.random.Generator) -> Params:
         """`params` with one of them moved."""
+        # An axis with a single value cannot be moved along.
         names = [name for name, axis in self.axes.items() if axis.low != axis.high]
         name = names[rng.integers(len(names))]
         return params | {name: self.axes[name].neighbour(params[name], rng)}
@@ -230,6 +232,8 @@ class InputDependentSpace(Space):
         return {f"signal-{slot}": choice.signal, f"share-{slot}": share}
 
     def _order_of_early(self, order: int, choice: Choice, early: int) -> int:
+        # One base for the thresholds of all exits: with several the order would not be
+        # lexicographic.
         steps = int(self.thresholds[early].number.max())
         order = (order * self.signals + (choice.signal or 0)) * steps
         return order + self._step(choice, early)

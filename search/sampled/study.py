@@ -77,6 +77,7 @@ class Study:
         # Samplers hand their seed to an older generator of numpy's, which takes 32 bits.
         draw = derive(seed, "sampler", worker) % 2**32
         self._copy = optuna.create_study(
+            # No trial of the copy is ever running (see `ask`), so there is none to lie about.
             sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=False, seed=draw)
             if sampler == "tpe"
             else optuna.samplers.NSGAIISampler(population_size=_POPULATION, seed=draw)
