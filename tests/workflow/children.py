@@ -13,12 +13,11 @@ from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import mess.training.loop
-from mess import workflow
 from mess.cache.predictions.store import PredictionStore
 from mess.cli import app as cli
 from mess.commands import memoise as memoising
@@ -162,10 +161,9 @@ def train(run: Run, *, kill: Moment | None = None, largest_file: int | None = No
 def _command(
     run: Path, connection: Connection, stderr: Connection, largest_file: int | None
 ) -> None:
-    """The command line but for measuring latencies, which takes long."""
-    mess.training.loop._LOG_EVERY = 1
+    """The command line but for measuring latencies."""
+    log_every_step_and_measure_nothing()
     memoising._PART_IMAGES = 1
-    workflow.profile = lambda *_, **__: run
     teller = Teller(connection)
     cli.reporter = lambda: nullcontext(teller)
     os.dup2(stderr.fileno(), 2)
@@ -177,8 +175,15 @@ def _command(
     cli.main()
 
 
+def log_every_step_and_measure_nothing() -> None:
+    """For processes that train: exporting parts to measure them takes far longer than the rest."""
+    mock.patch("mess.training.loop._LOG_EVERY", 1).start()
+    mock.patch("mess.commands.profile.measure_run").start()
+
+
 def assert_same_end(found: Run, expected: Run) -> None:
     """The same files with the same content; parts and event files may be divided differently."""
+    assert not (found.path / "latency").exists(), "latencies were measured after all"
     for file in ("network.safetensors", "exits.parquet", "classes.json", "metrics.jsonl"):
         assert (found.path / file).read_bytes() == (expected.path / file).read_bytes(), file
     assert predictions(found).equals(predictions(expected))

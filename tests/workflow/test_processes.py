@@ -18,11 +18,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import mess.training.loop
 from mess import workflow
 from mess.runs.run import Run
 from mess.training.stages import ExitTraining
-from tests.workflow.children import CONFIG, assert_same_end, forkserver
+from tests.workflow.children import (
+    CONFIG,
+    assert_same_end,
+    forkserver,
+    log_every_step_and_measure_nothing,
+)
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -76,8 +80,7 @@ def _train(
     run: Path, rank: int, processes: int, port: int, dropout: bool, stop_at: int | None
 ) -> None:
     torch.set_num_threads(1)
-    mess.training.loop._LOG_EVERY = 1
-    workflow.profile = lambda *_, **__: run
+    log_every_step_and_measure_nothing()
     if not dropout:
         torch.nn.Dropout.forward = lambda self, input: input
     if processes > 1:
@@ -247,9 +250,9 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
         textwrap.dedent(r"""
         import os, signal, sys
         from pathlib import Path
-        import mess.training.loop
         from mess import workflow
         from mess.training.stages import ExitTraining
+        from tests.workflow.children import log_every_step_and_measure_nothing
         from tests.workflow.test_processes import _after
 
         begin = ExitTraining.restore
@@ -266,8 +269,7 @@ def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Pat
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        mess.training.loop._LOG_EVERY = 1
-        workflow.profile = lambda *_, **__: None
+        log_every_step_and_measure_nothing()
         _after(4, die)
         workflow.train_overprovisioned(run=Path(sys.argv[1]))
         """)
