@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 def compress(map_hw: NDArray[np.uint8]) -> bytes:
     """A map of small integers as zlib bytes, row by row."""
+    # docs/files.md tells other tools that it is zlib: anything else is another schema version.
     return zlib.compress(np.ascontiguousarray(map_hw).tobytes(), level=6)
 
 

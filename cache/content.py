@@ -77,12 +77,14 @@ def require_whole(path: Path, again: str) -> None:
         digits = sha256(path)[:CONTENT_DIGITS]
     except FileNotFoundError:
         raise DamagedPartError(f"{path} is gone. {again}") from None
+    # The digits in the name are the only checksum: nothing beside a part has to be right.
     if match is None or digits != match[1]:
         raise DamagedPartError(f"{path} was altered or cut short. {again}")
 
 
 def repeated_strings(index: NDArray[np.intp], values: Sequence[str]) -> pa.Array:
     """The values at each index, as a column."""
+    # Arrow repeats the strings; a list of one Python string a row would be made first otherwise.
     return pa.DictionaryArray.from_arrays(pa.array(index), pa.array(values, pa.string())).cast(
         pa.string()
     )
@@ -98,5 +100,6 @@ def matches(
         for index, (name, fingerprint) in enumerate(own.items())
         if wanted.get(name) == fingerprint
     ]
+    # Without a pair numpy has no second axis to tell.
     both = np.array(pairs, dtype=np.intp).reshape(-1, 2)
     return both[:, 0], both[:, 1]

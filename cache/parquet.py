@@ -26,6 +26,7 @@ def write_rows(
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write rows atomically; `facts` (JSON) go into the file's own metadata."""
+    # Without the schema a column that is null in every row would be of type null.
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     with atomic_path(path) as temporary:
         write_table(temporary, table, facts)
@@ -77,6 +78,7 @@ def find_facts(path: Path) -> dict[str, Any] | None:
     """The facts beside the rows; None where none were stored, as by earlier versions."""
     with _readable(path):
         metadata = pq.read_schema(path).metadata or {}
+        # Not `read_table`: facts tell which version wrote a file, also where its columns differ.
         return json.loads(metadata[_FACTS]) if _FACTS in metadata else None
 
 
@@ -84,6 +86,7 @@ def find_facts(path: Path) -> dict[str, Any] | None:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
+    # Before OSError, of which it is a kind.
     except FileNotFoundError:
         raise CacheError(f"{path} does not exist. {_NEXT_MOVE}") from None
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+# Raise it with any change to what a cache's files mean: readers refuse every other number.
 SCHEMA_VERSION = 2
 
 

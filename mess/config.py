@@ -26,12 +26,14 @@ def _check_choices(section: BaseModel, names: Sequence[str]) -> None:
     for name in names:
         values = getattr(section, name)
         if not values:
+            # ValueError is what pydantic collects, so that all faults are told at once.
             raise ValueError(f"{name} is empty; it needs at least one value")
         if len(set(values)) < len(values):
             raise ValueError(f"{name} repeats a value: {list(values)}")
 
 
 class _Section(BaseModel):
+    # TOML can write nan and inf, which no setting means.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -188,6 +190,7 @@ class Config(_Section):
 
     def of_weights(self) -> Config:
         """The part of the configuration that trained weights depend on, the rest at defaults."""
+        # What may change while a run goes on: places, and how work is divided, watched and saved.
         data = self.data.model_copy(update={"root": None, "workers": 0})
         backbone = self.backbone
         if backbone.weights not in ("none", "torchvision"):
@@ -205,6 +208,7 @@ class Config(_Section):
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load_config` reads back unchanged."""
+        # TOML has no null: what is not set is left out, and comes back as its default, None.
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
@@ -256,6 +260,7 @@ def _read(source: str | Path) -> dict[str, Any]:
                 f"no configuration is named {str(source)!r}; {nearest(str(source), shipped)} "
                 "A file of your own ends in .toml."
             )
+        # A name without .toml is never a file, or a folder's content would change what it means.
         text = (resources.files("mess.configs") / f"{source}.toml").read_text(encoding="utf-8")
     try:
         return tomllib.loads(text)
@@ -273,6 +278,7 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _toml_value(text: str) -> Any:
     try:
+        # A bare word is no TOML; its quotes would have to be quoted again in a shell.
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
@@ -286,5 +292,6 @@ def _explain(fault: Any) -> str:
             section = section.model_fields[part].annotation
         hint = nearest(str(fault["loc"][-1]), section.model_fields)
         return f"unknown configuration key {location!r}; {hint}"
+    # pydantic's own words before those of a ValueError.
     message = fault["msg"].removeprefix("Value error, ")
     return f"{location} = {fault['input']!r}: {message}."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 FINAL = "final"
 """Identifier of the network's own head."""
 
+# Without leading zeros, so that an architecture at a point has one identifier.
 _EXIT_ID = re.compile(r"p([1-9]\d*)-crm([1-9]\d*)-b(0|[1-9]\d*)(-rdi)?-([a-z0-9]+)")
 
 
@@ -57,5 +58,6 @@ def architectures(
     return [
         ExitArchitecture(c, b, r, h)
         for c, b, r, h in itertools.product(crm, blocks, rdi, heads)
+        # Without blocks there is nothing to dilate: 8 of the 64 would be there twice.
         if b > 0 or not r
     ]

@@ -74,6 +74,7 @@ def train_overprovisioned(
                 train_network(place, device, reporter, processes)
         elif processes.is_first:
             remove_progress(place)
+        # After the lock, not within: memoising takes it itself, and it is not to be had twice.
         memoise_split(place, None, None, None, device, reporter, processes)
         if processes.is_first and not _profile_is_current(place):
             measure_run(place, reporter=reporter)
@@ -113,6 +114,7 @@ def memoise(
 
     with joined() as processes:
         reporter = reporter if processes.is_first else _SILENT
+        # The first one's answer for all: the newest run may be another a moment later.
         place = Run(Path(processes.tell(str(find_run(run).path))))
         return memoise_split(place, split, name, root, device, reporter, processes).directory
 
@@ -265,6 +267,7 @@ def _begin(config: str | Path | None, run: Path | None, overrides: Sequence[str]
 @contextmanager
 def _team() -> Iterator[Team | None]:
     """The processes torchrun started, where it started this one."""
+    # Looked at before torch is loaded, which a search alone does without.
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
         return
@@ -295,4 +298,5 @@ def _profile_is_current(place: Run) -> bool:
     facts = read_facts(path)
     wanted = [*configured_signals(place.config.memoise), *PAIR_SIGNALS.values()]
     names = [signal.name for signal in wanted]
+    # Signals are measured one by one, so a new one is missing from an old profile.
     return facts["weights"] == place.weights_sha256 and facts["signals"] == names

@@ -98,6 +98,7 @@ class PairStore:
             except CacheError:
                 continue
             # A part may lack numbers that another has, if its writer had a fault.
+            # NaN fails `<= 0` as well as what is above 0, which no signal can be.
             signal_EEI[there] = np.where(found_ABI <= 0, found_ABI, signal_EEI[there])
         return signal_EEI
 
@@ -148,6 +149,7 @@ def describe_pair_part(path: Path) -> PairPart | None:
 def read_signals(part: PairPart) -> NDArray[np.float32]:
     """The signals of a part, (B, A, I)."""
     signals = read_table(part.path, PAIRS, ["signal"])["signal"].to_numpy()
+    # Their number alone: `has_its_rows` looks at their ids, for those who verify.
     if signals.size != np.prod(part.shape):
         raise CacheError(f"{part.path}: the rows are not those that the file says it holds")
     return signals.reshape(part.shape)
@@ -166,6 +168,7 @@ def blocks(lacks_EE: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDAr
     """Exits a and exits b, by position, of blocks that together are the pairs [a, b] given."""
     groups: dict[bytes, list[int]] = {}
     for b in np.flatnonzero(lacks_EE.any(axis=0)).tolist():
+        # Every exit b of a point lacks the same exits a, those before it: about a block a point.
         groups.setdefault(lacks_EE[:, b].tobytes(), []).append(b)
     for pattern, exits_b in groups.items():
         yield np.flatnonzero(np.frombuffer(pattern, np.bool_)), np.array(exits_b)

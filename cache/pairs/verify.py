@@ -86,8 +86,10 @@ def unneeded_pairs(
             pass
         files.add(path)
     held = _held(exits, images)
+    # The largest first, so that the small ones that repeat it are what goes.
     for part in sorted(parts, key=lambda part: -np.prod(part.shape)):
         there = part.current(exits, images)[1]
+        # Of a part with nothing current `there` is empty, and `all` of nothing is true.
         if held[part.signal][there].all():
             files.add(part.path)
         held[part.signal][there] = True
@@ -103,6 +105,7 @@ def _faults(part: PairPart, classes: int) -> Iterator[str]:
         yield "a signal is not a number"
     if (signal_BAI > 0).any():
         yield "a signal is above 0"
+    # H(a|b) and H(b|a) are at most log2 of the number of classes each.
     least = -2 * np.log2(classes)
     if (signal_BAI < least * _ROUNDING).any():
         yield f"a signal is below {least:.3f}, which {classes} classes cannot give"

@@ -73,6 +73,7 @@ def write_part(
         "exits": {exit_id: exits[exit_id] for exit_id in rows.exits},
         "images": {image_id: images[image_id] for image_id in rows.images},
         "signal_names": rows.signal_names,
+        # A part has maps where every row does, so that no reader has to look at single rows.
         "label_maps": None not in rows.label_map.ravel().tolist(),
         "confidence_maps": [
             exit_id
@@ -113,6 +114,7 @@ def read_counts(
     rows = len(part.images), len(part.exits)
     counts = {}
     for name in names:
+        # Rows need no sorting: `_table` writes them image by image, in the order of the facts.
         values = _values(table[name])
         counts[name] = values.reshape(*rows, values.size // (rows[0] * rows[1]))
     if "agreement" in counts:
@@ -123,6 +125,7 @@ def read_counts(
 def read_maps(part: Part, column: str) -> Maps:
     """`label_map` or `confidence_map` as in `PartRows`."""
     maps = read_table(part.path, PREDICTIONS, [column])[column].to_pylist()
+    # Without dtype object numpy makes bytes strings of one width, which lose their last zeros.
     out = np.empty(len(maps), dtype=np.object_)
     out[:] = maps
     return out.reshape(len(part.images), len(part.exits))
@@ -184,10 +187,13 @@ def _table(rows: PartRows) -> pa.Table:
 def _lists(values: NDArray[Any], column: str) -> pa.Array:
     """Rows of the last axis as lists."""
     kind = PREDICTIONS.field(column).type
+    # int32 is what a list array takes: 2^31 numbers a column and part, far above 32 images' rows.
     offsets = np.arange(0, values.size + 1, values.shape[-1] or 1, dtype=np.int32)
     if not values.shape[-1]:
+        # No signals: every row has an empty list all the same.
         offsets = np.zeros(values.shape[0] * values.shape[1] + 1, dtype=np.int32)
     flat = pa.array(np.ascontiguousarray(values).ravel(), kind.value_type)
+    # With the type: Arrow would call the lists' child "item", and the schema's is "element".
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
 
 

@@ -124,6 +124,7 @@ class PredictionStore:
             ) from None
         except ValueError as error:
             raise CacheError(f"{path} is damaged: {error}. Run {self.remedy} again.") from error
+        # Before the checksum: what another version wrote was not altered.
         version = recorded.get("schema_version") if isinstance(recorded, dict) else None
         if version != SCHEMA_VERSION:
             raise CacheError(
@@ -234,6 +235,7 @@ class Snapshot:
             to = np.ix_(overlap.exits, overlap.images)
             for name, array in arrays.items():
                 some = counts[name][np.ix_(overlap.part_images, overlap.part_exits)]
+                # Parts may overlap while a writer is at work: by its fingerprint either is true.
                 array[to] = some.swapaxes(0, 1)
             filled[to] = True
         if not filled.all():
@@ -271,6 +273,7 @@ class Snapshot:
 
     def parts(self) -> Iterator[Part]:
         """All parts, whole and readable; raises CacheError that names one which is not."""
+        # Opening takes the sha256 of the whole part, so each is opened once.
         for path in find_parts(self.store.parts_folder):
             if path not in self._opened:
                 self._opened[path] = open_part(path)

@@ -59,6 +59,8 @@ def verify(store: PredictionStore) -> Verification:
             and len(overlap.exits) == len(part.exits)
             and len(overlap.images) == len(part.images)
         )
+        # An unfinished cache may hold parts of something else, which `finish` takes away. They
+        # are no fault, but they do not count as predictions either.
         if whole or not manifest["complete"]:
             filled[np.ix_(overlap.exits, overlap.images)] += whole
         else:
@@ -106,6 +108,7 @@ def unneeded(store: PredictionStore) -> list[Path]:
     left = [*store.directory.glob(".*"), *store.parts_folder.glob(".*")]
     files = {path for path in left if _TEMPORARY.match(path.name)}
     unfinished = store.directory.glob(f".{store.hashes_file.name}.*")
+    # Searches write these without the lock of the run, so one may be at work.
     files |= {path for path in unfinished if is_abandoned(path)}
     pairs = PairStore(store.directory)
     try:
@@ -128,6 +131,7 @@ def unneeded(store: PredictionStore) -> list[Path]:
 def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What cannot be true of the rows of a part."""
     if list(row_ids(part)) != list(product(part.images, part.exits)):
+        # What follows reads rows by their place alone.
         yield "the rows are not those that the file says it holds"
         return
     counts = read_counts(part)
@@ -143,7 +147,9 @@ def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         label = np.array(image["label"])
         if (hits[i] > label).any():
             yield f"a class of image {image_id} has more correct pixels than labelled ones"
+        # Void is left out of both, so every labelled pixel is predicted as some class.
         if (predicted[i].sum(axis=1) != label.sum()).any():
             yield f"the predictions for image {image_id} are not as many as its labelled pixels"
+        # Void counts here: two exits can be compared without labels.
         if (counts["agreement"][i] > image["height"] * image["width"]).any():
             yield f"exits agree on more pixels than image {image_id} has"

@@ -60,6 +60,7 @@ class Identity:
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest holds it; the images' fingerprints are in images.parquet."""
+        # Through JSON and back: the manifest it is compared with has lists for tuples.
         return json.loads(
             json.dumps(
                 {
@@ -113,7 +114,10 @@ class CacheWriter:
             unknown = [index for index, image in enumerate(images) if image not in known]
             known |= {images[i]: row for i, row in zip(unknown, image_rows(unknown), strict=True)}
             rows = [{**known[image], "fingerprint": image[1]} for image in images]
+            # The manifest comes second and holds the hash of the images: a kill between the two
+            # leaves an old manifest that does not fit, and both are written again.
             write_rows(self.store.images_file, rows, IMAGES)
+            # From here until `finish` readers refuse the cache as unfinished.
             self._write_manifest(shapes={}, complete=False)
         return self.missing()
 
@@ -149,6 +153,7 @@ class CacheWriter:
             raise CacheError(
                 f"{self.store.directory} has no prediction of {lacking.exits[0]} for {image_id}."
             )
+        # The manifest last: a new cache is not called complete before its parts are settled.
         self._settle()
         self._write_manifest(shapes=shapes, complete=True)
 
@@ -168,6 +173,8 @@ class CacheWriter:
         for part in partial:
             overlap = self._overlap(part)
             block = np.ix_(overlap.exits, overlap.images)
+            # A part is a full block, so it is extended by whole rows and columns: what covers all
+            # that is lacking may take in some that is there already.
             lacks_EI = ~have_EI[block]
             exits, images = lacks_EI.any(axis=1), lacks_EI.any(axis=0)
             if exits.any():
@@ -179,7 +186,9 @@ class CacheWriter:
                     ),
                     base=part,
                 )
+            # Taken care of, so that no later part is extended for the same rows.
             have_EI[block] = True
+        # Images that lack the same exits make one gap, and one pass over the network.
         groups: dict[bytes, list[int]] = {}
         for image, have_E in enumerate(have_EI.T):
             if not have_E.all():
@@ -205,6 +214,7 @@ class CacheWriter:
                     )
                     for rows in self._excerpts(part, overlap, mine_EI)
                 }
+        # Only now that all excerpts are on disk: a kill before this leaves rows twice, never none.
         for path in parquet_files(self.store.parts_folder):
             if path not in kept:
                 path.unlink()
@@ -213,6 +223,7 @@ class CacheWriter:
         """Which predictions of the overlap to take from each part, so that none comes twice."""
         free_EI = np.ones((len(self.identity.exits), len(self.identity.images)), np.bool_)
         parts = [part for part in self._whole_parts() if self._serves(part)]
+        # The largest first: where parts overlap, small ones give way and are written again.
         for part in sorted(parts, key=lambda part: -len(part.images) * len(part.exits)):
             overlap = self._overlap(part)
             block = np.ix_(overlap.exits, overlap.images)
@@ -226,6 +237,7 @@ class CacheWriter:
         rows = read_rows_of(part)
         exits = np.array(rows.exits)[overlap.part_exits]
         images = np.array(rows.images)[overlap.part_images]
+        # What is wanted need not be a block, as a part is: one part for each pattern of exits.
         for mine_E in np.unique(mine_EI, axis=1).T:
             if not mine_E.any():
                 continue
@@ -259,6 +271,7 @@ class CacheWriter:
     def _overlap(self, part: Part) -> Overlap:
         """What of a part is still true and has the confidence maps it should have."""
         wanted = set(self.identity.confidence_maps) - set(part.confidence_maps)
+        # No fingerprint is empty: an exit that lacks the maps it should have matches nothing.
         exits = {e: "" if e in wanted else print_ for e, print_ in self.identity.exits.items()}
         return Overlap.of(part, exits, self.identity.images)
 
@@ -281,6 +294,7 @@ class CacheWriter:
             return None
         images = {row["image_id"]: row["fingerprint"] for row in rows}
         expected = self.identity.to_json()
+        # Equal dicts may differ in order, and the order of the images is that of the axes.
         same = images == dict(self.identity.images) and list(images) == list(self.identity.images)
         return manifest if same and expected.items() <= manifest.items() else None
 

@@ -212,6 +212,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the best instance without retraining."""
+    # Before anything else is assigned, which would be an option, too.
     options = locals()  # as `workflow.search` calls them, but for these:
     del options["run"], options["as_json"]
     options["checkpoints"] = options.pop("checkpoint") or ()
@@ -287,10 +288,12 @@ def main() -> None:
 
     Of the processes torchrun starts, the first one alone says what it did.
     """
+    # Read from the environment: to ask torch would load it for every command.
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         be_quiet()
     try:
         app()
+    # Before MessError, of which it is a kind; 128 + N is what shells report after signal N.
     except InterruptedWork as error:
         complain(str(error))
         sys.exit(128 + error.signal_number)
@@ -298,6 +301,7 @@ def main() -> None:
         complain(str(error))
         sys.exit(1)
     except OSError as error:
+        # Without a file there is nothing for a user to check: the traceback is of use then.
         if error.filename is None:
             raise
         complain(f"{error.filename}: {error.strerror}. Check the path, its permissions and space.")

@@ -9,6 +9,7 @@ import typer
 
 from mess.runtime.registry import FORMATS, RUNTIMES
 
+# Written out, as a type checker needs it; a test holds Target, Algorithm, Sampler to theirs.
 Setting = Literal["input-dependent", "anytime", "budgeted", "final-only"]
 Target = Literal["latency", "macs", "params", "accuracy"]
 Algorithm = Literal["exhaustive", "optuna"]

@@ -89,5 +89,6 @@ def reporter() -> Iterator[Reporter]:
     if not err.is_terminal:
         yield _LineReporter()
         return
+    # The console that `note` prints to, so that a message moves the bars instead of tearing them.
     with _progress(err) as progress:
         yield _RichReporter(progress)

@@ -15,6 +15,7 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
     """The candidate exits, one a line."""
     table = Table()
     for name in ("exit", "block"):
+        # Whole, to be copied into a command.
         table.add_column(name, no_wrap=True)
     for name in ("MACs (M)", "path (M)", "params (k)", "stride"):
         table.add_column(name, justify="right")
@@ -91,6 +92,7 @@ def print_search(result: dict[str, Any]) -> None:
     found = result["search"]
     certainty = "proven optimal"
     if not found["optimal"]:
+        # A gap tells an interrupted exhaustive search from trials.
         certainty = f"best of {found['evaluated']:,} trials, not proven,"
         if found["gap"] is not None:
             unit = " mIoU" if result["target"] == "accuracy" else " of the cost"
@@ -130,6 +132,7 @@ def print_policies(result: dict[str, Any]) -> None:
             "" if score is None else f"{score:.3f}",
         )
     out.print(table)
+    # Below the table: a reason is a sentence, which no column has room for.
     for line in missing:
         say(line)
     say(f"* is the best: `mess export --search {result['best']}`. Fronts: {result['path']}")

@@ -59,6 +59,7 @@ def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict
 
 def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[str, Any]]:
     """Delete what no reader needs; one row a file, with its size. A dry run deletes nothing."""
+    # Under the lock nobody memoises, so what is not finished was left by a kill.
     with nullcontext() if dry_run else place.locked():
         stores = [PredictionStore(place.cache(cache)) for cache in _named(place, name)]
         rows = [

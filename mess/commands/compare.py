@@ -78,6 +78,7 @@ def compare_policies(
             rows.append(_refusal(asked, "it compares label maps, and the cache has none"))
             continue
         if not shared:
+            # Signals belong to several policies, and to "any" again.
             scores = _ranked(cache, policy, reporter, team) | scores
         try:
             results.append(search_run(place, asked, reporter, team))
@@ -89,6 +90,7 @@ def compare_policies(
         rows.append(answers[-1])
     if not answers:
         raise refusals[0]
+    # Others wait here until the first has written, and return what it tells.
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
     told = _write(place, _comparison(options, results[0], answers, rows, scores), answers)
@@ -101,6 +103,7 @@ def _searches(policies: Sequence[str], max_exits: int) -> Iterator[tuple[str, bo
     """Each policy, and again with a shared threshold where there are two of them to share one."""
     for policy in policies:
         yield policy, False
+        # The last exit has no threshold, and where exits are compared nor has the first.
         if max_exits > (3 if policy in PAIR_SIGNALS else 2):
             yield policy, True
 
@@ -142,6 +145,7 @@ def _comparison(
     scores: Mapping[str, float],
 ) -> dict[str, Any]:
     """The content of comparison.json."""
+    # Rows differ in it: each says its own.
     constraints = {k: v for k, v in first["constraints"].items() if k != "shared_threshold"}
     return {
         "target": options.target,

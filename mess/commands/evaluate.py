@@ -50,6 +50,7 @@ def evaluate_bundle(
             {"exit_id": exit_["exit_id"], **_figures(outcome)}
             for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
+    # Only of the very images that were searched is there an exit to agree with.
     if split == CALIBRATION and data.fingerprint() == bundle.facts["source"]["data"]:
         report["agreement"] = _agreement(place, bundle.facts, ours, reporter)
     return report
@@ -112,6 +113,7 @@ def _agreement(
         }
         for exit_ in manifest["exits"]
     ]
+    # Where no signal decides, a bundle runs every image to its last exit.
     expected = np.full(cache.tables.images, len(exits) - 1)
     if find_setting(manifest["setting"]).signals_decide:
         observed = observed_signals(cache, exits, reporter)

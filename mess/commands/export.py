@@ -53,6 +53,7 @@ def export_search(
     network = trained_network(place, torch.device("cpu"))
     baseline = _baseline(result)
     directory = bundle_path(place, BASELINE, format_)
+    # Written once: every search of the same predictions is compared with this one.
     if not _is_there(directory, baseline.source):
         _export(place, cache, network, baseline, directory, format_, reporter)
     directory = output or bundle_path(place, search_id, format_)
@@ -63,6 +64,7 @@ def export_search(
 def _require_same_predictions(
     place: Run, search_id: str, result: SearchResult, cache: RunCache
 ) -> None:
+    # Signals may have left memoise.signals since; weights and data would still be the same.
     known = {None, *cache.tables.signal_names, *PAIR_SIGNALS}
     if not is_of_cache(result, cache.manifest) or any(
         exit_["signal"] not in known for exit_ in result["exits"]
@@ -144,6 +146,7 @@ def _planned(place: Run, cache: RunCache, instance: _Instance) -> list[PlannedEx
     heads = 0
     for chosen, signal in zip(instance.exits, instance.signals, strict=True):
         row = rows[chosen["exit_id"]]
+        # An image pays for every exit that it has passed, too.
         heads += row["exit_macs"]
         planned.append(
             PlannedExit(

@@ -67,6 +67,8 @@ def memoise_split(
     writer = CacheWriter(
         PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
     )
+    # Before the lock: a finished cache needs none, nor the network. The first process looks for
+    # all, so that all agree.
     if not processes.most(processes.is_first and not writer.is_finished()):
         return writer.store
     with place.locked() if processes.is_first else nullcontext():
@@ -78,6 +80,7 @@ def memoise_split(
         _fill(writer, network, data, config, gaps, reporter, processes)
         processes.wait()
         if processes.is_first:
+            # All parts are there now; nobody leaves before the cache is complete.
             writer.finish(native_shapes(network, config.data.size))
         processes.wait()
     exits = len(writer.identity.exits)
@@ -131,14 +134,18 @@ def _fill(
 ) -> None:
     """Predict and write what this process has of the gaps."""
     missing = sum(len(gap.images) for gap in gaps)
+    # An image may be in several gaps, and then counts in each.
     total = max(len(data), missing)
     name = writer.store.directory.name
     with reporter.task(f"memoising {name}", total, total - missing) as progress:
         shares = [_share(gap, processes) for gap in gaps]
         for share in filter(lambda share: share.images, shares):
             for rows in _predicted_parts(network, data, config, share):
+                # Between predicting and writing: where the fingerprint is still that of the
+                # identity, the image that was read is the one it was taken of.
                 _require_unchanged(data, writer.identity, rows.images)
                 writer.write(share, rows)
+                # The first process alone is shown, and its pace is taken for that of all.
                 progress.advance(len(rows.images) * processes.count)
 
 
@@ -177,6 +184,7 @@ def _source(
     """Name, split and root of a cache; what is not given is as it was when the cache was made."""
     given = split is not None or root is not None
     name = name or split or CALIBRATION
+    # It becomes a folder of the run: no separators, no "..".
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise MessError(f"a cache's name has letters, digits and . _ - only, got {name!r}.")
     if name in SPLITS:
@@ -232,6 +240,7 @@ def _require_unchanged(data: SegmentationData, identity: Identity, images: Seque
 
 def _share(gap: Gap, processes: Processes) -> Gap:
     """The gap with the images of this process, which follow one another."""
+    # Whole numbers: shares differ by one image at most, and together are all of them.
     bounds = [len(gap.images) * n // processes.count for n in range(processes.count + 1)]
     start, end = bounds[processes.rank], bounds[processes.rank + 1]
     return replace(gap, images=gap.images[start:end])
@@ -302,6 +311,7 @@ def part_rows(batches: Sequence[PredictedImages], gap: Gap, settings: MemoiseCon
             for ids, predictions in batches
             for i in range(len(ids))
         ]
+        # Filled afterwards, for numpy left to itself makes bytes strings without their last zeros.
         out = np.empty((len(found), len(gap.exits)), dtype=np.object_)
         out[:] = found
         return out

@@ -19,6 +19,7 @@ def predict_images(
     bundle: Path, images: Sequence[Path], output: Path, threads: int
 ) -> list[dict[str, Any]]:
     """Write one palette PNG an image to `output`, at the image's own size."""
+    # Before anything is run: a.png and a.jpg, or images of two folders, would share a file.
     twice = [stem for stem, count in Counter(image.stem for image in images).items() if count > 1]
     if twice:
         raise MessError(
@@ -36,6 +37,7 @@ def predict_images(
         picture.putpalette(palette)
         path = output / f"{image.stem}.png"
         with atomic_path(path) as temporary:
+            # The temporary name does not tell Pillow the format.
             picture.save(temporary, format="PNG")
         rows.append(
             {

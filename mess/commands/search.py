@@ -61,6 +61,7 @@ def search_run(
         )
     question = _ask(place, options, reporter, team)
     answer, source = _answer(question, reporter, team)
+    # Others wait here until the first has written, and return what it tells.
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
     assert answer
@@ -115,6 +116,7 @@ def _answer(
     options, leads = question.options, not (team and team.rank)
     earlier = None
     if leads and not options.fresh and options.algorithm != OPTUNA:
+        # Not for who asks to sample: an earlier front is an exhaustive search's answer.
         earlier = earlier_answer(question.place, question.depends, question.goal, reporter)
     known = earlier is not None
     if team:
@@ -167,6 +169,7 @@ def _write(question: _Question, answer: Answer, source: str | None) -> FoundResu
     }
     folder = new_folder(place.path / "searches", _name(question.goal.request, question.policy))
     rows = answer.front_rows()
+    # The result last: a folder without one is no search.
     write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))
     write_json(folder / "result.json", result)
     return cast(FoundResult, {"id": folder.name, "path": str(folder), **result})
@@ -188,6 +191,7 @@ def _progress(task: Task) -> Callable[[int, int], None]:
 def _name(request: Request, policy: str | None) -> str:
     """A readable identifier, such as input-dependent-latency-max-error-0.01."""
     limits = {
+        # g alone would write millions of MACs as 2e+06.
         name.replace("_", "-"): f"{value:g}" if value < 10_000 else f"{value:.0f}"
         for name, value in request.constraints().items()
         if name not in ("latency_stat", "max_exits", "checkpoints", "shared_threshold")

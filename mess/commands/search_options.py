@@ -15,6 +15,7 @@ from mess.signals.registry import PAIR_SIGNALS
 EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
 ALGORITHMS = (EXHAUSTIVE, OPTUNA)
 
+# From the fields, so that what is added to a `Request` need not be named here again.
 _ALIKE = {field.name for field in fields(Request)} - {"max_latency_ms", "max_macs", "checkpoints"}
 """Options that a `Request` takes as they are."""
 

@@ -88,6 +88,7 @@ def _prepare(place: Run, config: Config, data: SegmentationData, reporter: Repor
     """Clear up after a kill, look at the data that training does not read, name the classes."""
     for file in place.written_by_training():
         remove_leftovers(file)
+    # A run that goes on has been checked when it began.
     if not place.checkpoint.exists():
         _check(open_split(config.data, CALIBRATION, config.seed), reporter)
     write_json(place.classes, data.classes.to_json())
@@ -112,6 +113,7 @@ def _starting_network(
     if start is None:
         return build_network(config, rows, classes)
     network = build_network(without_weights(config), rows, classes)
+    # The backbone with its own head; exits start from this run's seed.
     load_weights(network, find_run(start).require_weights(), "backbone.")
     return network
 
@@ -136,6 +138,7 @@ def _batches(data: SegmentationData, config: Config) -> Batches:
 
 def _finish(place: Run, network: OverprovisionedNetwork, rows: Sequence[Candidate]) -> None:
     """Write what training was for, and only then delete what could resume it."""
+    # The weights after the exits: where they are, a run counts as trained and its exits are read.
     trained = [replace(row, status=TRAINED) if row.status == KEPT else row for row in rows]
     write_rows(place.exits, [asdict(row) for row in trained], EXITS)
     save_weights(network, place.weights)

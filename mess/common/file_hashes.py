@@ -39,6 +39,7 @@ class FileHashes:
         if state != known_state:
             # Its state was taken first: a change from now on makes another state than is kept.
             digest = sha256(path)
+        # A file changed within the last tick can change again and keep its times: not remembered.
         if max(state[1:3]) + _SETTLED_NS < begun:
             self._seen[name] = state, digest
         return digest
@@ -49,6 +50,7 @@ class FileHashes:
 
     def save(self) -> None:
         """Keep what was asked for, if it can be kept."""
+        # What was seen alone: files that are gone leave the record.
         if self._seen == self._stored:
             return
         with suppress(OSError, MessError):  # a run that is read-only, a full disk
@@ -63,6 +65,7 @@ def _state(path: Path) -> _State:
 def _read(record: Path) -> dict[str, tuple[_State, str]]:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
+        # States need no check: one that is no file's own equals none.
         entries = {name: (state, digest) for name, (state, digest) in content.items()}
         if all(len(bytes.fromhex(digest)) == 32 for _, digest in entries.values()):
             return entries

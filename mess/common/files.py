@@ -50,6 +50,8 @@ def write_named_by_content(
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the file, since a rename is atomic within one file system alone. What is random comes
+    # last, so that no pattern such as *.parquet finds what is not finished.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -83,9 +85,11 @@ def _system_error(error: Exception) -> int | None:
 
 
 def _settle(temporary: Path, path: Path) -> None:
+    # mkstemp makes files that only their owner reads, and the mask is read by setting it.
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o666 & ~umask)
+    # Before the rename: after a power cut the new name could otherwise hold nothing.
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(path)
@@ -97,6 +101,7 @@ def remove_leftovers(path: Path) -> None:
     So of `path` with more behind its stem, such as the share of one process.
     """
     # safetensors makes a temporary file of its own beside the one it is to write.
+    # Eight characters are what mkstemp adds, so nobody's .notes or .lock is taken for one.
     for name in (f".{path.stem}*{path.suffix}.????????", ".tmp??????"):
         for left in path.parent.glob(name):
             left.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """A mask of class ids, shape (H, W); palette images give their indices."""
     mask = _open(path, "mask")
+    # Converting an RGB mask would make brightness a class; it is refused instead.
     if mask.mode not in ("L", "P"):
         raise DataError(
             f"mask {path} has mode {mask.mode}; masks are 8-bit single-channel class ids. "
@@ -66,9 +67,11 @@ def normalise(
 def _open(path: Path, kind: str) -> Image.Image:
     try:
         with Image.open(path) as image:
+            # Pillow reads pixels when they are first asked for: here, where a fault is named.
             image.load()
             return image
     except FileNotFoundError as error:
         raise DataError(f"{kind} {path} does not exist.") from error
+    # SyntaxError is what Pillow raises for a broken chunk of a PNG.
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise DataError(f"{kind} {path} cannot be read: {error}. Replace or remove it.") from error

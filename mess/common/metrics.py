@@ -14,6 +14,7 @@ def iou(intersection: ArrayLike, predicted: ArrayLike, label: ArrayLike) -> NDAr
 
     A class with an empty union is NaN.
     """
+    # float64 holds counts exactly up to 2^53 pixels.
     hits = np.asarray(intersection, dtype=np.float64)
     union = np.asarray(predicted, dtype=np.float64) + np.asarray(label, dtype=np.float64) - hits
     return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
@@ -29,10 +30,12 @@ def mean_iou(
     per_class = iou(intersection, predicted, label)
     present = ~np.isnan(per_class)
     count = present.sum(axis=-1)
+    # Not nanmean, which warns where no class is present, and tests take warnings for errors.
     total = np.where(present, per_class, 0.0).sum(axis=-1)
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)[()]
 
 
 def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.int32]:
     """Pixels of each class, (C,), void left out."""
+    # Counted as far as void, so that there are always `num_classes` counts; then cut off.
     return np.bincount(label_HW.ravel(), minlength=VOID + 1)[:num_classes].astype(np.int32)

@@ -23,6 +23,7 @@ def imported(name: str, what: str, form: str, known: Iterable[str]) -> Any:
         )
     if (here := str(Path.cwd())) not in sys.path:
         # The `mess` script, unlike `python -m mess`, does not look for modules where it is called.
+        # Last, so that no file there hides an installed package of its name.
         sys.path.append(here)
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -68,8 +68,10 @@ def _fault(value: object, kind: Any, where: str) -> str | None:
         return _fault_of_record(value, kind, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
+        # Of a value that fits none, the first kind's fault is told: None is written last.
         faults = [_fault(value, one, where) for one in arguments]
         return None if None in faults else faults[0]
+    # Lists have one argument and dicts two, of which keys are strings in JSON: the last counts.
     if origin is list and isinstance(value, list):
         parts = [(item, f"{where}[{index}]") for index, item in enumerate(value)]
     elif origin is dict and isinstance(value, dict):
@@ -83,6 +85,7 @@ def _fault(value: object, kind: Any, where: str) -> str | None:
 def _fault_of_record(value: object, kind: Any, where: str) -> str | None:
     if not isinstance(value, dict):
         return f"has {where} = {value!r}" if where else "is no JSON object"
+    # Without extras the hints would come without their NotRequired.
     for name, hint in get_type_hints(kind, include_extras=True).items():
         place = f"{where}.{name}" if where else name
         if name not in value:

@@ -47,7 +47,10 @@ class Axis(NamedTuple):
         unit = 2 * outputs
         source = (2 * np.arange(outputs) + 1) * inputs - outputs
         before, rest = np.divmod(source.clip(0, (inputs - 1) * unit), unit)
+        # Where the map shrinks, cells may be empty: they start where the next one does.
         start = np.searchsorted(before, np.arange(inputs + 1))
+        # Divided in float64 and rounded again to float32: of whole numbers below 2^24 that is as
+        # good as rounded once if the quotient has 2 · 24 + 2 digits, and float64 has 53.
         return cls(start.astype(np.int64), (rest / unit).astype(np.float32))
 
     def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -62,6 +65,7 @@ class Axis(NamedTuple):
         pixels = np.arange(len(self.weight))
         out = np.zeros((len(pixels), len(self.start) - 1), np.float32)
         out[pixels, before] = 1 - self.weight
+        # Added, for in the last cell both positions are one, which would lose its 1 otherwise.
         out[pixels, after] += self.weight
         return out
 
@@ -88,6 +92,7 @@ def upsampled(values_hw: NDArray[np.float32], size: tuple[int, int]) -> NDArray[
 
 def nearest_positions(inputs: int, outputs: int) -> NDArray[np.int64]:
     """Which input position each output pixel shows by nearest neighbour: x · n // N."""
+    # In whole numbers: in float32 a rounded n / N can bring x · n / N below the whole it is.
     return np.arange(outputs) * inputs // outputs
 
 

@@ -11,5 +11,6 @@ def derive(seed: int, *parts: str | int) -> int:
     It depends on nothing but its arguments: the order or division of work over processes does not
     change what is drawn.
     """
+    # Not `hash`, which differs between processes. `repr` keeps ("a", "b") and ("ab",) apart.
     digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -57,6 +57,7 @@ def export_bundle(
     `facts` are further keys of the manifest: setting, classes, palette, predicted figures, where
     the instance came from. The folder appears whole or not at all; an older bundle is replaced.
     """
+    # "." has no name to build beside.
     directory = directory.absolute()
     _check_replaceable(directory)
     building = directory.with_name(f".{directory.name}.building")
@@ -75,6 +76,7 @@ def export_bundle(
                 if planned.calibration_signal is not None
             },
             **facts,
+            # Before the manifest is written, which cannot hold a hash of itself.
             "files": {file.name: sha256(file) for file in sorted(building.iterdir())},
         }
         write_json(building / MANIFEST, manifest)
@@ -94,6 +96,7 @@ def _check_replaceable(directory: Path) -> None:
             known |= read_manifest(directory, Manifest)["files"].keys()
         except BundleError:
             known = set()
+    # To the letter: a folder that holds one file more is not ours alone to replace.
     if not directory.is_dir() or {file.name for file in directory.iterdir()} != known:
         raise BundleError(
             f"{directory} is no bundle and would be overwritten; choose another --output."
@@ -103,6 +106,8 @@ def _check_replaceable(directory: Path) -> None:
 def _put_in_place(building: Path, directory: Path) -> None:
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
+    # A rename replaces no folder that holds files, so the old one steps aside first. A kill in
+    # between leaves no bundle here, and the next export makes it again.
     if directory.exists():
         directory.rename(old)
     building.rename(directory)
@@ -121,6 +126,7 @@ def _write_programs(
     suffix = runtime_of(format_).suffix
     rows: list[BundleExit] = []
     start = 0
+    # Only to have a shape: the first exit has none before it to compare with.
     labels_shape: tuple[int, ...] = (1, *size)
     with reporter.task("exporting", len(exits)) as task:
         for number, planned in enumerate(exits, start=1):
@@ -137,6 +143,7 @@ def _write_programs(
             name = f"segment-{number}{suffix}"
             write_program(
                 segment,
+                # The second example is left over where the signal compares nothing.
                 dict(zip(segment.inputs, examples, strict=False)),
                 segment.outputs,
                 directory / name,

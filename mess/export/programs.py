@@ -54,6 +54,7 @@ def _write_onnx(
         )
         if program is None:
             raise RuntimeError("torch.onnx.export gave no program")
+        # Weights within: the manifest has one file a program, with one hash.
         program.save(path, external_data=False)
 
 
@@ -66,9 +67,11 @@ def require_exportable(signals: Iterable[Signal], size: tuple[int, int], classes
 
     Raises ConfigError for one that fails, or that cannot be written as a program.
     """
+    # About the native resolution of an exit.
     side = max(1, size[0] // 8), max(1, size[1] // 8)
     logits = torch.randn(2, classes, *side, generator=torch.Generator().manual_seed(0))
     for signal in signals:
+        # Tests hold the built-in ones to it.
         if not signal.is_own:
             continue
         measure(PixelMaps(logits), [signal], size)

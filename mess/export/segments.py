@@ -74,6 +74,7 @@ class Labels(nn.Module):
 
 def native_labels(logits: Tensor) -> Tensor:
     """Predicted classes of (B, C, h, w), (B, h, w) uint8."""
+    # uint8 is what label maps are everywhere: classes stay below 255, which is void.
     return logits.argmax(1).to(torch.uint8)
 
 
@@ -98,6 +99,7 @@ def point_shapes(network: OverprovisionedNetwork, size: tuple[int, int]) -> list
 
 def native_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of an exit's logits for features of `shape`."""
+    # Run for its shape alone: a head may be any module.
     device = next(module.parameters()).device
     with torch.inference_mode():
         return tuple(module(torch.zeros(shape, device=device)).shape)

@@ -31,6 +31,7 @@ def _version(library: str) -> str | None:
 
 def _processor() -> str:
     try:
+        # Python's own answer is often empty on Linux.
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

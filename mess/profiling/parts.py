@@ -29,6 +29,8 @@ def parts_of(
 ) -> list[Part]:
     shapes = point_shapes(network, size)
     last = len(shapes) - 1
+    # What costs are put together from: ways from the input, and what going on costs more than
+    # running through. Other spans are differences of the first.
     spans = [(0, point) for point in range(1, last + 1)] + [(p, last) for p in range(1, last)]
     parts = []
     for start, end in spans:
@@ -41,6 +43,7 @@ def parts_of(
         shape = shapes[network.point(exit_id)]
         module = network.exit_module(exit_id)
         natives[native_shape(module, shape)] = None
+        # Without the point; `final` has none in its name.
         architecture = exit_id.partition("-")[2] or exit_id
         segment = Segment(nn.Identity(), module, continues=False)
         part = Part([], segment, _features(shape), segment.outputs)

@@ -68,6 +68,7 @@ def profile(
                 write_program(part.module, part.inputs, part.outputs, path, chosen.format)
                 loaded = program(path, threads)
                 values = [program.to_value(value.numpy()) for value in part.inputs.values()]
+                # Bound as defaults: a plain closure would run the last part every time.
                 runs.append(lambda loaded=loaded, values=values: loaded(*values))
                 task.advance()
         with reporter.task("measuring", rounds) as task:
@@ -103,6 +104,7 @@ def _timing(kind: str, name: str, seconds: np.ndarray) -> Timing:
     return Timing(
         kind=kind,
         name=name,
+        # Not the mean, which carries every pause of the machine.
         median_ms=float(np.median(milliseconds)),
         p90_ms=float(np.quantile(milliseconds, 0.9)),
         min_ms=float(milliseconds.min()),

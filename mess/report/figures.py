@@ -122,6 +122,7 @@ def fronts(lines: Sequence[FrontLine], baseline: Figures, unit: Unit) -> str:
     if any(point["latency_ms"] is not None for line in lines for point in line.points):
         axes["latency_ms"] = ("latency (ms)", 1.0)
     figure = make_subplots(cols=len(axes), shared_yaxes=True, horizontal_spacing=0.05)
+    # One line alone leaves a colour over, hence the zip below is not strict.
     colors = [CHOSEN, *_colors(max(len(lines) - 1, 1))]
     for column, (key, (title, scale)) in enumerate(axes.items(), start=1):
         for line, color in zip(lines, colors, strict=False):
@@ -132,6 +133,7 @@ def fronts(lines: Sequence[FrontLine], baseline: Figures, unit: Unit) -> str:
                 x=[point[key] / scale for point in points],
                 y=miou,
                 mode="lines+markers" if miou == sorted(miou) else "markers",
+                # A front is a staircase: between two points one has the cheaper one's mIoU.
                 line={"color": color, "width": 1.5, "shape": "hv"},
                 marker={"size": 4, "color": color},
                 showlegend=False,
@@ -173,6 +175,7 @@ def histograms(panels: Sequence[Histogram]) -> str:
     for column, panel in enumerate(panels, start=1):
         for part, color in parts:
             counts = getattr(panel, part)
+            # Nothing answers before the first exit: its panel has no such bars and no such name.
             if part != "earlier" or counts.any():
                 figure.add_bar(
                     x=(panel.edges[:-1] + panel.edges[1:]) / 2,
@@ -186,6 +189,7 @@ def histograms(panels: Sequence[Histogram]) -> str:
                     row=1,
                     col=column,
                 )
+        # plotly calls the axes x, x2, x3.
         axis = "" if column == 1 else str(column)
         figure.add_shape(
             type="line",
@@ -275,4 +279,6 @@ def _fragment(figure: go.Figure, name: str, height: int, *, legend_rows: int = 0
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(title_standoff=10, title_font_size=13)
     figure.update_annotations(font={"size": 13})
+    # The page holds plotly's 4.8 MB once. A name of its own keeps the page the same each time,
+    # where plotly would draw one at random.
     return figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=name)

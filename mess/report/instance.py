@@ -100,6 +100,7 @@ def _panels(instance: Instance) -> list[Histogram]:
         name, threshold = row["signal"], row["threshold"]
         if signal is None or name is None or threshold is None:
             continue
+        # Of signals that lie close together numpy refuses so many bins in float32.
         edges = np.histogram_bin_edges(signal.astype(np.float64), bins=_HISTOGRAM_BINS)
         counts = [
             np.histogram(signal[where], edges)[0]
@@ -139,6 +140,7 @@ def _per_class(cache: RunCache, instance: Instance) -> dict[str, Any]:
     else:
         ids = [tables.exit_ids[index] for index in instance.exits]
         columns = {exit_id: of(ids_at) for exit_id, ids_at in zip(ids, instance.exits, strict=True)}
+        # It is the baseline, which comes last.
         columns.pop(FINAL, None)
     columns["baseline"] = of(tables.final)
     shares = label / label.sum()
@@ -160,13 +162,16 @@ def examples(run: Run, cache: RunCache, instance: Instance) -> dict[str, Any]:
         return {"reason": "No bundle tells the colours of the classes yet. Run `mess export`."}
     tables, shapes = cache.tables, cache.manifest["native_shapes"]
     signal = next((signal for signal in instance.signals if signal is not None), None)
+    # Stable, so that equal signals show the same images each time.
     order = None if signal is None else np.argsort(signal, kind="stable")
+    # With fewer images than examples places come twice.
     places = np.unique(np.linspace(0, tables.images - 1, _EXAMPLES).round().astype(int))
     picked = places if order is None else order[places]
     image_ids = list(cache.image_fingerprints)
     maps = cache.label_maps([image_ids[index] for index in picked])
     if not maps:
         return {"reason": "The cache holds no label maps: memoise.label_maps is false."}
+    # The instance's own exits come first, so that `answer` is a position here, too.
     columns = list(dict.fromkeys([*(tables.exit_ids[index] for index in instance.exits), FINAL]))
     rows = []
     for index in picked:

@@ -84,6 +84,7 @@ def write_report(run: Run) -> Path:
     }
     parts = (page["candidates"], page["thresholds"], page["training"])
     figures = [page["fronts"], *(part["figure"] for part in parts if part)]
+    # Within the page, so that it opens without a network; 4.8 MB that a page without figures saves.
     page["plotly"] = Markup(get_plotlyjs()) if any(figures) else None
     write_text(run.report, _render(page))
     return run.report
@@ -115,6 +116,7 @@ def _attempt(read: Callable[[], _T]) -> tuple[_T | None, str | None]:
 def _opened(run: Run, result: SearchResult | None) -> RunCache:
     """The cache that was searched, or that of the calibration split, read."""
     cache = run.open_cache(cache_of(result) if result else CALIBRATION)
+    # Read here, within `_attempt`: what is damaged is told in the page instead of raised later.
     _ = cache.tables
     return cache
 
@@ -210,6 +212,7 @@ def _profiles(run: Run, weights: str | None) -> list[dict[str, Any]]:
         kinds: dict[str, list[dict[str, Any]]] = {}
         for row in rows or []:
             kinds.setdefault(row["kind"], []).append(row)
+        # A file whose rows cannot be read is named for that; its facts would only fail again.
         facts = {} if rows is None else read_facts(file)
         stale = facts.pop("weights", weights) != weights
         profiles.append(
@@ -229,4 +232,5 @@ def _count(value: float | None) -> str:
 
 def _code(text: str) -> Markup:
     """`text` with what stands in backticks set as code."""
+    # Escaped first: what comes from files and names is text, and only these tags are markup.
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -22,6 +22,7 @@ def newest_bundle(place: Run) -> Path:
     bundles = [
         file.parent
         for file in (place.path / "exports").glob("*/manifest.json")
+        # No search is called so: identifiers begin with a setting.
         if not file.parent.name.startswith(BASELINE)
     ]
     if not bundles:
@@ -31,5 +32,6 @@ def newest_bundle(place: Run) -> Path:
 
 def run_of(bundle: Path) -> Path | None:
     """The run a bundle lies in, where it lies in one."""
+    # RUN/exports/ID; with --output a bundle lies elsewhere.
     folder = bundle.resolve().parent.parent
     return folder if (folder / "config.toml").is_file() else None

@@ -40,6 +40,7 @@ def exit_fingerprints(weights: Path, exit_ids: Iterable[str], config: Config) ->
         with safe_open(weights, framework="numpy") as file:
             # An open safetensors file has keys but does not iterate.
             names = sorted(file.keys())
+            # Hashed once: each exit goes on from its digest. What `final` runs is all in it.
             trunk = _digest(file, [name for name in names if name.startswith(_BACKBONE)], header)
             return {
                 exit_id: trunk.hexdigest()
@@ -59,6 +60,7 @@ def _digest(file: Any, names: Iterable[str], start: bytes) -> Any:
     digest = hashlib.sha256(start)
     for name in names:
         tensor = np.ascontiguousarray(file.get_tensor(name))
+        # Bytes alone could be those of other tensors, divided otherwise.
         digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
         digest.update(tensor.data)
     return digest

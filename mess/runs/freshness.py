@@ -51,6 +51,7 @@ def data_changes(
     except ConfigError as error:
         raise DataError(str(error)) from error
     then = cache.image_fingerprints
+    # As lists, since order counts: positions in the tables are those of the images.
     if list(now.items()) == list(then.items()):
         return None
     changed = [name for name in now if name in then and now[name] != then[name]]

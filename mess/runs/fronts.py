@@ -53,6 +53,7 @@ def dependencies(
     """
     request = goal.request
     return {
+        # Another version may search otherwise.
         "version": __version__,
         "weights": manifest["weights"],
         "data": manifest["data"],
@@ -121,6 +122,7 @@ def earlier_answer(
             continue
         point = proven_optimum(goal, front)
         if point is None:
+            # Fronts with the same `depends` are the same, so no other one settles it either.
             return None
         answer = Answer(
             goal=goal,
@@ -162,6 +164,7 @@ def _checked_front(
             "latency_ms": costs.get(LATENCY),
             "params": costs[PARAMS],
         }
+        # Exactly: Parquet keeps float64 as it is, and the same definition gave these figures.
         if any(row[name] != value for name, value in figures.items()):
             raise altered
         cost, miou = evaluation.totals[goal.front_metric], goal.quality_steps(evaluation)

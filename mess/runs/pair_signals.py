@@ -50,6 +50,7 @@ def pair_signals(
     of_use_EE = possible_pairs(list(exits), cache.points)
     if wanted_EE is not None:
         of_use_EE &= wanted_EE
+    # Pairs are in one order here and in the line below: argwhere's is that of a boolean index.
     pair_P2 = np.argwhere(of_use_EE)
     lacks_IP = np.isnan(signal_EEI[of_use_EE]).T.copy()
     lacking = int(lacks_IP.sum())
@@ -75,8 +76,10 @@ def pair_signals(
                         images=ids,
                         signal_BAI=signal_BAI,
                     )
+                    # Written chunk by chunk, so that an interrupt loses the one at hand alone.
                     pairs.write(VARIATION, block, exits, images)
                     signal_EEI[np.ix_(a, b, chunk)] = signal_BAI.swapaxes(0, 1)
+    # Only now: what they held has its place in new parts.
     pairs.drop_damaged()
     return signal_EEI
 
@@ -100,6 +103,7 @@ def _chunks(
 ) -> Iterator[NDArray[np.intp]]:
     """Images that are computed together, as many as the limits allow."""
     shapes = list(manifest["native_shapes"].values())
+    # Every map in use is held decompressed, for all images of the chunk.
     exits = np.count_nonzero(lacks_EE.any(axis=0) | lacks_EE.any(axis=1))
     pixels = max(height * width for height, width in shapes)
     most = min(_PART_SIGNALS // np.count_nonzero(lacks_EE), _MAP_BYTES // int(exits * pixels))
@@ -112,7 +116,9 @@ def _compare(
     cache: RunCache, image_ids: Sequence[str], work: Sequence[Block], progress: Task
 ) -> Iterator[NDArray[np.float32]]:
     """The signals of each block, (B, A, I)."""
+    # Exit b outside, exit a inside: each block's pairs become (B, A, I) by a reshape alone.
     pair_P2 = np.array([(a, b) for exits_a, exits_b in work for b in exits_b for a in exits_a])
+    # An exit is in many pairs; its maps are decompressed once.
     used, position = np.unique(pair_P2, return_inverse=True)
     maps = _label_maps(cache, image_ids, used)
     signal_IP = np.empty((len(image_ids), len(pair_P2)), np.float32)

@@ -66,8 +66,10 @@ def _counted(
     for row in rows.values():
         backbone[row["point"]] = row[cumulative]
     return Cost(
+        # A point whose exits were all excluded has no row, and takes over what is before it.
         backbone=np.maximum.accumulate(backbone),
         exit=np.array([rows[exit_id][own] for exit_id in tables.exit_ids], float),
+        # MACs and parameters are those of the network's layers; latency alone sees the rest.
         signal=np.zeros((tables.exits, len(tables.signal_names))),
         answer=np.zeros(tables.exits),
         resume=np.zeros(tables.exits),
@@ -100,11 +102,13 @@ def _measured(run: Run, name: str, cache: RunCache, tables: Tables) -> Cost:
     resume = np.zeros(last + 1)
     for point in range(1, last):
         parts = prefix[point] + times["segment", f"{point}-{last}"]
+        # A difference of medians, which noise can bring below 0; going on earns nothing.
         resume[point] = max(0.0, parts - prefix[last])
     compares = tables.pairs is not None
     shapes = cache.manifest["native_shapes"]
     where = ["x".join(map(str, shapes[exit_id])) for exit_id in tables.exit_ids]
     return Cost(
+        # Two medians of nearly equal segments may come out in the wrong order.
         backbone=np.maximum.accumulate(np.array(prefix)),
         exit=np.array([times["exit", exit_id] for exit_id in tables.exit_ids]),
         signal=np.array(

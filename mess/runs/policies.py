@@ -53,6 +53,7 @@ def policy_tables(
         )
     names = known[policy]
     if policy in PAIR_SIGNALS:
+        # All meet in `gather`: the first once it has written, the others before they read.
         if team and team.rank:
             team.gather(b"")
         pairs = pair_signals(cache, reporter)
@@ -60,6 +61,7 @@ def policy_tables(
             team.gather(b"")
         return _comparing(tables, names, pairs), policy
     columns = [tables.signal_names.index(name) for name in names]
+    # Indexing with a list leaves the axes in another order in memory; `copy` puts them right.
     return replace(tables, signals=tables.signals[:, :, columns].copy(), signal_names=names), policy
 
 
@@ -76,6 +78,7 @@ def observed_signals(
     pairs = None
     if any(name in PAIR_SIGNALS for name in names):
         wanted = np.zeros((tables.exits, tables.exits), dtype=np.bool_)
+        # The first exit has none before it to compare with, and the last one decides nothing.
         wanted[position[:-2], position[1:-1]] = True
         pairs = pair_signals(cache, reporter, wanted)
     found: list[NDArray[np.float32] | None] = []

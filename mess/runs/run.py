@@ -120,6 +120,8 @@ class Run:
         """Keep other processes from training or memoising in this run meanwhile."""
         with (self.path / ".lock").open("w") as file:
             try:
+                # The system lets go of it when the process ends, however it ends. The file
+                # stays: were it deleted, two processes could each lock one of this name.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise MessError(
@@ -191,6 +193,7 @@ class Run:
 
     def searches(self) -> list[str]:
         """Identifiers of finished searches, oldest first."""
+        # Written last, so a search that was killed has none and does not count.
         folders = (self.path / "searches").glob("*/result.json")
         return [file.parent.name for file in sorted(folders, key=_written)]
 
@@ -254,6 +257,7 @@ def begin_run(path: Path | None, config: Config, name: str) -> Run:
         if run.config == config:
             return run
     write_text(run.config_file, config.to_toml())
+    # Opened anew: `run` may have read the old configuration.
     return Run(path)
 
 
@@ -270,6 +274,7 @@ def new_folder(parent: Path, stem: str) -> Path:
     for number in itertools.count(1):
         folder = parent / (stem if number == 1 else f"{stem}-{number}")
         try:
+            # Making it is taking the name: of two at once one fails and tries the next.
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
@@ -283,4 +288,5 @@ def _runs() -> list[Run]:
 
 
 def _written(file: Path) -> tuple[int, str]:
+    # By name where times are equal, as on file systems with a coarse clock.
     return os.stat(file).st_mtime_ns, str(file)

@@ -61,6 +61,7 @@ class Bundle:
         program = _program(path, manifest["format"])
         self._exits = manifest["exits"]
         self._segments = [program(path / exit_["segment"], threads) for exit_ in self._exits]
+        # Exits with logits of one size share a program.
         self._answers = {
             name: program(path / name, threads) for name in {e["answer"] for e in self._exits}
         }
@@ -116,10 +117,12 @@ class Bundle:
             raise BundleError(
                 f"the bundle takes images of shape {(3, *self.size)}, got {image_3HW.shape}."
             )
+        # Programs were written for batch 1.
         return [self._segments[0].to_value(image_3HW[None])]
 
     def _segment(self, index: int, values: Sequence[Any]) -> _Found:
         program = self._segments[index]
+        # By the names in the manifest: what one segment gives depends on what the next one takes.
         outputs = dict(zip(self._exits[index]["outputs"], program(*values), strict=True))
         signal = outputs.get("signal")
         return _Found(

@@ -87,6 +87,7 @@ def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
         raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
     if not isinstance(manifest, dict):
         raise BundleError(f"{file} is damaged: it is no JSON object. Export the bundle again.")
+    # Before the keys: another version may have others.
     version = manifest.get("bundle_version")
     if version != BUNDLE_VERSION:
         raise BundleError(

@@ -15,6 +15,7 @@ class OnnxProgram:
 
     def __init__(self, path: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
+        # Left to itself onnxruntime takes all cores, and no latency would be that of `threads`.
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Spinning threads of one session would slow the next one down.
@@ -27,6 +28,7 @@ class OnnxProgram:
 
     def __call__(self, *values: onnxruntime.OrtValue) -> Sequence[onnxruntime.OrtValue]:
         inputs = dict(zip(self._inputs, values, strict=True))
+        # Not `run`, which turns every output into numpy: features stay the runtime's own.
         return self._session.run_with_ort_values(self._outputs, inputs)
 
     @staticmethod

@@ -40,6 +40,7 @@ class Outcome:
     def add(self, answer: Answer, label_HW: NDArray[np.uint8], milliseconds: float) -> None:
         """Count one image."""
         classes = len(self.label)
+        # Void is left out of all three counts, as in the cache.
         valid = label_HW != VOID
         label, predicted = label_HW[valid], answer.label_map[valid]
         self.intersection += np.bincount(label[label == predicted], minlength=classes)
@@ -89,11 +90,13 @@ def run_in_turns(
     falls on all of them.
     """
     for number, (image, label) in enumerate(images):
+        # The first runs of a program are slower; they count for no image.
         if number == 0:
             for outcome in outcomes:
                 for _ in range(_WARM_UP):
                     outcome.bundle.answer(image, until=outcome.until)
         for outcome in outcomes if number % 2 else reversed(outcomes):
+            # From the normalised tensor to the label map, as latencies are measured.
             start = time.perf_counter()
             answer = outcome.bundle.answer(image, until=outcome.until)
             outcome.add(answer, label, 1000 * (time.perf_counter() - start))

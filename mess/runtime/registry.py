@@ -61,6 +61,7 @@ FORMATS: dict[str, Runtime] = {}
 """By format, the runtime of its bundles: the first that runs it."""
 
 for _runtime in RUNTIMES.values():
+    # `setdefault`, so that a second runtime of a format does not take its bundles over.
     FORMATS.setdefault(_runtime.format, _runtime)
 
 DEFAULT_RUNTIME = next(iter(RUNTIMES.values()))

@@ -22,6 +22,7 @@ class TorchProgram:
     def __call__(self, *values: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode():
             outputs = self._module(*values)
+        # A module that returns one tensor has no tuple around it; callers index outputs.
         return outputs if isinstance(outputs, tuple | list) else (outputs,)
 
     @staticmethod

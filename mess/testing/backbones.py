@@ -27,6 +27,7 @@ class BackboneContract:
     def test_it_is_blocks_in_order_and_a_head(self) -> None:
         with torch.device("meta"):
             backbone = self.build(CLASSES).eval()
+            # On meta nothing is computed. Not square, so that swapped axes show.
             image = torch.empty(2, 3, 32, 48)
         assert isinstance(backbone, Backbone)
         features = image
@@ -50,6 +51,7 @@ class BackboneContract:
         features = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             for block in [*backbone.blocks, backbone.head]:
+                # Looked at block by block: in-place changes further on would hide which one it was.
                 before = features.clone()
                 output = block(features)
                 assert torch.equal(features, before), "a block changes its input in place"
@@ -62,6 +64,7 @@ class BackboneContract:
         with torch.inference_mode():
             together = backbone(images)
             apart = torch.cat([backbone(image[None]) for image in images])
+        # Not equal to the bit: libraries may sum another batch size in another order.
         torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
 
     def _on_meta(self) -> Backbone:
@@ -82,6 +85,8 @@ def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
     if name.endswith(("running_var", "num_batches_tracked")):
         tensor.fill_(1)
     elif tensor.dim() == 4:
+        # A uniform variable up to this bound has a variance of 1 / fan-in, so that features neither
+        # vanish nor blow up over the blocks.
         bound = (3 / tensor[0].numel()) ** 0.5
         tensor.uniform_(-bound, bound, generator=generator)
     elif tensor.is_floating_point():

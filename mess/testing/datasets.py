@@ -38,6 +38,7 @@ class DatasetContract:
         assert image.shape == (*data.size, 3)
         assert mask.shape == data.size
         assert set(np.unique(mask)) <= set(np.unique(data.read(0)[1]))
+        # The same array again, which therefore nobody may write to.
         assert data.sized(0)[0] is image
         assert not image.flags.writeable
         assert not mask.flags.writeable
@@ -54,6 +55,7 @@ class DatasetContract:
         prints = [self.open(split).fingerprint() for split in OWN_SPLITS]
         assert len(set(prints)) == len(OWN_SPLITS)
         assert all(len(fingerprint) == 64 for fingerprint in prints)
+        # Opened again, so that nothing is remembered.
         assert [self.open(split).fingerprint() for split in OWN_SPLITS] == prints
 
     def test_it_pickles_without_its_memory(self) -> None:

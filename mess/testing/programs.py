@@ -48,6 +48,7 @@ class ProgramContract:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"program{self.runtime.suffix}"
             write_program(module, {"image": image}, outputs, path, self.runtime.format)
+            # The file goes with its folder: a program holds all that it needs.
             return self.runtime.load()(path, threads)
 
 
@@ -59,5 +60,6 @@ class TwoOutputs(nn.Module):
         self.body = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        # uint8 beside float32, as label maps are passed on beside features.
         features = self.body(image).relu()
         return features, (image > 0).to(torch.uint8)

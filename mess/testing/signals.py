@@ -36,6 +36,7 @@ class SignalContract:
     def test_images_of_one_class_and_of_equal_logits_have_one_too(self) -> None:
         level = torch.zeros(1, CLASSES, 8, 10)
         certain = level.clone()
+        # Probabilities of exactly 0 and 1 in float32, where 0 · log 0 would be no number.
         certain[:, 2] = 100.0
         assert self._measured(torch.cat([level, certain])).isfinite().all()
 
@@ -59,6 +60,7 @@ class SignalContract:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "signal.onnx"
             write_program(module, {"logits": some[:1]}, ["signal"], path, "onnx")
+            # One image at a time: programs are written for batch 1.
             program = OnnxProgram(path, 1)
             found = [
                 program.to_array(program(program.to_value(each[None].numpy()))[0]) for each in some
