@@ -26,6 +26,7 @@ def local_device(device: torch.device) -> torch.device:
             "--device cpu."
         )
     chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    # For what asks for "cuda" without a number.
     torch.cuda.set_device(chosen)
     return chosen
 

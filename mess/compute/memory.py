@@ -21,5 +21,7 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
+    # Both: blocks above the first are mapped and given back one by one, the second is about the
+    # end of the heap. To set either ends glibc's own adjusting of them.
     library.mallopt(_MMAP_THRESHOLD, _NEVER)
     library.mallopt(_TRIM_THRESHOLD, _NEVER)

@@ -83,6 +83,7 @@ class Processes:
         together = torch.zeros(sum(lengths), dtype=torch.uint8)
         parts = together.split(lengths)
         if content:
+            # A bytearray: torch warns of memory that it may not write to.
             parts[self.rank].copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         self.sum(together)
         return [part.numpy().tobytes() for part in parts]
@@ -116,6 +117,8 @@ def divided(costs: Mapping[str, float], parts: int) -> list[list[str]]:
     """
     lists: list[set[str]] = [set() for _ in range(parts)]
     totals = [0.0] * parts
+    # Graham's rule: the dearest list is at most 4/3 of the best division's. The sort is stable and
+    # the first of the cheapest is taken, so every process finds the same division.
     for name in sorted(costs, key=lambda name: -costs[name]):
         cheapest = totals.index(min(totals))
         lists[cheapest].add(name)
@@ -131,6 +134,7 @@ def joined() -> Iterator[Processes]:
     elif dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())
     else:
+        # By device: counts and figures are on the CPU, gradients where they were computed.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
         dist.init_process_group(

@@ -36,6 +36,7 @@ DATASETS: dict[str, type[SegmentationData]] = {
 
 SPLITS = ("train", "holdout", "calibration", "test")
 
+# Apart from the other streams of a seed: 0 to 2 are the splits of Shapes, 11 and 13 Draws'.
 _HOLDOUT_KEY = 7
 
 

@@ -14,6 +14,7 @@ from mess.common.images import MEAN
 from mess.common.metrics import VOID
 from mess.config import DataConfig
 
+# Rounded, for images are uint8 here; normalised it is about 0.
 _FILL = [float(round(255 * mean)) for mean in MEAN]
 
 
@@ -37,6 +38,7 @@ class ScaledCrop(v2.Transform):
         scale = low + (high - low) * torch.rand(()).item()
         box: list[tuple[int, int, int, int, int]] = []
         for source, crop in zip(flat_inputs[0].shape[-2:], self.crop_size, strict=True):
+            # Only what the crop will show is cut out and scaled, at most a whole crop.
             target = min(max(round(source * scale), 1), crop)
             cut = min(max(round(target / scale), 1), source)
             offset = _randint(source - cut)
@@ -52,6 +54,7 @@ class ScaledCrop(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             mask = functional.crop_mask(inpt.as_subclass(Tensor), *params["crop"])
+            # As an image: older torchvision takes plain "nearest" for masks, whatever is asked for.
             mask = functional.resize_image(
                 mask[None], params["size"], InterpolationMode.NEAREST_EXACT, antialias=False
             )
@@ -73,4 +76,5 @@ def augmentation(config: DataConfig, crop_size: tuple[int, int]) -> v2.Compose:
 
 def _randint(high: int) -> int:
     """A random integer in 0..high."""
+    # From torch's generator, the one that TrainingSet seeds for each item.
     return int(torch.randint(high + 1, ()).item())

@@ -139,6 +139,7 @@ class SegmentationData(ABC):
         image_HW3, mask_HW = self.read(index)
         pair = resize_image(image_HW3, self.size), resize_mask(mask_HW, self.size)
         for array in pair:
+            # Handed out again and again: a change would be in every later epoch.
             array.setflags(write=False)
         used = sum(array.nbytes for array in pair)
         if self._memory_bytes + used <= _MEMORY_BYTES:
@@ -171,6 +172,8 @@ class SegmentationData(ABC):
 
     def select(self, indices: Iterable[int], where: str) -> SegmentationData:
         """The same data restricted to `indices`, in that order, named `where` in messages."""
+        # Shares what the subclass has read of the whole split; what the base has is made anew, its
+        # memory of images too.
         part = copy.copy(self)
         SegmentationData.__init__(
             part,
@@ -182,6 +185,7 @@ class SegmentationData(ABC):
         return part
 
     def __getstate__(self) -> dict[str, Any]:
+        # Workers that are spawned read images themselves, rather than receive all of these.
         return {**self.__dict__, "_memory": {}, "_memory_bytes": 0}
 
 

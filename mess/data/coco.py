@@ -53,6 +53,7 @@ class Coco(SegmentationData):
 
     @classmethod
     def open(cls, config: DataConfig, split: str, seed: int) -> Coco:
+        # Asked first: a missing extra is told before the annotations are read.
         _mask_api()
         root = data_root(config, "annotations, train2017 and val2017 of COCO")
         official = "train2017" if split == "train" else "val2017"
@@ -80,9 +81,11 @@ class Coco(SegmentationData):
             if region.crowd:
                 crowd_HW |= inside_HW
                 continue
+            # Void is neither 0 nor a label, so what is contested once stays contested.
             contested_HW = inside_HW & (mask_HW != 0) & (mask_HW != region.label)
             mask_HW[inside_HW] = region.label
             mask_HW[contested_HW] = VOID
+        # Last: a crowd hides no object that is outlined by itself.
         mask_HW[crowd_HW & (mask_HW == 0)] = VOID
         return read_image(image.path), mask_HW
 

@@ -52,6 +52,7 @@ class Folder(FilePairs):
         return np.where(mask_HW == self.ignore_index, np.uint8(VOID), mask_HW)
 
     def _content(self, image_id: str) -> Iterable[bytes | Path]:
+        # With another one the same file is another mask.
         yield bytes([self.ignore_index])
         yield from super()._content(image_id)
 
@@ -103,6 +104,7 @@ def _key(content: dict[str, Any], key: str, kind: type, path: Path, where: str =
         found = ", ".join(content) or "none"
         raise DataError(f"{path}: {where} has no key {key!r}; the keys are: {found}.")
     value = content[key]
+    # A bool is an int to Python: `true` would pass for 1.
     if not isinstance(value, kind) or isinstance(value, bool):
         raise DataError(
             f"{path}: {key} of {where} is {value!r}; it should be of type {kind.__name__}."

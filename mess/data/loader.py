@@ -74,6 +74,7 @@ def _plainly(loader: DataLoader[Item]) -> Iterator[Batch]:
 def _options(config: DataConfig) -> dict[str, Any]:
     # torch runs each worker with one intra-op thread already. The loader's own generator keeps it
     # from drawing a base seed from the global one, which would change dropout with the workers.
+    # torch warns of more workers than cores.
     return {
         "num_workers": min(config.workers, _cores()),
         "pin_memory": torch.cuda.is_available(),

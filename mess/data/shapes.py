@@ -139,6 +139,7 @@ def _colour(
     own = rng.random() < scene.tint
     wanted = np.array(CLASSES.colors[label]) / 255 if own else rng.random(3)
     step = wanted - base
+    # 1e-6: the wanted colour may be the background's own.
     step *= scene.contrast / max(float(np.abs(step).max()), 1e-6)
     # As far the other way, where a channel would leave its range.
     return np.where((base + step < 0) | (base + step > 1), base - step, base + step)
@@ -148,12 +149,14 @@ def _outline(
     rng: np.random.Generator, label: int, radius: float, size: tuple[int, int]
 ) -> Coordinates:
     """Pixels of an object of class `label` and about `radius` pixels, partly outside at most."""
+    # At most half a side, or the range of the centre would be empty.
     margin = min(0.6 * radius, min(size) / 2)
     row, column = (float(rng.uniform(margin, side - margin)) for side in size)
     angle = rng.uniform(0, 2 * np.pi)
     aspect = rng.uniform(0.65, 1.0)
     name = CLASSES.names[label]
     if name == "ellipse":
+        # skimage takes rotations from -π to π.
         return draw.ellipse(
             row, column, radius, radius * aspect, shape=size, rotation=angle - np.pi
         )

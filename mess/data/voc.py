@@ -55,6 +55,7 @@ class Voc(FilePairs):
             ),
         )
         if split != "train":
+            # False is 0: the first half calibrates.
             half = halves(len(files))[split == "test"]
             files = [files[index] for index in half]
         where = f"split {split!r} of VOC 2012 in {root}"

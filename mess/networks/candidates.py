@@ -84,6 +84,7 @@ def equidistant_points(block_macs: Sequence[int], points: int) -> list[int]:
     for i in range(1, points):
         # In integers: a share as a float may miss the block that reaches it exactly.
         pick = next(k for k in range(blocks) if cumulative[k] * points >= i * total)
+        # So on MobileNetV2 at stride 8, N = 6: blocks 10, 13, 14, 15, 16 and 17.
         while pick in taken:
             pick -= 1
         if pick < 0:
@@ -117,6 +118,7 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     backbone = _meta_backbone(config.backbone, num_classes)
     points = _points(config, backbone)
     head_macs, _ = macs.macs_and_shape(backbone.head, points[-1].shape)
+    # The network without exits: both ways of choosing points end with the last block.
     baseline = points[-1].macs + head_macs
     height = config.data.size[0]
     rows = []

@@ -57,6 +57,8 @@ class ReachableConv2d(nn.Conv2d):
     def of(cls, conv: nn.Conv2d) -> ReachableConv2d:
         """With the weight of `conv`, which has no bias and is padded by its dilation."""
         (dilation, _) = conv.dilation
+        # On the meta device no random numbers are drawn for a weight that is not kept: exits start
+        # as with torchvision's own module.
         made = cls(
             conv.in_channels, conv.out_channels, 3, padding=dilation, dilation=dilation,
             bias=False, device="meta",
@@ -70,6 +72,7 @@ class ReachableConv2d(nn.Conv2d):
             return super().forward(input)
         weight, padding = self.weight, [0, 0]
         for axis, dilation in enumerate(self.dilation):
+            # An outer tap is `dilation` away from the middle one, so it meets a map that is longer.
             if dilation < input.shape[2 + axis]:
                 padding[axis] = dilation
             else:
@@ -84,6 +87,7 @@ class _Pooling(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         pooled, size = super().forward(input), input.shape[2:]
         if not self.training:
+            # torchvision's operation, as it is exported; of one value it is that value everywhere.
             return F.interpolate(pooled, size=size, mode="bilinear", align_corners=False)
         # In the layout of the maps it is joined with, or the join would have another one.
         plain = input.is_contiguous()

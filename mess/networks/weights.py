@@ -14,6 +14,7 @@ from mess.errors import WeightsError
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, atomically."""
+    # Contiguous: safetensors refuses the channels-last layout that networks are kept in.
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }

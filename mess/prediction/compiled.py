@@ -91,6 +91,7 @@ class CompiledStatistics:
         Not exit by exit: the threads of torch keep their cores busy for a while after each of its
         operations, and two threads would then be slower than one.
         """
+        # Before the threads start, which then only read `_resolutions`.
         for pending in self._pending:
             self._prepare(pending.logits_BhwC.shape[1:3])
         found = self._pool.map(self._counted, self._pending)
@@ -139,6 +140,7 @@ class CompiledStatistics:
             edges[:-1],
             edges[1:],
         )
+        # To wait for the threads, and to raise what they raised.
         list(work)
         return class_BHW
 

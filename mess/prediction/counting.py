@@ -153,6 +153,7 @@ def _leaders(logits_hwC, leader_hw, lead_hw):
                 if not abs(value) <= size:
                     # Neither infinity nor what is not a number is forgotten again.
                     size = abs(value) if abs(value) < _HUGE else np.float32(np.inf)
+                # Not >=: of equal classes the lowest leads, as with argmax.
                 if value > best:
                     best, second, leader = value, best, k
                 elif value > second:
@@ -164,8 +165,11 @@ def _leaders(logits_hwC, leader_hw, lead_hw):
 @njit(cache=True, nogil=True)
 def _uniform(leader_hw, lead_hw, r, c, slack):
     """Whether one class leads by more than `slack` at all corners of a cell."""
+    # The last cell has no further corner: its pixels lie beyond, and have the last logits.
     below, right = min(r + 1, leader_hw.shape[0] - 1), min(c + 1, leader_hw.shape[1] - 1)
     leader = leader_hw[r, c]
+    # The lead over each class is bilinear in the cell, so nowhere less than at the worst corner.
+    # A lead that is not a number, as of two infinities, is none.
     return (
         leader == leader_hw[r, right]
         and leader == leader_hw[below, c]
@@ -204,6 +208,8 @@ def _interpolate(logits_hwC, r, c, grid, slack, scratch, block_HW):
         floor = max(floor, least)
     candidates = 0
     for k in range(classes):
+        # Not >=: where the limit is not a number every class stays. Candidates keep the order of
+        # classes, so of equals the lowest is still the first.
         if not most_C[k] < floor - slack:
             candidate_N[candidates] = k
             candidates += 1

@@ -34,6 +34,7 @@ class TensorStatistics:
     def add(self, exit_id: str, logits_BChw: Tensor, *, confidence_map: bool) -> None:
         images, classes = logits_BChw.shape[:2]
         class_BHW = interpolated(logits_BChw, self._size).argmax(1)
+        # Void is no class, so it is never hit.
         hit_BHW = class_BHW == self._label_BHW
         # One more class takes the pixels that do not count.
         counted_BHW = torch.where(self._label_BHW == VOID, classes, class_BHW)
@@ -54,6 +55,7 @@ class TensorStatistics:
         maps = torch.cat([labels.flatten() for labels in self._maps]).cpu().numpy()
         ends = np.cumsum([labels.numel() for labels in self._maps])[:-1]
         confidences = {name: values.cpu().numpy() for name, values in self._confidences.items()}
+        # Of E exits. A row X is C + 1 correct and C + 1 counted pixels, and the agreement: 2 C + 3.
         classes = (counts_EBX.shape[2] - 3) // 2
         return {
             name: ExitPrediction(

@@ -48,6 +48,7 @@ def predict(
         for images, labels, indices in batches:
             count = len(images)
             images, labels = _filled(images, batch_size), _filled(labels, batch_size)
+            # Ended before the yield: the code that takes the predictions would run under them, too.
             with torch.inference_mode(), _exact_convolutions():
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 maps = network.features(images)

@@ -40,6 +40,8 @@ class BestEpoch:
         self._units, self._configuration = units, configuration
         self._scores: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
+        # All files: a run may go on with another number of processes, and the best epoch of a unit
+        # may be in any of theirs.
         for file in _files(path):
             stored = load_checkpoint(file, remedy="Delete it to go on without the epochs in it.")
             if stored and (stored.stage, stored.configuration) == (stage, configuration):
@@ -58,6 +60,7 @@ class BestEpoch:
             self._scores[name] = score.mean()
             for key, tensor in state.items():
                 if key.startswith(unit.prefixes):
+                    # On a CPU `.cpu()` is the live weight itself, which the next step changes.
                     self._weights[key] = tensor.detach().cpu().clone()
         if better:
             tensors = {_SCORE + name: score for name, score in self._scores.items()}
@@ -75,6 +78,7 @@ class BestEpoch:
 
     def restore(self) -> None:
         """Give the network the best weights of each unit."""
+        # Not strict: what this process or this stage does not train is not among them.
         self._network.load_state_dict(self._weights, strict=False)
 
 

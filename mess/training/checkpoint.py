@@ -46,11 +46,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, shares: Sequence[str]
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
     }
     with atomic_path(path) as temporary:
+        # As one text: safetensors' metadata maps strings to strings.
         save_file(tensors, temporary, metadata={"position": json.dumps(position)})
 
 
 def save_divided(path: Path, checkpoint: Checkpoint, processes: Processes) -> None:
     """Replace the checkpoint at `path` by one of which every process has tensors of its own."""
+    # The step is in the names of shares, and the file that names them comes last: a kill before it
+    # leaves the old checkpoint with the shares that it names.
     step = f"{checkpoint.stage}-{checkpoint.iteration}"
     shares = [f"{path.stem}-{step}-{rank}{path.suffix}" for rank in range(1, processes.count)]
     if not processes.is_first:
@@ -58,6 +61,7 @@ def save_divided(path: Path, checkpoint: Checkpoint, processes: Processes) -> No
     processes.wait()
     if processes.is_first:
         save_checkpoint(path, checkpoint, shares=shares)
+        # Only now: until here the old checkpoint needed its own.
         _remove_shares(path, kept=shares)
 
 

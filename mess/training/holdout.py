@@ -41,6 +41,7 @@ class HoldoutJudge:
     ) -> dict[str, float]:
         """The mIoU of each of `exits` and of the final one."""
         first = self.processes.is_first
+        # `merge` adds figures up, so exactly one process may measure the final exit.
         mine = list(dict.fromkeys([*mine, FINAL] if first else mine))
         measured = (
             miou_by_exit(self.network, self.held_out, self.config, mine, self.device)

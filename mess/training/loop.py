@@ -168,6 +168,7 @@ class _StageRun:
 
     def _save_if_asked(self, stop: Stop) -> None:
         """Save where the clock or a signal asks any process to; a signal then ends them all."""
+        # Agreed on: saving waits for all, but clocks and signals come to each at another time.
         request = self._processes.most(stop.signal or (_SAVE if self._saver.is_due() else 0))
         if request:
             self._saver.save(self._stage, self._done)
@@ -178,6 +179,7 @@ class _StageRun:
         miou = self._judge()
         if self._best_epoch:
             self._best_epoch.offer(self._done, miou)
+            # This process's units alone; those of others come with the checkpoint, in `gather`.
             self._best_epoch.restore()
         self._stage.end()
         # Not before: a checkpoint of the last iteration is that of a finished stage.

@@ -141,7 +141,9 @@ class SoftTarget:
                 target *= (logits.argmax(1) == label).unsqueeze(1)
             target += mix.distillation * teacher
             # The teacher's entropy has no gradient; with it the loss is the divergence itself.
+            # By log_softmax, which is finite: a probability of 0 adds 0, not 0 · log 0.
             self._constant = mix.distillation * (teacher * log_teacher).sum() / self._pixels
+        # S of the formula. It is not 1 where pixels are void or filtered, or classes have weights.
         self._weight_BHW = target.sum(1)
         self._target_BCHW = target
         self._native: dict[tuple[int, int], Tensor] = {}
@@ -157,6 +159,7 @@ class SoftTarget:
         size = (logits_BChw.shape[2], logits_BChw.shape[3])
         if size not in self._native:
             device = logits_BChw.device
+            # `upsample` is R z Kᵀ, and Σ W · (R z Kᵀ) = Σ (Rᵀ W K) · z.
             rows = _weights(self._size[0], size[0], device)[self._grid.rows]
             columns = _weights(self._size[1], size[1], device)[self._grid.columns]
             self._native[size] = rows.T @ self._target_BCHW @ columns
@@ -195,6 +198,7 @@ def _jaccard_slope(truth_CP: Tensor) -> Tensor:
     Where the order of the errors stays, the Lovász extension is linear in them, and these are its
     coefficients (Berman et al., Algorithm 1). They sum to the loss with all pixels wrong, 1.
     """
+    # Counts in float32, as probabilities are: exact up to 2^24 pixels a batch.
     pixels_C1 = truth_CP.sum(1, keepdim=True)
     hits_CP = pixels_C1 - truth_CP.cumsum(1)
     # Wrong pixels of other classes join the union; those of the class were in it all along.

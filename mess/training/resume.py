@@ -57,6 +57,7 @@ class Saver:
         index = names.index(checkpoint.stage)
         stage = stages[index]
         self._network.load_state_dict(dict(_split(checkpoint.tensors, _NETWORK)))
+        # Written after `Stage.end`, so nothing of that stage is to be taken up again.
         if checkpoint.iteration == stage.settings.iterations:
             return index + 1, 0
         stage.restore(dict(_split(checkpoint.tensors, _STAGE)))
@@ -74,6 +75,7 @@ class Saver:
             others = [unit for name, unit in stage.units.items() if name not in stage.mine]
             left_out = _prefixes(others)
             if not self._processes.is_first:
+                # Empty for a process without units, and no name starts with one of no prefixes.
                 own = _prefixes([stage.units[name] for name in stage.mine])
                 state = {name: tensor for name, tensor in state.items() if name.startswith(own)}
             # The first process's share holds the backbone, too, and everything else that all have.
@@ -84,6 +86,7 @@ class Saver:
             save_divided(self._path, found, self._processes)
         elif self._processes.is_first:
             save_checkpoint(self._path, found)
+        # Only from here on may the others read it, as `gather` does.
         self._processes.wait()
         self._saved = time.monotonic()
 

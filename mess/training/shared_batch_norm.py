@@ -24,6 +24,7 @@ def normalise_together(module: nn.Module, processes: Processes) -> None:
     """
     for name, part in module.named_modules():
         if isinstance(part, nn.BatchNorm2d):
+            # On the instance, which a call asks first: class and names of weights stay torch's.
             part.forward = MethodType(_forward(processes, _afterwards(name, part)), part)
 
 
@@ -61,6 +62,7 @@ def _forward(processes: Processes, afterwards: tuple[nn.Module, ...]) -> Any:
             # Without a momentum torch keeps the mean over all batches.
             momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
+            # As in torch: running variances are unbiased, those that normalise are not.
             self.running_var.lerp_(variance * count / (count - 1), momentum)
         for layer in afterwards:
             output = layer(output)
@@ -83,12 +85,14 @@ class _TogetherFunction(torch.autograd.Function):
         moments[1 + len(mean) :] += own * mean.double().square()
         count, total, squares = processes.sum(moments).split([1, len(mean), len(mean)])
         together = (total / count).to(weight.dtype)
+        # A difference of squares may round to less than 0.
         spread = (squares / count - (total / count).square()).clamp(min=0).to(weight.dtype)
         count = count.to(weight.dtype)
         scale = (spread + eps).rsqrt()
         ctx.processes = processes
         ctx.save_for_backward(input, weight, together, spread, scale, count)
         ctx.eps = eps
+        # For the running statistics alone; the formula of `backward` has their gradient in it.
         ctx.mark_non_differentiable(together, spread, count)
         output = F.batch_norm(input, together, spread, weight, bias, False, 0.0, eps)
         return output, together, spread, count
@@ -110,4 +114,5 @@ class _TogetherFunction(torch.autograd.Function):
         centred = input.to(direct.dtype) - mean.to(direct.dtype).view(shape)
         direct.addcmul_(centred, (-factor * scale * weight_sum).to(direct.dtype).view(shape))
         direct.sub_((factor * bias_sum).to(direct.dtype).view(shape))
+        # Of weight and bias this process's part: `sum_gradients` adds them up with all others.
         return direct, by_weight, by_bias, None, None

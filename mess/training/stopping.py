@@ -36,6 +36,7 @@ def stop_on_signal(*, patient: bool = False) -> Iterator[Stop]:
         stop.signal = signal.Signals(number)
         if patient:
             return
+        # What was there before answers the second signal: an exception, or the end.
         for each in _SIGNALS:
             signal.signal(each, before[each])
 

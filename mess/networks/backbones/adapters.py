@@ -83,6 +83,8 @@ def checked_backbone(model: nn.Module, blocks: Sequence[str], title: str) -> Bac
         probe = copy.deepcopy(model).eval()
         on_meta = any(parameter.is_meta for parameter in probe.parameters())
         device = torch.device("meta" if on_meta else "cpu")
+        # A generator of its own leaves the global one alone. The CPU is named for factories that
+        # are called under torch.device("meta").
         image = torch.rand(1, 3, *_TRIAL, generator=torch.Generator().manual_seed(0), device="cpu")
         if not on_meta:
             _scatter(probe.to(device))
@@ -90,6 +92,7 @@ def checked_backbone(model: nn.Module, blocks: Sequence[str], title: str) -> Bac
         found = _run(_cut(probe, blocks, title), image.to(device), title)
     if found.shape != expected.shape:
         _refuse(title, blocks, f"of shape {list(found.shape)}, not {list(expected.shape)}")
+    # No tolerance: the same layers in the same order round the same.
     if not on_meta and not torch.equal(found, expected):
         _refuse(title, blocks, f"that are off by up to {float((found - expected).abs().max()):.3g}")
     return _cut(model, blocks, title)
@@ -163,6 +166,7 @@ def _scatter(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.dim() > 1:
+            # Uniform of variance 1 / inputs: sums of so many products do not vanish or overflow.
             bound = (3 / parameter[0].numel()) ** 0.5
             parameter.uniform_(-bound, bound, generator=generator)
         else:
@@ -214,6 +218,7 @@ def _run(backbone: Backbone, features: Tensor, title: str) -> Tensor:
                 f"{title} is no chain of its layers: {name!r} does not return features "
                 f"(B, C, h, w). {_OTHERWISE}"
             )
+        # torch counts changes in place, on the meta device too, where values would not show them.
         if features._version != version:
             raise ConfigError(
                 f"{title}: block {name!r} changes its input in place, which exits read too. Let "

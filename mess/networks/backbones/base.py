@@ -53,6 +53,7 @@ def load_pretrained(
     state = _read(weights, download)
     expected = model.state_dict()
     for name, tensor in expected.items():
+        # Files from before torch counted batches have none.
         if name.startswith(unused) or name.endswith("num_batches_tracked"):
             continue
         if name not in state:
@@ -68,6 +69,7 @@ def load_pretrained(
     with torch.no_grad():
         for name, tensor in expected.items():
             if name in state and not name.startswith(unused):
+                # Into the live tensor, in its own type: files may be in half precision.
                 tensor.copy_(state[name])
 
 

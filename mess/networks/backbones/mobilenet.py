@@ -58,6 +58,7 @@ def deeplabv3_mobilenet_v3_large(num_classes: int, *, weights: str = "none") -> 
     model = segmentation.deeplabv3_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=num_classes
     )
+    # The names that the layers have in torchvision's classifier, whose weights these are.
     classifier = nn.ModuleDict({"features": model.backbone})
     download = MobileNet_V3_Large_Weights.IMAGENET1K_V1
     load_pretrained(classifier, weights, download, ("classifier.",))
@@ -66,6 +67,7 @@ def deeplabv3_mobilenet_v3_large(num_classes: int, *, weights: str = "none") -> 
 
 def _dilate(block: nn.Module, dilation: int) -> None:
     for module in block.modules():
+        # The depthwise one: the 1×1 convolutions around it have neither stride nor reach.
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
             module.stride = (1, 1)
             module.dilation = module.padding = (dilation, dilation)

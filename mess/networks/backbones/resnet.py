@@ -55,5 +55,6 @@ def _blocks(network: ResNet) -> dict[str, nn.Module]:
         for index, block in enumerate(getattr(network, stage)):
             blocks[f"{stage}.{index}"] = block
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+    # A key that is there keeps its place: it stays the first block.
     blocks["layer1.0"] = nn.Sequential(stem, blocks["layer1.0"])
     return blocks

@@ -54,4 +54,5 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
+        # In place on the sum, which is no one else's: exits read the block's input.
         return self.relu(self.body(features) + self.shortcut(features))

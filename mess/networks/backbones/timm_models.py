@@ -32,6 +32,7 @@ def timm_model(
     model that is no chain.
     """
     timm = _library(model)
+    # Only its stride and the names of its layers are asked for: no memory, no random numbers.
     with torch.device("meta"):
         plain = timm.create_model(model)
     network = _dilated(timm, model, plain, output_stride)

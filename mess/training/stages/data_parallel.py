@@ -53,6 +53,7 @@ class DataParallel:
 
     def seed(self, seed: int) -> None:
         """Seed what this process draws in the step."""
+        # The first draws what a process alone would.
         rank = self._processes.rank
         torch.manual_seed(derive(seed, "rank", rank) if rank else seed)
 
@@ -61,6 +62,7 @@ class DataParallel:
         if self._processes.count == 1:
             return torch.ones((), device=labels.device)
         pixels = (labels != VOID).sum().to(torch.float32)
+        # A copy: sums are made in place, and this process's own number is divided by them.
         return pixels / self._processes.sum(pixels.clone()).clamp(min=1)
 
     def step(

@@ -61,12 +61,14 @@ class ExitTraining:
 
     def begin(self) -> None:
         frozen(self._network.backbone)
+        # Exits are on the device during their stage alone: groups are there to bound its memory.
         for exit_id, optimiser in self._optimisers.items():
             self._network.exits[exit_id].to(self._device).train()
             optimiser.prepare()
 
     def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
         amp = precision(self.settings, images.device)
+        # Not in inference mode, whose tensors autograd refuses to save for the backward of exits.
         with torch.no_grad(), amp:
             maps = self._network.features(images)
             teacher = self._network.backbone.head(maps[-1]).float()
@@ -98,6 +100,7 @@ class ExitTraining:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         for exit_id, optimiser in self._optimisers.items():
+            # Comes before `begin`, and momentum is made on its parameter's device.
             self._network.exits[exit_id].to(self._device)
             optimiser.restore(f"momentum.{exit_id}", state)
 
@@ -124,5 +127,6 @@ def batch_loss(
 def pixel_grid(config: Config, iteration: int) -> PixelGrid:
     """The label pixels that exits learn from in an iteration."""
     stride = config.training.stage2.pixel_stride
+    # By the iteration, so that in time exits learn from every pixel.
     offset = derive(config.seed, "grid", iteration) % (stride * stride)
     return PixelGrid(stride, offset // stride, offset % stride)

@@ -75,6 +75,7 @@ class JointTraining:
             final = self._network.backbone.head(leaves[-1]).float()
         target = batch_loss(self._loss, final, labels, iteration, self._config, self._class_weights)
         grid = pixel_grid(self._config, iteration)
+        # Shares are of the pixels that the losses are means over: the grid's, not all.
         share = self._together.share(labels[:, grid.rows, grid.columns])
 
         def backward(logits: Tensor) -> Tensor:

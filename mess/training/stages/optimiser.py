@@ -32,6 +32,8 @@ class PolySGD:
 
         Taken in the first steps, it would lie between what they free, and hold that in memory.
         """
+        # With zeros, and no dampening, torch's first step is what it would be: momentum = gradient.
+        # What is there stays: stages begin again after each epoch that is judged.
         for parameter in self.parameters():
             if "momentum_buffer" not in (state := self._optimiser.state[parameter]):
                 state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -42,6 +44,7 @@ class PolySGD:
         for group in self._optimiser.param_groups:
             group["lr"] = group["scale"] * share
         self._optimiser.step()
+        # To None, not 0: a head without a part in an iteration keeps weights and momentum.
         self._optimiser.zero_grad()
 
     def parameters(self) -> list[Tensor]:
@@ -62,6 +65,7 @@ class PolySGD:
         for index, parameter in enumerate(self.parameters()):
             buffer = state.get(f"{prefix}.{index}")
             if buffer is not None:
+                # Copied, to keep the parameter's device and layout; a checkpoint has neither.
                 self._optimiser.state[parameter]["momentum_buffer"].copy_(buffer)
 
     def forget(self) -> None:

@@ -45,6 +45,7 @@ class ExitAwarePretraining:
         self._network = network
         self._config = config
         self._class_weights = class_weights(config, num_classes, device)
+        # The last point has the network's own head.
         points = sorted(channels)[:-1] if early else []
         self._heads = nn.ModuleDict(
             {
