@@ -53,7 +53,7 @@ def write_table(
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a file of `schema`, or some of its columns; raises CacheError that names the file."""
     with _readable(path):
-        found = pq.read_schema(path).remove_metadata()
+        found = pq.read_schema(path)
         if not found.equals(schema):
             raise CacheError(
                 f"{path} has another schema than this version of mess writes. {_NEXT_MOVE}"

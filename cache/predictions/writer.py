@@ -227,7 +227,7 @@ class CacheWriter:
         for part in sorted(parts, key=lambda part: -len(part.images) * len(part.exits)):
             overlap = self._overlap(part)
             block = np.ix_(overlap.exits, overlap.images)
-            mine_EI, free_EI[block] = free_EI[block].copy(), False
+            mine_EI, free_EI[block] = free_EI[block], False
             yield part, overlap, mine_EI
 
     def _excerpts(
@@ -245,7 +245,8 @@ class CacheWriter:
             some = excerpt(
                 rows, images[alike].tolist(), exits[mine_E].tolist(), self.identity.signal_names
             )
-            label_map, confidence_map = some.label_map.copy(), some.confidence_map.copy()
+            # Indexing by arrays copied them already.
+            label_map, confidence_map = some.label_map, some.confidence_map
             if not self.identity.label_maps:
                 label_map[:] = None
             for e, exit_id in enumerate(some.exits):

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: progress, tables, messages."""
+"""What a person sees on the terminal as tables."""
 
 from __future__ import annotations
 

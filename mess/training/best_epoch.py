@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mess.compute.processes import ALONE, Processes
 from mess.networks.network import OverprovisionedNetwork
-from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
 from mess.training.stage import TrainedUnit
 
 _SCORE, _WEIGHTS = "score.", "network."
@@ -69,7 +69,7 @@ class BestEpoch:
             save_checkpoint(self._path, found)
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
-        scores, weights = _under(tensors, _SCORE), _under(tensors, _WEIGHTS)
+        scores, weights = under(tensors, _SCORE), under(tensors, _WEIGHTS)
         for name, unit in self._units.items():
             known = self._scores.get(name)
             if name in scores and (known is None or scores[name] > known):
@@ -91,11 +91,3 @@ def remove_best_epochs(path: Path) -> None:
 def _files(path: Path) -> list[Path]:
     beside = path.parent.glob(f"{path.stem}-*{path.suffix}")
     return [*([path] if path.exists() else []), *sorted(beside)]
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

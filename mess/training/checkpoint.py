@@ -30,6 +30,15 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
 
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, shares: Sequence[str] = ()) -> None:
     """Replace the checkpoint at `path`; a kill leaves the old one.
 

@@ -201,9 +201,10 @@ def _jaccard_slope(truth_CP: Tensor) -> Tensor:
     # Counts in float32, as probabilities are: exact up to 2^24 pixels a batch.
     pixels_C1 = truth_CP.sum(1, keepdim=True)
     hits_CP = pixels_C1 - truth_CP.cumsum(1)
-    # Wrong pixels of other classes join the union; those of the class were in it all along.
+    # Wrong pixels of other classes join the union; those of the class were in it all along. It is
+    # never empty: the first pixel in order is one or the other.
     union_CP = pixels_C1 + (1 - truth_CP).cumsum(1)
-    loss_CP = 1 - hits_CP / union_CP.clamp(min=1)
+    loss_CP = 1 - hits_CP / union_CP
     return loss_CP.diff(dim=1, prepend=torch.zeros_like(pixels_C1))
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from mess.common.progress import Reporter
 from mess.compute.processes import Processes
 from mess.config import Config, read_toml
 from mess.errors import TrainingError
 from mess.networks.network import OverprovisionedNetwork
-from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_divided
+from mess.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_divided,
+    under,
+)
 from mess.training.stage import Stage, TrainedUnit
 
 _NETWORK, _STAGE = "network.", "stage."
@@ -56,11 +60,11 @@ class Saver:
             )
         index = names.index(checkpoint.stage)
         stage = stages[index]
-        self._network.load_state_dict(dict(_split(checkpoint.tensors, _NETWORK)))
+        self._network.load_state_dict(under(checkpoint.tensors, _NETWORK))
         # Written after `Stage.end`, so nothing of that stage is to be taken up again.
         if checkpoint.iteration == stage.settings.iterations:
             return index + 1, 0
-        stage.restore(dict(_split(checkpoint.tensors, _STAGE)))
+        stage.restore(under(checkpoint.tensors, _STAGE))
         reporter.message(
             f"Resuming {checkpoint.stage} at iteration {checkpoint.iteration} "
             f"of {stage.settings.iterations}."
@@ -99,15 +103,9 @@ class Saver:
         if self._processes.count > 1:
             checkpoint = load_checkpoint(self._path)
             assert checkpoint is not None
-            self._network.load_state_dict(dict(_split(checkpoint.tensors, _NETWORK)))
+            self._network.load_state_dict(under(checkpoint.tensors, _NETWORK))
             self._processes.wait()
 
 
 def _prefixes(units: Iterable[TrainedUnit]) -> tuple[str, ...]:
     return tuple(_NETWORK + prefix for unit in units for prefix in unit.prefixes)
-
-
-def _split(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), tensor

@@ -72,8 +72,6 @@ def _scores(tables: Tables) -> NDArray[np.float64]:
     it is too small, so that the ratio is too large, and a sum over the images. Classes without
     labels have no hits: where they count at all they lower the mean, so they are left out of it.
     """
-    label = tables.label.sum(axis=0, dtype=np.int64)
-    labelled = label > 0
-    extra = (tables.predicted - tables.intersection)[:, :, labelled]
-    least = label[labelled] + extra.min(axis=0).sum(axis=0, dtype=np.int64)
+    labelled = tables.label.any(axis=0)
+    least = tables.least_union[labelled]
     return tables.intersection[:, :, labelled] @ (1 / least) / len(least)

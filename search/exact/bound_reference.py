@@ -48,10 +48,10 @@ def bound_around(
     free_shape = (*steps.number.shape, 2, 4, GROUPS)
     bound = Bound(
         score_IE=np.ascontiguousarray(score.T, dtype=np.float32),
-        gain_C=gain.astype(np.float32),
-        loss_C=loss.astype(np.float32),
-        above_C=gain.astype(np.float32),
-        below_C=(1 / by_depth.least_C).astype(np.float32),
+        gain_C=gain,
+        loss_C=loss,
+        above_C=gain,
+        below_C=1 / by_depth.least_C,
         hits0_C=hits0,
         extra0_C=extra0,
         share=by_depth.share,

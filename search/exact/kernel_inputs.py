@@ -94,8 +94,7 @@ class ByDepth(NamedTuple):
                 np.ascontiguousarray(extra, dtype=np.float32),
             ),
             label_C=label[labelled].astype(np.float64),
-            # Whoever answers an image predicts at least what the most sparing exit does there.
-            least_C=label[labelled] + extra.min(axis=0).sum(axis=0, dtype=np.float64),
+            least_C=tables.least_union[labelled].astype(np.float64),
             share=1.0 / (int(labelled.sum()) + int(stray.any(axis=0).sum())),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mess.search.problem.definition import Choice, evaluate
+from mess.search.problem.definition import Choice
 from mess.search.problem.findings import Findings
 from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import Goal, miou_steps
@@ -14,7 +14,7 @@ def search_single(goal: Goal, found: Findings, exits: Iterable[int]) -> None:
     """Every one of `exits` alone: the budgeted setting, or with those at point N the final-only."""
     for exit_ in exits:
         configuration = (Choice(exit_),)
-        evaluation = evaluate(goal.tables, goal.ticks, configuration, goal.request.latency_stat)
+        evaluation = goal.evaluate(configuration)
         miou = miou_steps(evaluation.miou)
         found.evaluated += 1
         if miou >= goal.miou_limit and goal.affordable(evaluation.totals):

@@ -53,7 +53,10 @@ class Aim(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Pixels of the labelled classes: `hits_EIC` correct, `extra_EIC` wrongly predicted as it."""
+    """Pixels of the labelled classes: `hits_EIC` correct, `extra_EIC` wrongly predicted as it.
+
+    Exact in single precision: `Tables` holds fewer than 2^24 of a class and image.
+    """
 
     # Whole numbers, which single precision holds exactly up to 2^24 pixels of a class in an image.
     hits_EIC: NDArray[np.float32]
@@ -94,10 +97,10 @@ class Bound(NamedTuple):
     """
 
     score_IE: NDArray[np.float32]
-    gain_C: NDArray[np.float32]
-    loss_C: NDArray[np.float32]
-    above_C: NDArray[np.float32]
-    below_C: NDArray[np.float32]
+    gain_C: NDArray[np.float64]
+    loss_C: NDArray[np.float64]
+    above_C: NDArray[np.float64]
+    below_C: NDArray[np.float64]
     hits0_C: NDArray[np.float64]
     extra0_C: NDArray[np.float64]
     share: float

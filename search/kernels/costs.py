@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from mess.search.kernels.arrays import EPSILON, MEAN, NOBODY, STORED
 from mess.search.problem.findings import NOTHING
 
+UNLIMITED = np.float32(np.finfo(np.float32).max)
+"""Where there is no limit; less than infinity, as what may never answer costs."""
+
 
 @njit(cache=True, nogil=True)
 def affordable(prices, total_M):
@@ -140,7 +143,7 @@ def limit_columns(lanes, left_2, images, stay_T, limit_2T):
     mean: its limit is solved for that path. The 90% path is that of one exit: of an early one,
     which is affordable or not, or of the last.
     """
-    limit_2T[:] = np.inf
+    limit_2T[:] = UNLIMITED
     for m in range(len(lanes.slot_M)):
         if lanes.slot_M[m] < 0:
             continue
@@ -184,7 +187,7 @@ def _limit_p90(path, path_3, delay, left_2, images, stay_T, limit_T):
         else:
             limit_T[t] = _rounded_up(np.float64(path - delay))
             continue
-        limit_T[t] = np.inf if fits else -np.inf
+        limit_T[t] = UNLIMITED if fits else -np.inf
 
 
 # More than the rounding to single precision takes away, which is half of EPSILON at most.

@@ -42,7 +42,7 @@ GROUPS = 8
 """Most groups of the deepest early exit's thresholds; the second order is bounded in each."""
 
 SAFE = np.float32(1.001)
-"""Covers the rounding of sums of squares in single precision."""
+"""Covers what norms and their products lose to single precision; sums are in double."""
 
 
 class Norms(NamedTuple):
@@ -192,9 +192,8 @@ def largest_by_point(norms_4RL, point_L, points):
 @njit(cache=True, nogil=True)
 def fill_free_norms(counts, bound, exits, deepest):
     """Fill the bound's free norms of the exit `deepest` before every deeper last exit."""
-    # Terms of a sum have one sign, so what additions lose is at most images * 2^-24 of it: `SAFE`
-    # covers that up to some 16,000 images.
-    sums_G4C = np.empty((GROUPS + 1, 4, counts.hits_EIC.shape[2]), dtype=np.float32)
+    # In double precision: z is a difference, and may be far smaller than either side of it.
+    sums_G4C = np.empty((GROUPS + 1, 4, counts.hits_EIC.shape[2]))
     for signal in range(exits.bins_EKI.shape[1]):
         columns = exits.number_EK[deepest, signal]
         if columns == 0:
@@ -227,9 +226,9 @@ def _sum_changes(counts, bound, bin_I, columns, deepest, last, sums_G4C):
         for c in range(sums_G4C.shape[2]):
             y = early_extra_C[c] - last_extra_C[c]
             z = bound.gain_C[c] * (early_hits_C[c] - last_hits_C[c]) - bound.loss_C[c] * y
-            piece_4C[0, c] -= min(z, np.float32(0))
+            piece_4C[0, c] -= min(z, 0.0)
             piece_4C[1, c] += max(y, np.float32(0))
-            piece_4C[2, c] += max(z, np.float32(0))
+            piece_4C[2, c] += max(z, 0.0)
             piece_4C[3, c] -= min(y, np.float32(0))
     for g in range(len(sums_G4C)):
         for c in range(sums_G4C.shape[2]):
@@ -241,7 +240,7 @@ def _sum_changes(counts, bound, bin_I, columns, deepest, last, sums_G4C):
 def _norms(sums_G4C, above_C, below_C, out_24G):
     """Norms of the sums over the pieces that may leave, and over those that may stay, by group."""
     classes = sums_G4C.shape[2]
-    early_4C = np.zeros((4, classes), dtype=np.float32)
+    early_4C = np.zeros((4, classes))
     # Who leaves at the first threshold of a group leaves at those of earlier groups as well.
     for group in range(GROUPS - 1, -1, -1):
         early_4C += sums_G4C[group + 1]
@@ -254,7 +253,7 @@ def _norms(sums_G4C, above_C, below_C, out_24G):
         late_4C += sums_G4C[group + 1]
         for k in range(4):
             # Seen from the early exit, what one side gains the other loses.
-            scale_C = np.ones(classes, dtype=np.float32)
+            scale_C = np.ones(classes)
             if k == 1:
                 scale_C = below_C / above_C
             elif k == 3:

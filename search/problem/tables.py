@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from mess.errors import CacheError, DataError
 from mess.exits import FINAL
 
+MOST_PIXELS = 2**24
+"""Of a class in one image: fewer are exact in single precision, in which searches count."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
@@ -83,6 +86,15 @@ class Tables:
         point = np.asarray(self.point)
         return (point[:, None] < point[None, :]) & (point < self.points)[None, :]
 
+    @property
+    def least_union(self) -> NDArray[np.int64]:
+        """Pixels, shape (C,), that the union of a class has at least, whoever answers.
+
+        Whoever answers an image predicts at least what the most sparing exit does there.
+        """
+        wrong = (self.predicted - self.intersection).min(axis=0)
+        return self.label.sum(axis=0) + wrong.sum(axis=0, dtype=np.int64)
+
     def observed(self, exit_: int, signal: int, before: int | None) -> NDArray[np.float32]:
         """A signal of every image at an exit, shape (I,), `before` being the selected exit before.
 
@@ -151,6 +163,12 @@ class Tables:
             )
         if min(self.label.min(), self.intersection.min(), self.predicted.min()) < 0:
             raise CacheError("pixel counts must not be negative; memoise the split again")
+        largest = max(self.label.max(), self.predicted.max())
+        if largest >= MOST_PIXELS:
+            raise CacheError(
+                f"a class has {largest} pixels in one image, and searches count up to "
+                f"{MOST_PIXELS - 1} exactly. Memoise at a smaller data.size"
+            )
         for name, limit in (("predicted", self.predicted), ("label", self.label)):
             wrong = np.argwhere(self.intersection > limit)
             if len(wrong):

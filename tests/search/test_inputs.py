@@ -75,6 +75,11 @@ def changed(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarr
             "5 exceeds",
         ),
         (lambda t: {"label": changed(t.label, (1, 1), 0)}, CacheError, "1 exceeds label 0"),
+        (
+            lambda t: {"label": changed(t.label, (0, 0), 2**24)},
+            CacheError,
+            "up to 16777215 exactly",
+        ),
         (lambda t: {"predicted": changed(t.predicted, (0, 0, 1), -1)}, CacheError, "negat"),
         (lambda t: {"signals": changed(t.signals, (0, 1, 0), np.nan)}, CacheError, "top1.*nan"),
         (lambda t: {"signals": t.signals.astype(np.float64)}, CacheError, "float32, got float64"),

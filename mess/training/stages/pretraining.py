@@ -12,6 +12,7 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
+from mess.training.checkpoint import under
 from mess.training.losses import cross_entropy
 from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
@@ -92,13 +93,7 @@ class ExitAwarePretraining:
         return heads | self._optimiser.momentum("momentum")
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._heads.load_state_dict(
-            {
-                name.removeprefix("heads."): tensor
-                for name, tensor in state.items()
-                if name.startswith("heads.")
-            }
-        )
+        self._heads.load_state_dict(under(state, "heads."))
         self._optimiser.restore("momentum", state)
 
 
