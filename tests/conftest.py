@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import os
+import pickle
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import is_hypothesis_test, settings
+from torch import nn
 
 from mess import workflow
 from mess.commands.train import train_network
-from mess.common.files import write_text
+from mess.common.files import atomic_path, write_text
 from mess.common.progress import Silent
 from mess.config import Config, parse_config
+from mess.export.programs import WRITERS, Writer
 from mess.networks.weights import save_weights
 from mess.runs.network import trained_network
 from mess.runs.run import Run
@@ -91,6 +96,54 @@ def _operators_are_read_once() -> Iterator[None]:
             read = staticmethod(cache(ONNXRegistry.from_torchlib))
             patch.setattr(ONNXRegistry, "from_torchlib", read)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _equal_programs_are_written_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests export the same segments again and again, at a second or more each.
+
+    Two modules are the same where all they consist of is, weights and attributes, byte for byte.
+    """
+    folder = _common_folder(tmp_path_factory) / "programs"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for format_, write in WRITERS.items():
+            patch.setitem(WRITERS, format_, _written_once(write, folder, format_))
+        yield
+
+
+def _written_once(write: Writer, folder: Path, format_: str) -> Writer:
+    def write_once(
+        module: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], path: Path
+    ) -> None:
+        try:
+            content = _content((format_, module, dict(inputs), list(outputs)))
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # A class that a test defines within itself.
+            write(module, inputs, outputs, path)
+            return
+        known = folder / hashlib.sha256(content).hexdigest()
+        if not known.exists():
+            write(module, inputs, outputs, path)
+            with atomic_path(known) as temporary:
+                shutil.copyfile(path, temporary)
+        shutil.copyfile(known, path)
+
+    return write_once
+
+
+def _content(value: object) -> bytes:
+    """The same bytes for equal values; torch pickles equal tensors differently each time."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: object) -> object:
+            if not isinstance(obj, torch.Tensor):
+                return None
+            return str(obj.dtype), tuple(obj.shape), obj.detach().numpy().tobytes()
+
+    out = io.BytesIO()
+    Pickler(out).dump(value)
+    return out.getvalue()
 
 
 @pytest.fixture(autouse=True)
@@ -169,8 +222,7 @@ def made_once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
 ) -> Path:
     """A folder that the first worker that asks for it fills, and all others find filled."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    root = _common_folder(tmp_path_factory)
     folder, filled = root / name, root / f"{name}.filled"
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -180,6 +232,12 @@ def made_once(
             make(folder)
             filled.touch()
     return folder
+
+
+def _common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all workers share."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
 @pytest.fixture
