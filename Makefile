@@ -41,7 +41,7 @@ test-numerics: $(READY)
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive MESS_TEST_SEED=1 $(PYTEST) -m numerics
 
 coverage: $(READY)
-	$(PYTEST) -m "not slow" --cov --cov-report term
+	$(PYTEST) --cov --cov-report term
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -41,8 +41,28 @@ settings.load_profile("tests")
 NUMERICS = ("tests/export", "tests/networks", "tests/prediction", "tests/signals")
 """Folders of which every test hangs on how a processor rounds."""
 
-SLOW = ("tests/workflow", "tests/networks/test_timm_models.py", "tests/search/test_realistic.py")
-"""Whole ways through files and processes, many networks, long enumerations."""
+SLOW = (
+    "tests/benchmarks",
+    "tests/cache/test_faults.py",
+    "tests/cli/test_commands.py",
+    "tests/compute/test_processes.py",
+    "tests/export/test_bundle.py",
+    "tests/networks",
+    "tests/prediction/test_statistics.py",
+    "tests/runs",
+    "tests/search/test_brute_force.py",
+    "tests/search/test_explanation.py",
+    "tests/search/test_infeasible.py",
+    "tests/search/test_policies.py",
+    "tests/search/test_realistic.py",
+    "tests/search/test_sampling.py",
+    "tests/training/test_training.py",
+    "tests/workflow",
+)
+"""Whole ways through files and processes, many networks, enumerations: `make check` goes without.
+
+They take nine tenths of the time.
+"""
 
 
 def pytest_report_header() -> str:
