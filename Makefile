@@ -9,7 +9,7 @@ WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
 FILE ?=
 
-.PHONY: quickstart test test-numerics check coverage lint compiled format clean
+.PHONY: quickstart test test-numerics check quick coverage lint compiled format clean
 
 quickstart: $(READY)
 	$(BIN)/mess train-overprovisioned quickstart --run $(RUN)
@@ -26,13 +26,16 @@ test: $(READY)
 # What is quick, or one file: make check FILE=tests/search/test_answer.py
 check: $(READY)
 ifeq ($(FILE),)
-	$(MAKE) -j 2 lint compiled
-	$(PYTEST) -m "not slow"
+	$(MAKE) compiled
+	$(MAKE) -j 2 -O lint quick
 else
 	$(BIN)/ruff check $(FILE)
 	$(BIN)/ruff format --check $(FILE)
 	$(BIN)/python -m pytest -q $(FILE)
 endif
+
+quick: $(READY)
+	$(PYTEST) -m "not slow"
 
 # What hangs on rounding, as on the oldest processors, then with two threads and other inputs.
 test-numerics: $(READY)
