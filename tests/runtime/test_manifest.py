@@ -82,6 +82,14 @@ def test_a_key_that_an_exit_lacks_is_named(content: dict[str, Any], data: st.Dat
         read(json.dumps(content).encode())
 
 
+@given(WHOLE, st.sampled_from(["macs", "threshold", "exit_rate"]), st.booleans())
+def test_a_truth_is_no_number(content: dict[str, Any], key: str, truth: bool) -> None:
+    """Though it is one to Python."""
+    content["exits"][0][key] = truth
+    with pytest.raises(BundleError, match=rf"exits\[0\]\.{key} = {truth}"):
+        read(json.dumps(content).encode())
+
+
 @given(JSON)
 def test_other_content_is_refused(content: Any) -> None:
     if isinstance(content, dict) and content.get("bundle_version") == BUNDLE_VERSION:

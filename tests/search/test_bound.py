@@ -85,3 +85,23 @@ def ruled_out_beside_kept(seed: int, classes: int) -> int:
         assert ((rows[mine, 8] <= t) & (t < rows[mine, 9])).any()
         ruled_out += pruned
     return ruled_out
+
+
+def test_what_is_stored_too_dear_is_ruled_out_where_nothing_else_is_limited() -> None:
+    tables, costs = network(0, 3)
+    goal = Goal.of(tables, to_ticks(tables, costs), Request(target="params"))
+    by_depth, steps = ByDepth.of(tables), thresholds_of(tables, 4)
+    prices = by_depth.sorted_prices(pack_prices(goal))
+    with ThreadPoolExecutor(1) as pool:
+        bound = reaching(bound_around(goal, by_depth, steps, (Choice(0),), pool), 0)
+
+    def kept(limit: int) -> int:
+        limited = prices._replace(limit_M=np.full_like(prices.limit_M, NOTHING))
+        limited.limit_M[goal.metrics.index("params")] = limit
+        seconds, exits = np.array([0]), by_depth.exits(steps)
+        rows, _ = rows_that_matter(
+            by_depth.counts, bound, limited, exits, NOBODY, 0, seconds, EMPTY
+        )
+        return len(rows)
+
+    assert kept(0) == 0 < kept(NOTHING)

@@ -55,3 +55,12 @@ def test_a_threshold_between_neighbours_leaves_the_upper_ones(
     at = data.draw(st.integers(1, len(distinct) - 1))
     threshold = threshold_between(distinct[at - 1], distinct[at])
     np.testing.assert_array_equal(leaves(signals, threshold), signals >= distinct[at])
+
+
+@given(st.floats(-4, 4, width=32))
+def test_a_threshold_separates_signals_that_nothing_lies_between(signal: float) -> None:
+    """In single precision it would be one of the two."""
+    lower = np.float32(signal)
+    upper = np.nextafter(lower, np.float32(np.inf))
+    both = np.array([lower, upper])
+    assert leaves(both, threshold_between(lower, upper)).tolist() == [False, True]
