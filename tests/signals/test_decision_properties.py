@@ -60,7 +60,6 @@ def test_a_threshold_between_neighbours_leaves_the_upper_ones(
 @given(st.floats(-4, 4, width=32))
 def test_a_threshold_separates_signals_that_nothing_lies_between(signal: float) -> None:
     """In single precision it would be one of the two."""
-    lower = np.float32(signal)
-    upper = np.nextafter(lower, np.float32(np.inf))
-    both = np.array([lower, upper])
-    assert leaves(both, threshold_between(lower, upper)).tolist() == [False, True]
+    both = np.array([signal, np.nextafter(np.float32(signal), np.float32(np.inf))], np.float32)
+    threshold = threshold_between(*both.tolist())
+    assert leaves(both, threshold).tolist() == [False, True]
