@@ -4,8 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 RUN := runs/quickstart
 
-# One worker a core; beyond four they wait for what they share.
-WORKERS ?= auto
+# One more than cores, as tests wait for processes; beyond four they wait for what they share.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
 FILE ?=
 

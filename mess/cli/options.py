@@ -9,7 +9,7 @@ import typer
 
 from mess.runtime.registry import FORMATS, RUNTIMES
 
-# Written out, as a type checker needs it; a test holds Target, Algorithm, Sampler to theirs.
+# Written out, as a type checker needs it; a test holds them to what there is.
 Setting = Literal["input-dependent", "anytime", "budgeted", "final-only"]
 Target = Literal["latency", "macs", "params", "accuracy"]
 Algorithm = Literal["exhaustive", "optuna"]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+# Subclasses may do more, so types are compared exactly.
+_FREE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Dropout2d)
+"""Layers that count 0 and keep the shape. Going through them takes three quarters of the time."""
 
 
 def macs_and_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -13,16 +20,36 @@ def macs_and_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, tupl
     `module` lives on the meta device: nothing is computed. Normalisation, pooling and upsampling
     count 0 (the papers' tables agree within 0.7%).
     """
-    # In training, normalisation refuses single values, and heads leave taps out that count.
+    # In training, heads leave taps out that count.
     training = module.training
     module.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with _passing_on(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
             output = module(torch.empty(shape, device="meta"))
     finally:
         module.train(training)
     # torch counts a multiply-add as two operations.
     return counter.get_total_flops() // 2, tuple(output.shape)
+
+
+@contextmanager
+def _passing_on(module: nn.Module) -> Iterator[None]:
+    """Layers that count 0 hand their input on."""
+    free = [
+        each for each in module.modules() if type(each) in _FREE and "forward" not in vars(each)
+    ]
+    for layer in free:
+        layer.forward = _same
+    try:
+        yield
+    finally:
+        for layer in free:
+            # The class's own is behind it.
+            del layer.forward
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
 
 
 def parameters(module: nn.Module) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mess.search.kernels.arrays import NOBODY
 
 
-class Early(NamedTuple):
+class RowExits(NamedTuple):
     """The first early exit (or `NOBODY`) and the second, with their signals.
 
     bin1_I, bin2_I: number of thresholds an image reaches; rows1, rows2: how many there are.
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
         `mess.search.kernels.second_order`; most_fixed_4RN: the largest over the exits of a point.
     """
 
-    early: Early
+    early: RowExits
     deeper: int
     order_I: NDArray[np.int64]
     start_R: NDArray[np.int64]
@@ -72,12 +72,12 @@ class Deepest(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def early_exits(exits, first, signal1, second, signal2):
-    """The `Early` of these exits; without a first one it lets all images pass, in a single row."""
+    """The `RowExits` of these exits; without a first one it lets all images pass, in a single row."""
     rows1 = exits.number_EK[first, signal1] if first != NOBODY else 1
     bin2_I = exits.bins_EKI[second, signal2]
     bin1_I = exits.bins_EKI[first, signal1] if first != NOBODY else np.zeros_like(bin2_I)
     rows2 = exits.number_EK[second, signal2]
-    return Early(first, signal1, bin1_I, rows1, second, signal2, bin2_I, rows2)
+    return RowExits(first, signal1, bin1_I, rows1, second, signal2, bin2_I, rows2)
 
 
 @njit(cache=True, nogil=True)

@@ -13,6 +13,7 @@ from mess.search.problem.settings import SETTINGS, InputDependent, find_setting
 
 ACCURACY = "accuracy"
 TARGETS = (LATENCY, MACS, PARAMS, ACCURACY)
+LATENCY_STATS = ("mean", "p90")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Request:
     def __post_init__(self) -> None:
         setting = find_setting(self.setting)
         _check_name("target", self.target, TARGETS)
-        _check_name("latency_stat", self.latency_stat, ("mean", "p90"))
+        _check_name("latency_stat", self.latency_stat, LATENCY_STATS)
         _check_share("max_error", "an absolute mIoU drop", self.max_error)
         _check_share("min_miou", "a share", self.min_miou)
         for name in ("max_latency_ms", "max_macs", "max_params"):

@@ -12,10 +12,11 @@ import pytest
 import typer.main
 
 from mess.cli.app import app, main
-from mess.cli.options import Algorithm, Sampler, Target
+from mess.cli.options import Algorithm, LatencyStat, Sampler, Setting, Target
 from mess.commands.search_options import ALGORITHMS, SearchOptions
 from mess.runs.run import Run
-from mess.search.problem.request import TARGETS
+from mess.search.problem.request import LATENCY_STATS, TARGETS
+from mess.search.problem.settings import SETTINGS
 from mess.search.sampled.study import SAMPLERS
 
 RUN = {"run"}
@@ -81,7 +82,9 @@ def test_json_is_all_that_stdout_holds(
 
 
 def test_choices_are_those_there_are() -> None:
+    assert get_args(Setting) == tuple(SETTINGS)
     assert get_args(Target) == TARGETS
+    assert get_args(LatencyStat) == LATENCY_STATS
     assert get_args(Algorithm) == ALGORITHMS
     assert get_args(Sampler) == SAMPLERS
 

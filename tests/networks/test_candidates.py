@@ -307,9 +307,17 @@ def test_rows_cost_what_a_real_network_does(tiny: Config) -> None:
         assert row.backbone_params == sum(p.numel() for p in body.parameters())
 
 
-def test_tracing_leaves_the_mode_of_a_module_alone() -> None:
-    module = nn.Conv2d(1, 1, 1, device="meta")
+def test_tracing_leaves_a_module_as_it_was() -> None:
+    layers = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Dropout()
+    module = nn.Sequential(*layers).to("meta")
     for training in (True, False):
         module.train(training)
         macs.macs_and_shape(module, (1, 1, 2, 2))
         assert module.training is training
+        assert not any("forward" in vars(layer) for layer in layers)
+
+
+def test_what_replaces_a_free_layer_is_counted() -> None:
+    convolution, norm = nn.Conv2d(1, 1, 3, device="meta"), nn.BatchNorm2d(1, device="meta")
+    norm.forward = convolution.forward
+    assert macs.macs_and_shape(norm, (1, 1, 3, 3)) == (9, (1, 1, 1, 1))

@@ -63,7 +63,7 @@ START, STAGE_1, STAGE_2, MEMOISING = ORDER = "start", "stage1", "stage2", "memoi
 forkserver = multiprocessing.get_context("forkserver")
 # Else every start would import them for seconds.
 forkserver.set_forkserver_preload(
-    ["mess.workflow", "mess.commands.train", "mess.commands.memoise", __name__]
+    ["mess.commands.train", "mess.commands.memoise", "tests.workflow.warm"]
 )
 
 

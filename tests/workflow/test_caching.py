@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from mess.data import open_split
 from mess.errors import CacheError, DataError, MessError
 from mess.runs import fingerprints
 from mess.runs.run import Run
+from tests.workflow.children import forkserver
 
 IMAGES = 40
 
@@ -280,29 +279,28 @@ def test_other_weights_are_refused_and_memoised_anew(run: Run) -> None:
     assert_equal(found, remade(run))
 
 
+def _memoise_in_small_parts(run: Path) -> None:
+    memoising._PART_IMAGES = 4
+    workflow.memoise(run)
+
+
 @pytest.mark.parametrize("moment", range(4))
 def test_a_killed_memoising_goes_on_and_ends_the_same(run: Run, moment: int) -> None:
     expected = stored(run)
     cache = run.cache("calibration")
     shutil.rmtree(cache)
     change_config(run, "memoise.batch_size=4")
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from mess.commands import memoise\n"
-        "from mess import workflow\n"
-        "memoise._PART_IMAGES = 4\n"
-        "workflow.memoise(Path(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(run.path)])
+    process = forkserver.Process(target=_memoise_in_small_parts, args=(run.path,))
+    process.start()
     parts = cache / "predictions"
     end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and process.is_alive():
         if len(list(parts.glob("part-*.parquet"))) > 2 * moment:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             break
         time.sleep(0.001)
-    assert process.wait() in (0, -signal.SIGKILL)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
     survived = len(list(parts.glob("part-*.parquet")))
     assert survived > 2 * moment
     listener = Listener()
