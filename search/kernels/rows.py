@@ -72,7 +72,7 @@ class Deepest(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def early_exits(exits, first, signal1, second, signal2):
-    """The `RowExits` of these exits; without a first one it lets all images pass, in a single row."""
+    """The exits of rows; without a first one it lets all images pass, in a single row."""
     rows1 = exits.number_EK[first, signal1] if first != NOBODY else 1
     bin2_I = exits.bins_EKI[second, signal2]
     bin1_I = exits.bins_EKI[first, signal1] if first != NOBODY else np.zeros_like(bin2_I)
