@@ -56,6 +56,9 @@ class DataConfig(_Section):
     """Strength of colour jitter (brightness, contrast, saturation; a tenth of it in hue)."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Data-loading processes."""
+    groups: str | None = None
+    """Which images depend on each other, such as frames of a video: a CSV file with the columns
+    image_id and group, or a regular expression whose capture on the id is the group."""
 
     @model_validator(mode="after")
     def _ordered(self) -> DataConfig:
@@ -191,7 +194,7 @@ class Config(_Section):
     def of_weights(self) -> Config:
         """The part of the configuration that trained weights depend on, the rest at defaults."""
         # What may change while a run goes on: places, and how work is divided, watched and saved.
-        data = self.data.model_copy(update={"root": None, "workers": 0})
+        data = self.data.model_copy(update={"root": None, "workers": 0, "groups": None})
         backbone = self.backbone
         if backbone.weights not in ("none", "torchvision"):
             # A file may move; what was read from it is in the checkpoint.

@@ -184,31 +184,32 @@ def search(
     run: RunOption = None,
     setting: Annotated[Setting, typer.Option(help="How the instance runs.")] = "input-dependent",
     target: Annotated[Target, typer.Option(help="Minimised; accuracy is maximised.")] = "latency",
-    max_error: Annotated[float | None, typer.Option(help="mIoU drop below the final exit.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="mIoU that may be lost.")] = None,
     min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
     max_latency: Annotated[float | None, typer.Option(help="Milliseconds.")] = None,
-    max_macs: Annotated[str | None, typer.Option(help="A number, or 0.5x of the baseline.")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="Or 0.5x the baseline's.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(metavar="COST=MIOU", help="Anytime: mIoU delivered by a cost; repeatable."),
+        typer.Option(metavar="COST=MIOU", help="Anytime; repeatable."),
     ] = None,
     latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = "mean",
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,
     cache: Annotated[str, typer.Option(help="Predictions to search.")] = "calibration",
-    policy: Annotated[
-        str | None, typer.Option(help="Signals that decide, or all; share by default.")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Signals that decide.")] = None,
     shared_threshold: Annotated[
         bool, typer.Option("--shared-threshold", help="One for all early exits.")
     ] = False,
+    confidence: Annotated[float | None, typer.Option(help="On new images, as 0.95.")] = None,
+    certify: Annotated[str, typer.Option(help="cross, or a fresh cache.")] = "cross",
+    expect: Annotated[bool, typer.Option("--expect", help="Tell new images' error.")] = False,
     max_exits: Annotated[int, typer.Option(min=1, help="Proven up to 4.")] = 3,
     thresholds: Annotated[int, typer.Option(min=1, help="Each of two early exits.")] = 64,
     no_front: Annotated[bool, typer.Option("--no-front", help="Only the answer.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore earlier fronts.")] = False,
     algorithm: Annotated[Algorithm, typer.Option(help="optuna samples, unproven.")] = "exhaustive",
     trials: Annotated[int | None, typer.Option(min=1, help="Of optuna, in all; 2000.")] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="Of optuna; tpe by default.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="Of optuna.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best instance without retraining."""

@@ -5,6 +5,69 @@ from __future__ import annotations
 from typing import Any
 
 
+def new_images_lines(result: dict[str, Any]) -> list[str]:
+    """What is promised, or expected, of new images; nothing where that was not computed."""
+    if certificate := result.get("certificate"):
+        return _certificate_lines(certificate, _UNITS[certificate["metric"]])
+    if not (expected := result.get("expected")):
+        return []
+    kept, error = expected["saving_kept"], _range(expected["error"])
+    keeps = "" if kept is None else f"; that would keep {100 * max(0.0, kept):.0f}% of the saving"
+    return [
+        f"On new images like these {expected['images']} expect an error of {error}. To hold the "
+        f"limits there, too, add --confidence {expected['confidence']:g}{keeps}."
+    ]
+
+
+def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
+    confidence = f"{100 * certificate['confidence']:g}%"
+    count, groups = certificate["images"], certificate["groups"]
+    images = f"{count} images" if groups == count else f"{count} images in {groups} groups"
+    cross = certificate["method"] == "cross"
+    how = "each left out of the search that it judged" if cross else "which no search saw"
+    naive, whole = certificate["uncertified"], certificate["margin"] is None
+    without = ""
+    if certificate["margin"] != 0:
+        without = (
+            f" Without --confidence the answer costs {_amount(naive['cost']['value'], unit)}, and "
+            f"is expected to lose {_range(naive['error'])} on new images."
+        )
+    if whole:
+        nothing = "Nothing but the whole network can be certified"
+        lines = [f"{nothing} at {confidence} from {images}, {how}.{without}"]
+    else:
+        bounds = (
+            " and ".join(
+                f"{'error at most' if 'max_error' in limit else 'mIoU at least'} {bound:.4f}"
+                f"{_at_checkpoint(limit)} (asked {limit.get('max_error', limit.get('min_miou')):g})"
+                for limit, bound in zip(certificate["limits"], certificate["bounds"], strict=True)
+            )
+            or f"mIoU at least {certificate['least_miou']:.4f}"
+        )
+        lines = [
+            f"Certified at {confidence} for images like these: {bounds}. From {images}, {how}; "
+            f"expected error {_range(certificate['error'])}.{without}"
+        ]
+    if certificate["strength"] == "weak":
+        lines.append(f"The certificate is weak: {groups} groups tell little about others.")
+    if not certificate["holds"]:
+        lines.append("Not even the whole network keeps every limit for certain.")
+    if needed := certificate["images_needed"]:
+        offers = ", ".join(
+            f"{_amount(offer['cost'], unit)} from about {offer['images']:,}" for offer in needed
+        )
+        lines.append(f"More images like these would certify cheaper answers: {offers}.")
+    return lines
+
+
+def _at_checkpoint(limit: dict[str, Any]) -> str:
+    return "" if limit["checkpoint"] is None else f" by checkpoint {limit['checkpoint'] + 1}"
+
+
+def _range(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})"
+
+
 def explanation_lines(result: dict[str, Any]) -> list[str]:
     """What a search's explanation says, in sentences: limits and purchases, then neighbours."""
     told, given = result.get("explanation") or {}, result["constraints"]
@@ -51,6 +114,9 @@ def _flag(name: str, values: dict[str, Any]) -> str:
     value = values[name]
     figure = value if isinstance(value, str) else f"{value:.6g}" if value < 1e5 else f"{value:.0f}"
     return f"--{name.removesuffix('_ms').replace('_', '-')} {figure}"
+
+
+_UNITS = {"latency": "ms", "macs": "MACs", "params": "parameters"}
 
 
 def _amount(value: float, unit: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mess.cli.sentences import explanation_lines
+from mess.cli.sentences import explanation_lines, new_images_lines
 from mess.cli.terminal import out, say
 
 
@@ -91,7 +91,14 @@ def print_search(result: dict[str, Any]) -> None:
     out.print(_comparison(result["predicted"], result["baseline"], ("miou", "macs", "latency_ms")))
     found = result["search"]
     certainty = "proven optimal"
-    if not found["optimal"]:
+    if "certificate" in result:
+        margin = result["certificate"]["margin"]
+        certainty = "the safest"
+        if margin is not None:
+            nearly = "" if found["optimal"] else "within 0.0005 mIoU or 0.5% of the cost of "
+            with_margin = f" with a margin of {margin:.4f} mIoU" if margin else ""
+            certainty = f"{nearly}the best{with_margin}"
+    elif not found["optimal"]:
         # A gap tells an interrupted exhaustive search from trials.
         certainty = f"best of {found['evaluated']:,} trials, not proven,"
         if found["gap"] is not None:
@@ -103,7 +110,7 @@ def print_search(result: dict[str, Any]) -> None:
         f"{certainty} among {found['configurations']:,} configurations{how}; "
         f"error {result['error']:.4f}. Result: {result['path']}"
     )
-    for line in explanation_lines(result):
+    for line in (*new_images_lines(result), *explanation_lines(result)):
         say(line)
 
 

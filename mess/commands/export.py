@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class _Instance:
     predicted: Figures
     baseline: Figures
     source: Source
+    certificate: dict[str, Any] | None = None
 
 
 def export_search(
@@ -84,6 +86,7 @@ def _chosen(search_id: str, result: SearchResult, cache: RunCache, reporter: Rep
         predicted=result["predicted"],
         baseline=result["baseline"],
         source={"search": search_id, **result["cache"]},
+        certificate=result.get("certificate"),
     )
 
 
@@ -127,6 +130,8 @@ def _export(
         "palette": [list(color) for color in table.colors],
         "ignore_index": table.ignore_index,
     }
+    if instance.certificate is not None:
+        facts["certificate"] = instance.certificate
     return export_bundle(
         network,
         _planned(place, cache, instance),

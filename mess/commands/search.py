@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
+from mess.commands.new_images import Promised, is_fast, of_new_images
 from mess.commands.search_options import OPTUNA, SearchOptions
 from mess.common.files import write_json
 from mess.common.progress import Reporter, Task
@@ -54,6 +55,8 @@ def search_run(
 
     Of a `team` that searches together the first process writes.
     """
+    if team and options.confidence is not None:
+        raise MessError("torchrun divides a search without --confidence alone; leave it out.")
     if team and options.algorithm == OPTUNA:
         raise MessError(
             "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "
@@ -65,7 +68,8 @@ def search_run(
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
     assert answer
-    result = _write(question, answer, source)
+    promised = of_new_images(place, options, answer, question.costs, reporter)
+    result = _write(question, answer, source, promised)
     if team:
         team.gather(json.dumps(result).encode())
     return result
@@ -131,7 +135,7 @@ def _answer(
             question.costs,
             question.goal.request,
             _progress(task),
-            front=options.front,
+            front=options.front and is_fast(options),
             team=team,
             **_sampling(question),
         )
@@ -155,10 +159,12 @@ def _sampling(question: _Question) -> dict[str, Any]:
     }
 
 
-def _write(question: _Question, answer: Answer, source: str | None) -> FoundResult:
-    """Write the search's folder."""
+def _write(
+    question: _Question, answer: Answer, source: str | None, promised: Promised
+) -> FoundResult:
+    """Write the search's folder; the front is that of the search without a promise."""
     place, options, depends = question.place, question.options, question.depends
-    result = answer.to_result()
+    result = promised.answer.to_result() | promised.told
     result["search"]["space"]["excluded"] = depends["excluded"]
     result["search"]["source"] = source
     result |= {
@@ -167,7 +173,10 @@ def _write(question: _Question, answer: Answer, source: str | None) -> FoundResu
         "costs": depends["costs"],
         "profile": (options.profile or DEFAULT_PROFILE) if "latency" in question.costs else None,
     }
-    folder = new_folder(place.path / "searches", _name(question.goal.request, question.policy))
+    name = _name(question.goal.request, question.policy)
+    if options.confidence is not None:
+        name += f"-confidence-{options.confidence:g}"
+    folder = new_folder(place.path / "searches", name)
     rows = answer.front_rows()
     # The result last: a folder without one is no search.
     write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))

@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 from mess.errors import MessError, nearest
 from mess.runs.policies import ALL
 from mess.runs.results import CALIBRATION
+from mess.search.guarantees.confidence import require_confidence
 from mess.search.problem.request import ACCURACY, LATENCY, Request
 from mess.search.problem.settings import SETTINGS, InputDependent, find_setting
 from mess.signals.registry import PAIR_SIGNALS
 
+CROSS = "cross"
 EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
 ALGORITHMS = (EXHAUSTIVE, OPTUNA)
 
@@ -61,6 +63,9 @@ class SearchOptions:
     sampler: str | None = None
     policy: str | None = None
     shared_threshold: bool = False
+    confidence: float | None = None
+    certify: str = CROSS
+    expect: bool = False
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -80,6 +85,7 @@ class SearchOptions:
                 "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
                 "--checkpoint."
             )
+        self._check_certificate()
         if self.policy == ALL:
             self._check_comparison()
         elif self.policy is not None and not find_setting(self.setting).signals_decide:
@@ -101,6 +107,30 @@ class SearchOptions:
             checkpoints=tuple(_checkpoint(text) for text in self.checkpoints),
             **{name: getattr(self, name) for name in _ALIKE},
         )
+
+    def _check_certificate(self) -> None:
+        if self.confidence is None:
+            if self.certify != CROSS:
+                raise MessError(
+                    f"certify {self.certify} needs a confidence: add --confidence, such as 0.95."
+                )
+            return
+        require_confidence(self.confidence)
+        if self.expect:
+            raise MessError(
+                "expect tells what is not promised, and --confidence promises it; leave one out."
+            )
+        if self.certify == self.cache:
+            raise MessError(
+                f"the images of {self.cache} are searched, so they cannot certify what they chose. "
+                f"Name the cache of others, or leave --certify out: {CROSS} leaves each image out "
+                "of the search that it judges."
+            )
+        if self.policy == ALL or self.algorithm != EXHAUSTIVE:
+            raise MessError(
+                "a confidence is computed by repeating one exhaustive search without part of the "
+                "images; name one --policy, and leave --algorithm out."
+            )
 
     def _check_optuna(self) -> None:
         if not self.front:

@@ -63,6 +63,10 @@ class SearchResult(TypedDict):
     policy: NotRequired[str | None]
     costs: NotRequired[str]
     profile: NotRequired[str | None]
+    certificate: NotRequired[dict[str, Any]]
+    """What is promised of new images (docs/guarantees.md), where it was asked for."""
+    expected: NotRequired[dict[str, Any]]
+    """What to expect on new images, where nothing is promised."""
 
 
 class FoundResult(SearchResult):

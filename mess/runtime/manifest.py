@@ -71,6 +71,8 @@ class RunManifest(Manifest):
     classes: list[str]
     palette: list[list[int]]
     ignore_index: int
+    certificate: NotRequired[dict[str, Any]]
+    """What its search promised of new images (docs/guarantees.md)."""
 
 
 _Kind = TypeVar("_Kind", Manifest, RunManifest)

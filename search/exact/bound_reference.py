@@ -11,8 +11,10 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mess.search.exact.kernel_inputs import ByDepth
+from mess.search.exact.resolution import EXACT, Resolution, hurdles
 from mess.search.kernels.arrays import EPSILON, MEAN, Bound
 from mess.search.kernels.bound import MARGIN
 from mess.search.kernels.second_order import GROUPS, fill_free_norms
@@ -22,8 +24,8 @@ from mess.search.problem.front import FrontPoint
 from mess.search.problem.goal import MIOU_STEPS, Goal
 from mess.search.problem.thresholds import Thresholds
 
-BANDS = 8
-"""Pieces of the front, each with a reference of its own."""
+BANDS, BANDS_ABOVE = 8, 2
+"""Pieces of a front, each with a reference of its own, and of what is above a floor."""
 
 
 def bound_around(
@@ -104,36 +106,59 @@ class Band(NamedTuple):
     limit: int
 
 
-def bands(points: tuple[FrontPoint[Configuration], ...], kind: int) -> Iterator[Band]:
-    """Bands that together hold every configuration that is not behind the front of `points`.
+def bands(
+    points: tuple[FrontPoint[Configuration], ...], kind: int, resolution: Resolution = EXACT
+) -> Iterator[Band]:
+    """Bands that together hold every configuration that is not behind the hurdles of `points`.
 
-    No configuration costs less than the cheapest exit alone, which is on the front. So let the
-    point p be the last that costs no more than a configuration; not to be behind it, the
-    configuration is at least as accurate as p. If p is the end of the front, the first band holds
-    it. Otherwise it costs less than the point q after p, so that with slope >= 0
+    No configuration costs less than the first hurdle. So let the hurdle p be the last that costs no
+    more than a configuration; not to be behind it, the configuration is at least as accurate as p
+    asks. If p is the last, the first band holds it. Otherwise it costs less than the hurdle q after
+    p, so that with slope >= 0
 
         miou - slope * cost >= miou of p - slope * cost of q,
 
     and `need` is the least of that over neighbours p and q of the band. Bands share their ends, so
     every two neighbours are in one of them.
     """
-    last = points[-1]
-    yield Band(last.payload, last.miou / MIOU_STEPS - MARGIN, 0.0, NOTHING)
-    edges = np.linspace(points[0].miou, last.miou, BANDS + 1)
-    start = 0
-    for edge in edges[1:]:
+    cost_F = np.array([point.cost for point in points])
+    miou_F = np.array([point.miou for point in points])
+    cost_H, miou_H = hurdles(cost_F, miou_F, resolution)
+
+    def near(hurdle: int) -> Configuration:
+        return points[
+            max(0, int(np.searchsorted(cost_F, cost_H[hurdle], side="right")) - 1)
+        ].payload
+
+    yield Band(points[-1].payload, miou_H[-1] / MIOU_STEPS - MARGIN, 0.0, NOTHING)
+    start, pieces = 0, BANDS
+    if resolution.floor >= miou_F[0] and len(cost_H) > 1:
+        # From the cheapest up to the floor is a long way, which no slope follows well.
+        yield Band(near(1), miou_H[0] / MIOU_STEPS - MARGIN, 0.0, int(cost_H[1]))
+        # What is left is short, and every piece costs a look at all rows.
+        start, pieces = 1, BANDS_ABOVE
+    way_H = _way(cost_H[start:], miou_H[start:])
+    for edge in np.linspace(0, way_H[-1], pieces + 1)[1:] if way_H[-1] else ():
         stop = start
-        while stop < len(points) - 1 and points[stop].miou < edge:
+        while stop < len(cost_H) - 1 and way_H[stop - (len(cost_H) - len(way_H))] < edge:
             stop += 1
         # The band before reaches past this edge already.
         if stop == start:
             continue
-        piece = points[start : stop + 1]
-        middle = piece[len(piece) // 2].payload
-        cost = np.array([point.cost for point in piece], dtype=np.float64)
-        miou = np.array([point.miou for point in piece], dtype=np.float64) / MIOU_STEPS
+        piece = slice(start, stop + 1)
+        cost, miou = cost_H[piece].astype(np.float64), miou_H[piece] / MIOU_STEPS
         # Parameters and the 90% path are not sums over the images, which a slope needs.
         slope = float((miou[-1] - miou[0]) / (cost[-1] - cost[0])) if kind == MEAN else 0.0
         need = float((miou[:-1] - slope * cost[1:]).min())
-        yield Band(middle, need - MARGIN, slope, piece[-1].cost)
+        yield Band(near((start + stop + 1) // 2), need - MARGIN, slope, int(cost_H[stop]))
         start = stop
+
+
+def _way(cost_H: NDArray[np.int64], miou_H: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far along the front each hurdle is, by cost and mIoU in equal parts.
+
+    By mIoU alone the accurate end, where much cost buys little, would be one band, whose reference
+    is far from most of it.
+    """
+    parts = [(values - values[0]) / max(1, values[-1] - values[0]) for values in (cost_H, miou_H)]
+    return parts[0] + parts[1]

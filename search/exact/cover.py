@@ -9,11 +9,18 @@ from typing import Any
 
 from mess.errors import ConfigError
 from mess.search.exact.anytime import search_anytime
-from mess.search.exact.input_dependent import search_dependent
+from mess.search.exact.input_dependent import collect_dependent, search_dependent
 from mess.search.exact.one_exit import search_single
-from mess.search.exact.pair_signals import count_pairs, pair_thresholds_by_early, search_pairs
+from mess.search.exact.pair_signals import (
+    collect_pairs,
+    count_pairs,
+    pair_thresholds_by_early,
+    search_pairs,
+)
+from mess.search.exact.resolution import Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.problem.findings import Findings
+from mess.search.problem.front import Point
 from mess.search.problem.goal import Goal
 from mess.search.problem.settings import Anytime, InputDependent
 from mess.search.problem.space import (
@@ -123,6 +130,18 @@ _COVERS: dict[str, Callable[[Goal, bool, Progress, Workers], Covered]] = {
     Anytime.name: _cover_anytime,
 }
 """How a setting's space is covered; in a setting that is not named one exit answers alone."""
+
+
+def collect(goal: Goal, resolution: Resolution, workers: Workers = ALL_CORES) -> tuple[Point, ...]:
+    """The front of the whole space alone, to a resolution, whatever the limits."""
+    if goal.request.setting != InputDependent.name:
+        return cover(goal, workers=workers).found.front.points
+    found = Findings()
+    if goal.tables.pairs is not None:
+        collect_pairs(goal, found, pair_thresholds_by_early(goal), resolution, workers)
+    else:
+        collect_dependent(goal, found, thresholds_by_early(goal), resolution, workers)
+    return found.front.points
 
 
 @contextmanager

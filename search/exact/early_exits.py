@@ -11,6 +11,7 @@ import numpy as np
 
 from mess.search.exact.bound_reference import along, bands, bound_around, reaching
 from mess.search.exact.kernel_inputs import ByDepth, pack_aim, pack_pixels
+from mess.search.exact.resolution import EXACT, Resolution, hurdles
 from mess.search.exact.shared_threshold import one_threshold_space, with_one_threshold
 from mess.search.exact.workers import Workers, run_rounds
 from mess.search.kernels.arrays import MEAN, NOBODY, Aim, Bound, Prices
@@ -23,7 +24,7 @@ from mess.search.problem.thresholds import Thresholds
 
 FrontArrays = tuple[Arrays, Arrays, Arrays]
 
-_NO_FRONT = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+_NO_HURDLES = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
 class Task(NamedTuple):
@@ -114,11 +115,13 @@ class EarlyExitSearch:
         if not additive and found.best:
             self._rounds(found, self._space.tasks, partial(scan, ties=True), None)
 
-    def run_front(self, found: Findings, done: Callable[[float], None]) -> None:
+    def run_front(
+        self, found: Findings, done: Callable[[float], None], resolution: Resolution = EXACT
+    ) -> None:
         """Several early exits, for the front over all of them, whatever the limits."""
         metric, aim = self._goal.metrics.index(self._goal.front_metric), pack_aim(self._goal, True)
         kind_M = self._space.prices.kind_M
-        pieces = list(bands(found.front.points, int(kind_M[metric])))
+        pieces = list(bands(found.front.points, int(kind_M[metric]), resolution))
         for position, band in enumerate(pieces):
             around = self._bound(band.reference)
             bound = along(around, band, self._goal, self._space.deepest_steps)
@@ -133,7 +136,8 @@ class EarlyExitSearch:
                 bound: Bound = bound,
                 limit_M: Arrays = limit_M,
             ) -> Scan:
-                return self._search(task, bound, limit_M, aim, best, front)
+                clear = hurdles(front[0], front[1], resolution)
+                return self._search(task, bound, limit_M, aim, best, front, clear)
 
             # `run_best` has counted these configurations.
             self._rounds(found, self._space.tasks, scan, None)
@@ -152,8 +156,9 @@ class EarlyExitSearch:
         aim: Aim,
         best: Arrays,
         front: FrontArrays,
+        clear: tuple[Arrays, Arrays] = _NO_HURDLES,
     ) -> Scan:
-        """Evaluate what the bound does not rule out."""
+        """Evaluate what the bound does not rule out, nor the hurdles to `clear`."""
         space, exits = self._space, self._exits._replace(number_EK=task.number_EK)
         rows, bounded = rows_that_matter(
             self._by_depth.counts,
@@ -163,7 +168,7 @@ class EarlyExitSearch:
             task.first,
             task.signal,
             task.seconds,
-            front[:2] if aim.collect else _NO_FRONT,
+            clear,
         )
         if space.shared:
             rows = with_one_threshold(rows, same_signal=space.same_signal)

@@ -9,6 +9,7 @@ import numpy as np
 from mess.search.exact.early_exits import EarlyExits, EarlyExitSearch, Task
 from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.exact.one_exit import search_single
+from mess.search.exact.resolution import Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.kernels.arrays import NOBODY
 from mess.search.problem.definition import Choice, Configuration
@@ -31,12 +32,7 @@ def search_dependent(
     `steps_by_early` come from `thresholds_by_early`. First the best configuration is proven; then,
     to `collect` the front, those with several early exits are searched again in every piece of it.
     """
-    search_single(goal, found, range(goal.tables.exits))
-    by_depth = ByDepth.of(goal.tables)
-    searches = {
-        early: EarlyExitSearch(goal, by_depth, _early_exits(goal, by_depth, steps, early), workers)
-        for early, steps in steps_by_early.items()
-    }
+    searches = _begin(goal, found, steps_by_early, workers)
     # Fewer exits first: what they find is the reference of the bound, and the limit, for more.
     for early, search in searches.items():
         if early == 1:
@@ -50,6 +46,37 @@ def search_dependent(
             if early > 1:
                 search.run_front(found, partial(done, early))
         found.front_proven = True
+
+
+def collect_dependent(
+    goal: Goal,
+    found: Findings,
+    steps_by_early: dict[int, Thresholds],
+    resolution: Resolution,
+    workers: Workers = ALL_CORES,
+) -> None:
+    """The front alone, to a resolution."""
+    for early, search in _begin(goal, found, steps_by_early, workers).items():
+        if early == 1:
+            search.run_all(found, True, _unheard)
+        else:
+            search.run_front(found, _unheard, resolution)
+
+
+def _begin(
+    goal: Goal, found: Findings, steps_by_early: dict[int, Thresholds], workers: Workers
+) -> dict[int, EarlyExitSearch]:
+    """Single exits are searched; then by number of early exits what is yet to be."""
+    search_single(goal, found, range(goal.tables.exits))
+    by_depth = ByDepth.of(goal.tables)
+    return {
+        early: EarlyExitSearch(goal, by_depth, _early_exits(goal, by_depth, steps, early), workers)
+        for early, steps in steps_by_early.items()
+    }
+
+
+def _unheard(_share: float) -> None:
+    pass
 
 
 def _early_exits(goal: Goal, by_depth: ByDepth, steps: Thresholds, early: int) -> EarlyExits:

@@ -12,7 +12,7 @@ the exits before it as signals, and all others have a single signal, compared wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from mess.search.exact.early_exits import EarlyExits, EarlyExitSearch, Task
 from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.exact.one_exit import search_single
+from mess.search.exact.resolution import Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.kernels.arrays import NOBODY, Prices
 from mess.search.problem.definition import Choice, Configuration
@@ -78,28 +79,65 @@ def search_pairs(
     `steps_by_early` come from `pair_thresholds_by_early`. Best configuration and front as in
     `search_dependent`.
     """
-    search_single(goal, found, range(goal.tables.exits))
     by_depth = ByDepth.of(goal.tables)
-    if 1 in steps_by_early:
-        single = EarlyExitSearch(goal, by_depth, _single(goal, steps_by_early[1]), workers)
-        single.run_all(found, collect, partial(done, 1))
-    middles = _middles(steps_by_early[2]) if 2 in steps_by_early else []
-
-    def each(run: Callable[[EarlyExitSearch, Callable[[float], None]], None]) -> None:
-        # One at a time: together they would take as much memory as all triples of exits.
-        for position, exit_ in enumerate(middles):
-            space = _behind_middle(goal, by_depth, steps_by_early[2], exit_)
-            run(
-                EarlyExitSearch(goal, by_depth, space, workers),
-                lambda share, n=position: done(2, (n + share) / len(middles)),
-            )
-
+    _search_one(goal, found, by_depth, steps_by_early, collect, workers, partial(done, 1))
+    behind = partial(_each_middle, goal, by_depth, steps_by_early, workers, partial(done, 2))
     # All best ones before any front, so that an interrupt leaves at least a proven answer.
-    each(lambda search, hear: search.run_best(found, hear))
+    for search, hear in behind():
+        search.run_best(found, hear)
     found.proven = True
     if collect:
-        each(lambda search, hear: search.run_front(found, hear))
+        for search, hear in behind():
+            search.run_front(found, hear)
         found.front_proven = True
+
+
+def collect_pairs(
+    goal: Goal,
+    found: Findings,
+    steps_by_early: dict[int, Thresholds],
+    resolution: Resolution,
+    workers: Workers = ALL_CORES,
+) -> None:
+    """The front alone, to a resolution."""
+    by_depth = ByDepth.of(goal.tables)
+    _search_one(goal, found, by_depth, steps_by_early, True, workers, lambda _: None)
+    for search, hear in _each_middle(goal, by_depth, steps_by_early, workers, lambda _: None):
+        search.run_front(found, hear, resolution)
+
+
+def _search_one(
+    goal: Goal,
+    found: Findings,
+    by_depth: ByDepth,
+    steps_by_early: dict[int, Thresholds],
+    collect: bool,
+    workers: Workers,
+    done: Callable[[float], None],
+) -> None:
+    """Single exits, and every configuration with one threshold."""
+    search_single(goal, found, range(goal.tables.exits))
+    if 1 in steps_by_early:
+        single = EarlyExitSearch(goal, by_depth, _single(goal, steps_by_early[1]), workers)
+        single.run_all(found, collect, done)
+
+
+def _each_middle(
+    goal: Goal,
+    by_depth: ByDepth,
+    steps_by_early: dict[int, Thresholds],
+    workers: Workers,
+    done: Callable[[float], None],
+) -> Iterator[tuple[EarlyExitSearch, Callable[[float], None]]]:
+    """Searches of two thresholds by the first exit that has one, each with who hears its share."""
+    middles = _middles(steps_by_early[2]) if 2 in steps_by_early else []
+    # One at a time: together they would take as much memory as all triples of exits.
+    for position, exit_ in enumerate(middles):
+        space = _behind_middle(goal, by_depth, steps_by_early[2], exit_)
+        yield (
+            EarlyExitSearch(goal, by_depth, space, workers),
+            lambda share, n=position: done((n + share) / len(middles)),
+        )
 
 
 def _single(goal: Goal, steps: Thresholds) -> EarlyExits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,17 @@ class Tables:
         """
         wrong = (self.predicted - self.intersection).min(axis=0)
         return self.label.sum(axis=0) + wrong.sum(axis=0, dtype=np.int64)
+
+    def subset(self, images: NDArray[np.integer]) -> Tables:
+        """The tables of some images alone, by their indices."""
+        return replace(
+            self,
+            label=self.label[images],
+            intersection=self.intersection[:, images],
+            predicted=self.predicted[:, images],
+            signals=self.signals[:, images],
+            pairs=None if self.pairs is None else self.pairs[:, :, images],
+        )
 
     def observed(self, exit_: int, signal: int, before: int | None) -> NDArray[np.float32]:
         """A signal of every image at an exit, shape (I,), `before` being the selected exit before.

@@ -27,8 +27,9 @@ TREE = {
     "profile": {"runtime", "threads", "rounds", "name"} | RUN,
     "search": {
         "setting", "target", "max_error", "min_miou", "max_latency", "max_macs", "max_params",
-        "checkpoint", "latency_stat", "profile", "cache", "policy", "shared_threshold", "max_exits",
-        "thresholds", "no_front", "fresh", "algorithm", "trials", "sampler", "as_json",
+        "checkpoint", "latency_stat", "profile", "cache", "policy", "shared_threshold",
+        "confidence", "certify", "expect", "max_exits", "thresholds", "no_front", "fresh",
+        "algorithm", "trials", "sampler", "as_json",
     } | RUN,
     "export": {"search", "format", "output"} | RUN,
     "evaluate": {"bundle", "split", "threads", "as_json"} | RUN,

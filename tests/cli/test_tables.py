@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mess.cli import progress
-from mess.cli.sentences import explanation_lines
+from mess.cli.sentences import explanation_lines, new_images_lines
 from mess.cli.tables import print_policies, print_search
 
 CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
@@ -142,3 +142,79 @@ def test_where_nothing_can_be_drawn_long_tasks_say_a_line_now_and_then(
         reporter.message("begun")
         task.advance(5, loss=0.25)
     assert capsys.readouterr().err.splitlines() == ["begun", "stage 1: 15 of 20 loss 0.2500"]
+
+
+def interval(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def certificate(**changes: Any) -> dict[str, Any]:
+    """Of a result as `workflow.search` returns it."""
+    return {
+        "method": "cross",
+        "confidence": 0.95,
+        "strength": "full",
+        "holds": True,
+        "limits": [{"max_error": 0.01, "checkpoint": None}],
+        "bounds": [0.0093],
+        "least_miou": 0.4,
+        "margin": 0.008,
+        "metric": "latency",
+        "error": interval(0.0036, -0.0033, 0.0104),
+        "miou": interval(0.46, 0.43, 0.48),
+        "cost": interval(2.33, 2.25, 2.42),
+        "uncertified": {
+            "error": interval(0.0166, 0.0077, 0.0255),
+            "cost": interval(1.98, 1.91, 2.06),
+        },
+        "images": 240,
+        "groups": 240,
+        "images_needed": [{"cost": 2.28, "images": 1250}],
+    } | changes
+
+
+def test_a_certificate_in_sentences() -> None:
+    assert new_images_lines({"certificate": certificate()}) == [
+        "Certified at 95% for images like these: error at most 0.0093 (asked 0.01). From 240 "
+        "images, each left out of the search that it judged; expected error 0.0036 (-0.0033 to "
+        "0.0104). Without --confidence the answer costs 1.98 ms, and is expected to lose 0.0166 "
+        "(0.0077 to 0.0255) on new images.",
+        "More images like these would certify cheaper answers: 2.28 ms from about 1,250.",
+    ]
+    # What has no margin is what a search without a confidence answers.
+    (line,) = new_images_lines({"certificate": certificate(margin=0.0, images_needed=[])})
+    assert "Without --confidence" not in line
+
+
+def test_a_weak_certificate_from_fresh_images_at_checkpoints() -> None:
+    limits = [{"max_error": 0.01, "checkpoint": None}, {"min_miou": 0.4, "checkpoint": 1}]
+    told = certificate(
+        method="fresh", limits=limits, bounds=[0.005, 0.41], strength="weak", groups=9, margin=0.0
+    )
+    first, second, _ = new_images_lines({"certificate": told})
+    assert "error at most 0.0050 (asked 0.01) and mIoU at least 0.4100 by checkpoint 2" in first
+    assert "From 240 images in 9 groups, which no search saw" in first
+    assert second == "The certificate is weak: 9 groups tell little about others."
+
+
+def test_where_only_the_whole_network_holds() -> None:
+    lines = new_images_lines({"certificate": certificate(margin=None, holds=False)})
+    assert lines[0].startswith("Nothing but the whole network can be certified at 95% from 240")
+    assert lines[1] == "Not even the whole network keeps every limit for certain."
+
+
+def test_what_to_expect_in_a_sentence() -> None:
+    expected = {
+        "error": interval(0.0176, 0.0075, 0.0277),
+        "metric": "macs",
+        "confidence": 0.95,
+        "saving_kept": 0.9,
+        "images": 240,
+    }
+    assert new_images_lines({"expected": expected}) == [
+        "On new images like these 240 expect an error of 0.0176 (0.0075 to 0.0277). To hold the "
+        "limits there, too, add --confidence 0.95; that would keep 90% of the saving."
+    ]
+    (line,) = new_images_lines({"expected": expected | {"saving_kept": None}})
+    assert line.endswith("add --confidence 0.95.")
+    assert new_images_lines({}) == []

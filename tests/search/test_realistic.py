@@ -104,7 +104,7 @@ def measure(
     chain: tuple[int, ...],
     steps: Thresholds | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    early, images = chain[:-1], np.arange(tables.images)
+    early = chain[:-1]
     blocks = []
     for signals in product(range(len(tables.signal_names)), repeat=len(early)):
         thresholds = [
@@ -117,12 +117,15 @@ def measure(
                 depth[observed >= chosen[position]] = position
             blocks.append((signals, depth))
     depth_XI = np.array([depth for _, depth in blocks])
-    answer_XI = np.asarray(chain)[depth_XI]
-    hits = tables.intersection[answer_XI, images].sum(axis=1, dtype=np.int64)
-    predicted = tables.predicted[answer_XI, images].sum(axis=1, dtype=np.int64)
+    by_depth = [(depth_XI == d).astype(np.float64) for d in range(len(chain))]
+    # Whole numbers: sums in double precision are exact.
+    hits = sum(took_XI @ tables.intersection[e] for took_XI, e in zip(by_depth, chain, strict=True))
+    predicted = sum(
+        took_XI @ tables.predicted[e] for took_XI, e in zip(by_depth, chain, strict=True)
+    )
     union = predicted + tables.label.sum(axis=0) - hits
     miou = np.nanmean(np.where(union > 0, hits / np.maximum(union, 1), np.nan), axis=1)
-    counts = np.stack([(depth_XI == d).sum(axis=1) for d in range(len(chain))], axis=1)
+    counts = np.stack([took_XI.sum(axis=1) for took_XI in by_depth], axis=1)
     cost = np.empty((4, len(blocks)))
     for m, metric in enumerate(METRICS):
         paths = np.array([path_costs(tables, costs, metric, chain, s) for s, _ in blocks])
@@ -156,12 +159,11 @@ def path_costs(
 
 
 def front_of(cost: NDArray[np.float64], miou: NDArray[np.float64]) -> list[tuple[float, float]]:
-    points: list[tuple[float, float]] = []
-    for x in np.lexsort((-miou, cost)):
-        c, m = float(cost[x]), float(miou[x])
-        if not points or round(m * 1e12) > round(points[-1][1] * 1e12):
-            points.append((c, m))
-    return points
+    order = np.lexsort((-miou, cost))
+    steps = np.rint(miou[order] * 1e12)
+    best_before = np.maximum.accumulate(np.append(-1.0, steps[:-1]))
+    front = order[steps > best_before]
+    return list(zip(cost[front].tolist(), miou[front].tolist(), strict=True))
 
 
 def test_answers_and_fronts_equal_the_enumeration() -> None:

@@ -1,0 +1,237 @@
+"""How often promises are broken, and what keeping them costs, where the truth is known.
+
+    python benchmarks/guarantees.py [--parts images classes limits groups exits] [--draws N]
+        [--workers N] [--output FILE]
+
+A population of 20,000 images, whose exits, signals and class frequencies look like a trained
+network's (`random_caches.py`), is all the images there are. A draw takes some of them at random,
+searches those, and holds what it finds against the whole population, in four ways:
+
+- naive: the answer that keeps the limit on the images drawn, as without `--confidence`.
+- split: searched on one half, certified on the other.
+- cross: certified by cross-fitting, on all of them.
+- oracle: the cheapest configuration of all that keeps the limit in the population.
+
+`broken` is the share of draws whose answer loses more than the limit in the population, with the
+95% interval of that share; a certificate at 95% may break in 5%. `saving` is the mean of what is
+saved there, in the oracle's saving. `refused` is how often nothing but the whole network was
+certified, which saves nothing and breaks nothing.
+
+Groups are images next to each other in difficulty, as frames of a video are: draws take whole
+groups. Every figure is in FILE as soon as it is measured: given again, the command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from random_caches import CacheSize, random_cache
+from results import Results, Row, machine_facts
+from scipy.special import betaincinv
+
+from mess.search.exact.cover import cover
+from mess.search.exact.workers import Workers
+from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
+from mess.search.guarantees.groups import LEAST, Groups
+from mess.search.guarantees.picking import picks
+from mess.search.problem.costs import MACS, to_ticks
+from mess.search.problem.definition import Configuration
+from mess.search.problem.goal import Goal
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
+
+POPULATION, CONFIDENCE = 20_000, 0.95
+
+ONE = Workers(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is drawn and promised; groups of one image are images that depend on no other."""
+
+    part: str
+    images: int = 500
+    classes: int = 8
+    architectures: int = 2
+    max_exits: int = 2
+    thresholds: int = 64
+    error: float = 0.01
+    group: int = 1
+
+
+CASES = [
+    *(Case(part="images", images=n) for n in (60, 120, 240, 500, 1000, 1500)),
+    *(Case(part="classes", classes=n) for n in (21, 60, 150)),
+    *(Case(part="limits", error=limit) for limit in (0.001, 0.003, 0.03)),
+    *(Case(part="groups", images=n, group=g) for n, g in ((1000, 10), (500, 10), (500, 25))),
+    Case(part="groups", images=500, group=50),
+    Case(part="exits", images=240, architectures=1, max_exits=3, thresholds=16),
+]
+
+
+class Truth(NamedTuple):
+    """What a configuration loses and costs in the population."""
+
+    error: float
+    cost: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parts = list(dict.fromkeys(case.part for case in CASES))
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, default=Path("runs/guarantees.json"))
+    options = parser.parse_args()
+    results = Results(options.output, machine_facts("mess", "numpy", "numba"))
+    for case in CASES:
+        if case.part in options.parts:
+            row = results.measure(
+                asdict(case) | {"draws": options.draws},
+                partial(measure, case, options.draws, options.workers),
+            )
+            print(line(row))
+
+
+def measure(case: Case, draws: int, workers: int) -> Row:
+    """Shares and means over the draws, by way."""
+    whole = population(case)
+    best = cover(whole.goal, collect=False).found.best
+    assert best
+    oracle = whole.truth(best[1])
+    # The tables are large: forked processes share what was made before.
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        found = list(pool.map(partial(draw, case), range(draws), chunksize=4))
+    saving = whole.goal.baseline.costs[MACS] - oracle.cost
+    ways = {}
+    for way in found[0]:
+        errors = np.array([each[way]["error"] for each in found])
+        costs = np.array([each[way]["cost"] for each in found])
+        broken = int((errors > case.error + 1e-12).sum())
+        ways[way] = {
+            "broken": broken / draws,
+            "interval": interval(broken, draws),
+            "error": float(errors.mean()),
+            "saving": float((whole.goal.baseline.costs[MACS] - costs).mean() / saving),
+            "refused": float(np.mean([each[way]["refused"] for each in found])),
+        }
+    saved = whole.goal.baseline.costs[MACS] / oracle.cost
+    return {"oracle_saves": saved, "oracle_error": oracle.error, "ways": ways}
+
+
+def draw(case: Case, number: int) -> dict[str, Row]:
+    """Search and certify images drawn at random."""
+    rng = np.random.default_rng([number, 7])
+    whole, count = population(case), case.images // case.group
+    drawn, groups = whole.draw(rng, count)
+    half = groups.of_image < count // 2
+    goal = whole.on(drawn)
+    (naive,) = picks(goal, (0.0,), ONE)
+    found = {"naive": whole.row(naive.configuration)}
+    if count >= LEAST:
+        certificate = certify_cross(goal, groups, CONFIDENCE, number, ONE)
+        found["cross"] = whole.certified(certificate)
+    if count // 2 >= LEAST:
+        searched, other = whole.on(drawn[half]), whole.on(drawn[~half])
+        theirs = Groups.of([str(g) for g in groups.of_image[~half]])
+        certificate = certify_fresh(searched, other.tables, other.ticks, theirs, CONFIDENCE, ONE)
+        found["split"] = whole.certified(certificate)
+    return found
+
+
+class Population:
+    """All the images there are, in groups."""
+
+    def __init__(self, case: Case) -> None:
+        size = CacheSize(images=POPULATION, classes=case.classes, architectures=case.architectures)
+        (tables, costs), self._case = random_cache(size, seed=1), case
+        self.tables = self._in_groups(tables)
+        self.costs = costs
+        self.request = Request(
+            target=MACS, max_error=case.error, max_exits=case.max_exits,
+            thresholds=case.thresholds,
+        )  # fmt: skip
+        self.goal = Goal.of(self.tables, to_ticks(tables, costs), self.request)
+        self._known: dict[Configuration, Truth] = {}
+
+    def _in_groups(self, tables: Tables) -> Tables:
+        """Images in order of what the first exit gets wrong, with some noise."""
+        if self._case.group == 1:
+            return tables
+        wrong = 1 - tables.intersection[0].sum(axis=1) / tables.label.sum(axis=1)
+        noise = np.random.default_rng(2).normal(0, 0.5 * wrong.std(), len(wrong))
+        return tables.subset(np.argsort(wrong + noise))
+
+    def draw(self, rng: np.random.Generator, groups: int) -> tuple[NDArray[np.intp], Groups]:
+        """Images of so many groups, and their groups; the same one may be drawn again."""
+        size = self._case.group
+        firsts = rng.integers(POPULATION // size, size=groups) * size
+        images = (firsts[:, None] + np.arange(size)).ravel()
+        return images, Groups.of([str(n) for n in np.repeat(np.arange(groups), size)])
+
+    def on(self, images: NDArray[np.intp]) -> Goal:
+        """The question on these images alone."""
+        tables = self.tables.subset(images)
+        return Goal.of(tables, to_ticks(tables, self.costs), self.request)
+
+    def truth(self, configuration: Configuration) -> Truth:
+        """What it loses and costs in the population."""
+        if configuration not in self._known:
+            found = self.goal.evaluate(configuration)
+            self._known[configuration] = Truth(
+                self.goal.baseline.miou - found.miou, found.costs[MACS]
+            )
+        return self._known[configuration]
+
+    def row(self, configuration: Configuration, *, refused: bool = False) -> Row:
+        return self.truth(configuration)._asdict() | {"refused": refused}
+
+    def certified(self, certificate: Certificate) -> Row:
+        return self.row(certificate.picked.configuration, refused=certificate.margin is None)
+
+
+@lru_cache(maxsize=1)
+def population(case: Case) -> Population:
+    """The last one is kept."""
+    return Population(case)
+
+
+def interval(broken: int, draws: int) -> tuple[float, float]:
+    """Clopper and Pearson's of a share, at 95%."""
+    low = betaincinv(broken, draws - broken + 1, 0.025) if broken else 0.0
+    high = betaincinv(broken + 1, draws - broken, 0.975) if broken < draws else 1.0
+    return float(low), float(high)
+
+
+def line(row: Row) -> str:
+    """A row of the table in docs/guarantees.md."""
+    ways = row["ways"]
+
+    def figures(way: str) -> str:
+        if way not in ways:
+            return "too few groups"
+        found = ways[way]
+        low, high = (100 * end for end in found["interval"])
+        return f"{100 * found['broken']:.1f}% ({low:.1f} to {high:.1f}), {found['saving']:.2f}"
+
+    question = (
+        f"{row['images']} images"
+        + (f" in groups of {row['group']}" if row["group"] > 1 else "")
+        + f", {row['classes']} classes, {row['max_exits']} exits, {row['error']:g}"
+    )
+    cells = [question, *(figures(way) for way in ("naive", "split", "cross"))]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

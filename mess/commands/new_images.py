@@ -1,0 +1,151 @@
+"""What an answer is worth on new images: a certificate, or what to expect. No torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from mess.commands.search_options import CROSS, SearchOptions
+from mess.common.progress import Reporter
+from mess.errors import DataError
+from mess.runs.freshness import require_current_data
+from mess.runs.groups import groups_of
+from mess.runs.policies import ALL, policy_tables
+from mess.runs.run import Run
+from mess.search.answers.answer import Answer
+from mess.search.exact.resolution import EXACT
+from mess.search.guarantees.certify import EXPECTED, Certificate, certify_cross, certify_fresh
+from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.picking import resolution_of
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.goal import Goal, miou_steps
+from mess.search.problem.request import ACCURACY
+
+
+class Promised(NamedTuple):
+    """An answer, and what result.json tells of new images besides."""
+
+    answer: Answer
+    told: dict[str, Any]
+
+
+def is_fast(options: SearchOptions) -> bool:
+    """Whether the whole exact front is no burden: with a confidence many are made."""
+    return options.confidence is None or resolution_of(options.request(1.0)) == EXACT
+
+
+def of_new_images(
+    place: Run,
+    options: SearchOptions,
+    answer: Answer,
+    costs: Mapping[str, Cost],
+    reporter: Reporter,
+) -> Promised:
+    """Certify where a confidence is asked for; else tell what to expect, if that is quick.
+
+    Quick is what takes no longer than the search did, so that no answer is much slower for it.
+    """
+    if options.confidence is None:
+        expected = _expected(place, options, answer, reporter)
+        return Promised(answer, {} if expected is None else {"expected": expected})
+    if options.certify == CROSS:
+        groups = _groups(place, options.cache)
+        certificate = _cross(place, answer.goal, groups, options.confidence, reporter)
+    else:
+        certificate = _fresh(place, options, answer.goal, costs, reporter)
+    cache = options.cache if options.certify == CROSS else options.certify
+    told = {"cache": cache} | certificate.to_result()
+    # What an answer's neighbours cost explains a search on its own images, not a certificate.
+    return Promised(_within(answer, certificate), {"certificate": told, "explanation": {}})
+
+
+def _groups(place: Run, cache: str) -> Groups:
+    return groups_of(place.config.data.groups, place.open_cache(cache).predictions.image_ids)
+
+
+def _cross(
+    place: Run,
+    goal: Goal,
+    groups: Groups,
+    confidence: float,
+    reporter: Reporter,
+    most_seconds: float = math.inf,
+) -> Certificate:
+    """Raises TooSlow where that would take more than so many seconds."""
+    start = time.perf_counter()
+    with reporter.task("leaving images out", 1) as task:
+        reached = 0.0
+
+        def hear(share: float) -> None:
+            nonlocal reached
+            task.advance(share - reached)
+            reached = share
+            if (time.perf_counter() - start) / share > most_seconds:
+                raise _TooSlow
+
+        return certify_cross(goal, groups, confidence, place.config.seed, done=hear)
+
+
+class _TooSlow(Exception):
+    pass
+
+
+def _fresh(
+    place: Run,
+    options: SearchOptions,
+    goal: Goal,
+    costs: Mapping[str, Cost],
+    reporter: Reporter,
+) -> Certificate:
+    """Certify on another cache, of images that no search saw."""
+    assert options.confidence is not None
+    cache = place.open_cache(options.certify)
+    require_current_data(place, cache, reporter)
+    tables, _ = policy_tables(cache, options.policy, reporter)
+    searched = place.open_cache(options.cache).image_fingerprints.values()
+    both = set(searched) & set(cache.image_fingerprints.values())
+    if both:
+        raise DataError(
+            f"{len(both)} images of the cache {options.certify!r} are among those that were "
+            "searched, and images that chose an answer cannot certify it. Memoise others."
+        )
+    groups = _groups(place, options.certify)
+    return certify_fresh(goal, tables, to_ticks(tables, costs), groups, options.confidence)
+
+
+def _within(answer: Answer, certificate: Certificate) -> Answer:
+    """The certified answer: the best that stays within the limits by the margin."""
+    goal, margin = answer.goal, certificate.margin
+    exact = margin is not None and resolution_of(goal.request) == EXACT
+    if margin is not None and goal.request.target != ACCURACY and not goal.checkpoints:
+        goal = replace(goal, miou_limit=goal.miou_limit + miou_steps(margin))
+    configuration = certificate.picked.configuration
+    return replace(
+        answer,
+        goal=goal,
+        configuration=configuration,
+        evaluation=goal.evaluate(configuration),
+        gap=answer.gap if exact else None,
+    )
+
+
+def _expected(
+    place: Run, options: SearchOptions, answer: Answer, reporter: Reporter
+) -> dict[str, Any] | None:
+    """What the answer is expected to lose on new images; None where nothing can be told quickly."""
+    if answer.gap != 0 or options.policy == ALL:
+        return None
+    most = math.inf if options.expect else answer.seconds
+    try:
+        groups = _groups(place, options.cache)
+        certificate = _cross(place, answer.goal, groups, EXPECTED, reporter, most)
+    except _TooSlow:
+        return None
+    except DataError as error:
+        # Nothing was promised, so too few images are no fault.
+        reporter.message(f"What new images lose cannot be told: {error}")
+        return None
+    return certificate.to_expected()

@@ -1,0 +1,74 @@
+"""Which images of a run depend on each other, as `data.groups` says. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mess.errors import ConfigError, DataError
+from mess.search.guarantees.groups import Groups
+
+
+def groups_of(spec: str | None, image_ids: Sequence[str]) -> Groups:
+    """The groups of images, by their ids; each is a group of its own where `spec` is None.
+
+    spec: a CSV file with the columns image_id and group, which may name other images too; or a
+        regular expression with one capture. Raises ConfigError for what is neither, and DataError
+        where an image has no group.
+    """
+    if spec is None:
+        return Groups.alone(len(image_ids))
+    if spec.endswith(".csv"):
+        named = _read(Path(spec))
+        missing = [image_id for image_id in image_ids if image_id not in named]
+        names = [named.get(image_id, "") for image_id in image_ids]
+    else:
+        pattern = _pattern(spec)
+        found = [pattern.search(image_id) for image_id in image_ids]
+        missing = [i for i, match in zip(image_ids, found, strict=True) if not match]
+        names = [match.group(1) or "" if match else "" for match in found]
+    if missing:
+        raise DataError(
+            f"data.groups {spec!r} gives {len(missing)} of {len(image_ids)} images no group, such "
+            f"as {missing[0]!r}. Every image needs one; an image that depends on no other is a "
+            "group of its own."
+        )
+    return Groups.of(names)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"data.groups names {path}, which does not exist. Give a CSV file with the columns "
+            "image_id and group, or a regular expression with one capture."
+        ) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.groups: {path} is no CSV file: {error}") from error
+    if not {"image_id", "group"} <= set(table.columns):
+        raise ConfigError(
+            f"data.groups: {path} needs the columns image_id and group, got "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    named: dict[str, str] = {}
+    for image_id, group in zip(table["image_id"], table["group"], strict=True):
+        if named.setdefault(image_id, group) != group:
+            raise ConfigError(f"data.groups: {path} gives image {image_id!r} more than one group.")
+    return named
+
+
+def _pattern(spec: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(spec)
+    except re.error as error:
+        raise ConfigError(f"data.groups {spec!r} is no regular expression: {error}.") from error
+    if pattern.groups != 1:
+        raise ConfigError(
+            f"data.groups {spec!r} has {pattern.groups} captures and needs one, the group's name, "
+            "such as '^(.*)_[0-9]+$' for frames of a video."
+        )
+    return pattern

@@ -1,0 +1,280 @@
+"""An answer whose limits hold on new images, with a stated confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.errors import CacheError
+from mess.search.exact.workers import ALL_CORES, Workers
+from mess.search.guarantees.claims import Claim, Picked, claims_of, counts_of, run
+from mess.search.guarantees.confidence import require_confidence
+from mess.search.guarantees.cross_fit import Outcome, cross_fit, narrowest, outcomes_on
+from mess.search.guarantees.groups import Groups, Strength
+from mess.search.guarantees.picking import margins_of, picks, whole_network
+from mess.search.guarantees.sampling_error import Counts, Estimate
+from mess.search.problem.costs import Ticks
+from mess.search.problem.goal import Goal
+from mess.search.problem.tables import Tables
+
+FOLDS = 5
+"""Each search then has four fifths of the images."""
+
+CROSS, FRESH = "cross", "fresh"
+
+EXPECTED = 0.95
+"""Confidence of intervals where none was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What is promised of images drawn like these, and why.
+
+    method: `cross` (each image was left out of the search whose pick it judged) or `fresh` (images
+        that no search saw).
+    picked: the answer; margin: by how much it stays within the limits on the images it was
+        searched on, None for the whole network, which needs no test.
+    tested: what answers at this margin do on images that did not choose them.
+    uncertified: the same of the answer without a margin; uncertified_cost: what that costs.
+    holds: whether every limit is certified. The whole network loses nothing, but may miss an mIoU.
+    metric: of costs, the front's; whole_cost: of the network run to its end.
+    images_needed: for answers at narrower margins about how many images would certify them.
+    """
+
+    method: str
+    confidence: float
+    claims: tuple[Claim, ...]
+    picked: Picked
+    margin: float | None
+    tested: Outcome
+    uncertified: Outcome
+    holds: bool
+    images: int
+    groups: int
+    strength: Strength
+    folds: int | None
+    repeats: int | None
+    images_needed: tuple[tuple[float, int], ...]
+    metric: str
+    whole_cost: float
+
+    def to_result(self) -> dict[str, Any]:
+        """As result.json and a bundle's manifest hold it."""
+        error, cost = self.tested.error, self.tested.cost
+        return {
+            "method": self.method,
+            "confidence": self.confidence,
+            "strength": self.strength,
+            "holds": self.holds,
+            "limits": [_claim(claim) for claim in self.claims],
+            "bounds": [
+                figure.upper(self.confidence) * (1 if claim.against_final else -1)
+                for claim, figure in zip(self.claims, self.tested.figures, strict=True)
+            ],
+            "least_miou": self.tested.miou.lower(self.confidence),
+            "margin": self.margin,
+            "metric": self.metric,
+            "error": _interval(error, self.confidence),
+            "miou": _interval(self.tested.miou, self.confidence),
+            "cost": _interval(cost, self.confidence),
+            "uncertified": {
+                "error": _interval(self.uncertified.error, self.confidence),
+                "cost": _interval(self.uncertified.cost, self.confidence),
+            },
+            "images": self.images,
+            "groups": self.groups,
+            "folds": self.folds,
+            "repeats": self.repeats,
+            "images_needed": [
+                {"cost": cost, "images": images} for cost, images in self.images_needed
+            ],
+        }
+
+    def to_expected(self) -> dict[str, Any]:
+        """What result.json holds of an answer that nothing is promised of.
+
+        saving_kept: share of its saving that the certificate would keep, in cost on new images.
+        """
+        whole = self.whole_cost - self.uncertified.cost.value
+        kept = (self.whole_cost - self.tested.cost.value) / whole if whole > 0 else None
+        return {
+            "error": _interval(self.uncertified.error, self.confidence),
+            "miou": _interval(self.uncertified.miou, self.confidence),
+            "cost": _interval(self.uncertified.cost, self.confidence),
+            "metric": self.metric,
+            "confidence": self.confidence,
+            "saving_kept": kept,
+            "images": self.images,
+            "groups": self.groups,
+        }
+
+
+def repeats_of(goal: Goal) -> int:
+    """Divisions into folds: several where fronts are fast, to be rid of the luck of one."""
+    return 5 if goal.request.max_exits <= 2 or not goal.setting.signals_decide else 1
+
+
+def certify_cross(
+    goal: Goal,
+    groups: Groups,
+    confidence: float,
+    seed: int,
+    workers: Workers = ALL_CORES,
+    done: Callable[[float], None] = lambda _share: None,
+) -> Certificate:
+    """Certify from the searched images alone; see `mess.search.guarantees.cross_fit`.
+
+    Raises DataError for too few groups, ConfigError for what is no confidence.
+    """
+    require_confidence(confidence)
+    strength = groups.strength()
+    margins, claims, repeats = margins_of(goal.request), claims_of(goal), repeats_of(goal)
+    folds = min(FOLDS, len(groups))
+    rng = np.random.default_rng([seed, *_FOLDS_STREAM])
+
+    def pick(images: NDArray[np.intp]) -> list[Picked]:
+        seen = Goal.of(goal.tables.subset(images), goal.ticks, goal.request)
+        return picks(seen, margins, workers)
+
+    def ran(picked: Picked, images: NDArray[np.intp]) -> Any:
+        return run(goal, picked, images)
+
+    tested = cross_fit(
+        pick, ran, _final(goal), groups, claims,
+        folds=folds, repeats=repeats, rng=rng, done=done,
+    )  # fmt: skip
+    chosen = picks(goal, margins, workers)
+    return _certificate(
+        CROSS, goal, goal, groups, strength, confidence, claims, margins, chosen, tested, folds,
+        repeats,
+    )  # fmt: skip
+
+
+def certify_fresh(
+    goal: Goal,
+    fresh: Tables,
+    ticks: Mapping[str, Ticks],
+    groups: Groups,
+    confidence: float,
+    workers: Workers = ALL_CORES,
+) -> Certificate:
+    """Certify on the tables of images that no search saw, `groups` being theirs.
+
+    ticks: the costs of the parts, for the same exits. Raises CacheError where the tables are of
+    other exits or signals.
+    """
+    require_confidence(confidence)
+    strength = groups.strength()
+    if (fresh.exit_ids, fresh.signal_names) != (goal.tables.exit_ids, goal.tables.signal_names):
+        raise CacheError(
+            "the fresh images were memoised with other exits or signals than the searched ones; "
+            "run `mess memoise` for both"
+        )
+    margins, claims = margins_of(goal.request), claims_of(goal)
+    there = Goal.of(fresh, ticks, goal.request)
+    chosen = picks(goal, margins, workers)
+
+    def ran(picked: Picked, images: NDArray[np.intp]) -> Any:
+        return run(there, picked, images)
+
+    tested = outcomes_on(chosen, ran, _final(there), groups, claims)
+    return _certificate(
+        FRESH, goal, there, groups, strength, confidence, claims, margins, chosen, tested, None,
+        None,
+    )  # fmt: skip
+
+
+_FOLDS_STREAM = (0x666F6C64,)
+"""So that no other draw of the same seed divides images as folds do."""
+
+
+def _certificate(
+    method: str,
+    goal: Goal,
+    there: Goal,
+    groups: Groups,
+    strength: Strength,
+    confidence: float,
+    claims: tuple[Claim, ...],
+    margins: Sequence[float],
+    chosen: Sequence[Picked],
+    tested: Sequence[Outcome],
+    folds: int | None,
+    repeats: int | None,
+) -> Certificate:
+    index = narrowest(tested, claims, confidence)
+    # A wide margin may leave nothing but the whole network to pick.
+    if index is None or chosen[index] == whole_network(goal):
+        picked, margin = whole_network(goal), None
+        (at,) = outcomes_on(
+            [picked], lambda p, images: run(there, p, images), _final(there), groups, claims
+        )
+    else:
+        picked, margin, at = chosen[index], margins[index], tested[index]
+    return Certificate(
+        method=method,
+        confidence=confidence,
+        claims=claims,
+        picked=picked,
+        margin=margin,
+        tested=at,
+        uncertified=tested[-1],
+        holds=at.holds(claims, confidence),
+        images=groups.images,
+        groups=len(groups),
+        strength=strength,
+        folds=folds,
+        repeats=repeats,
+        metric=goal.front_metric,
+        whole_cost=goal.baseline.costs[goal.front_metric],
+        images_needed=_images_needed(tested, claims, confidence, groups, at.cost.value),
+    )
+
+
+def _images_needed(
+    tested: Sequence[Outcome],
+    claims: Sequence[Claim],
+    confidence: float,
+    groups: Groups,
+    cost: float,
+) -> tuple[tuple[float, int], ...]:
+    """Cost and about how many images would certify it, of what is cheaper than `cost`.
+
+    As if figures and deviations stayed what they are: then the standard error falls with the root
+    of the number of images. What breaks a limit already has no such number.
+    """
+    found: dict[float, int] = {}
+    for each in tested:
+        times = 1.0
+        for claim, figure in zip(claims, each.figures, strict=True):
+            room = claim.limit - figure.value
+            reach = figure.upper(confidence) - figure.value
+            times = max(times, np.inf if room <= 0 else (reach / room) ** 2)
+        if each.cost.value < cost and 1 < times < np.inf:
+            images = int(np.ceil(times * groups.images))
+            found[each.cost.value] = min(images, found.get(each.cost.value, images))
+    # Of those the ones that save more for more images, a few.
+    kept: list[tuple[float, int]] = []
+    for saved, images in sorted(found.items(), key=lambda item: (item[1], item[0])):
+        if not kept or saved < kept[-1][0]:
+            kept.append((saved, images))
+    return tuple(kept[:: max(1, len(kept) // 3)][:3])
+
+
+def _final(goal: Goal) -> Counts:
+    tables = goal.tables
+    return counts_of(tables, np.full(tables.images, tables.final))
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    kind = "max_error" if claim.against_final else "min_miou"
+    return {kind: abs(claim.limit), "checkpoint": claim.checkpoint}
+
+
+def _interval(estimate: Estimate, confidence: float) -> dict[str, float]:
+    low, high = estimate.interval(confidence)
+    return {"value": estimate.value, "low": low, "high": high}

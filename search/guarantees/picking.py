@@ -1,0 +1,90 @@
+"""What a search picks if it has to stay within the limits by a margin.
+
+The same procedure runs on the images of a fold and on all of them: what is certified is the
+procedure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mess.search.exact.cover import collect, cover
+from mess.search.exact.resolution import EXACT, FINE, Resolution
+from mess.search.exact.workers import ALL_CORES, Workers
+from mess.search.guarantees.claims import Picked
+from mess.search.problem.definition import Choice
+from mess.search.problem.front import Point
+from mess.search.problem.goal import Checkpoint, Goal, miou_steps
+from mess.search.problem.request import ACCURACY, Request
+
+_MARGINS = 40
+"""Besides the limit itself. Few would waste saving, many cost time and gain nothing."""
+
+_WIDEST = 2.0
+"""The widest margin, in allowed errors: half of it is below what the whole network loses."""
+
+_USUAL = 0.01
+"""What stands for the allowed error where the limit is an mIoU."""
+
+
+def margins_of(request: Request) -> tuple[float, ...]:
+    """Margins of mIoU, the widest first; fixed before any image is looked at.
+
+    A single 0 where accuracy is maximised: there is no limit on it to stay within.
+    """
+    if request.target == ACCURACY:
+        return (0.0,)
+    # An error of 0 needs margins, too.
+    unit = max(request.max_error if request.max_error is not None else _USUAL, _USUAL / 5)
+    return tuple(_WIDEST * unit * n / _MARGINS for n in range(_MARGINS, -1, -1))
+
+
+def resolution_of(request: Request) -> Resolution:
+    """Of the fronts that are picked from: exact where that is fast."""
+    return EXACT if request.max_exits <= 2 else FINE
+
+
+def whole_network(goal: Goal) -> Picked:
+    """The network run to its end: the safest answer to all that is asked of new images."""
+    return Picked.of(goal, (Choice(goal.tables.final),))
+
+
+def picks(goal: Goal, margins: Sequence[float], workers: Workers = ALL_CORES) -> list[Picked]:
+    """The answer at each margin; where nothing stays within the limits by it, the nearest to that.
+
+    That is no refusal: on few images nothing may be as good as a wide margin asks, and then a
+    search for a promise takes what loses least.
+    """
+    if goal.request.target == ACCURACY or goal.checkpoints:
+        return [_searched(goal, margin, workers) for margin in margins]
+    resolution = resolution_of(goal.request).above(goal.miou_limit)
+    front = [
+        point
+        for point in collect(goal, resolution, workers)
+        if not goal.limits or goal.affordable(goal.evaluate(point.payload).totals)
+    ]
+    return [_first(goal, front, goal.miou_limit + miou_steps(margin)) for margin in margins]
+
+
+def _first(goal: Goal, front: Sequence[Point], miou: int) -> Picked:
+    """The cheapest point that reaches `miou`, else the most accurate one."""
+    if not front:
+        return whole_network(goal)
+    reaching = (point for point in front if point.miou >= miou)
+    return Picked.of(goal, next(reaching, front[-1]).payload)
+
+
+def _searched(goal: Goal, margin: float, workers: Workers) -> Picked:
+    """By a search for this margin alone."""
+    more = miou_steps(margin)
+    stricter = replace(
+        goal,
+        checkpoints=tuple(
+            # What asks for nothing keeps asking for nothing.
+            Checkpoint(point.deadline, point.miou + more if point.miou else 0)
+            for point in goal.checkpoints
+        ),
+    )
+    best = cover(stricter, collect=False, workers=workers).found.best
+    return whole_network(goal) if best is None else Picked.of(goal, best[1])

@@ -1,0 +1,60 @@
+"""Groups of images as `data.groups` gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mess.errors import ConfigError, DataError
+from mess.runs.groups import groups_of
+
+IDS = ("a_1", "a_2", "b_1")
+
+
+def test_without_groups_every_image_is_its_own() -> None:
+    assert groups_of(None, IDS).of_image.tolist() == [0, 1, 2]
+
+
+def test_the_capture_of_a_regular_expression() -> None:
+    found = groups_of("^(.*)_", IDS)
+    assert (found.names, found.of_image.tolist()) == (("a", "b"), [0, 0, 1])
+
+
+def test_a_file_may_name_other_images_and_have_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text("group,image_id,camera\n07,a_1,x\n07,a_2,x\n7,b_1,y\n9,c_1,y\n7,b_1,z\n")
+    found = groups_of(str(path), IDS)
+    # As text: 07 and 7 are not the same.
+    assert (found.names, found.of_image.tolist()) == (("07", "7"), [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image_id,group\na_1,x\na_2,x\n", "gives 1 of 3 images no group, such as 'b_1'"),
+        ("image_id,group\na_1,x\na_2,x\nb_1,x\nb_1,y\n", "gives image 'b_1' more than one group"),
+        ("image,group\na_1,x\n", "needs the columns image_id and group, got image, group"),
+        ("", "is no CSV file"),
+    ],
+)
+def test_faults_of_a_file_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(content)
+    with pytest.raises((ConfigError, DataError), match=message):
+        groups_of(str(path), IDS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere.csv", "does not exist"),
+        ("(", "is no regular expression"),
+        ("a_.", "has 0 captures and needs one"),
+        ("(a)(_)", "has 2 captures and needs one"),
+        ("^(a)_", "gives 1 of 3 images no group, such as 'b_1'"),
+    ],
+)
+def test_faults_of_an_expression_are_named(spec: str, message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        groups_of(spec, IDS)

@@ -1,0 +1,158 @@
+"""What is certified is what the search itself answers, run on images that it did not see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mess.common.metrics import mean_iou
+from mess.errors import CacheError
+from mess.search.answers.answer import search
+from mess.search.exact.workers import Workers
+from mess.search.guarantees.certify import certify_cross, certify_fresh
+from mess.search.guarantees.claims import Claim, Picked, claims_of, run
+from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.picking import margins_of, picks, whole_network
+from mess.search.problem.costs import Cost, to_ticks
+from mess.search.problem.definition import Choice, evaluate
+from mess.search.problem.goal import Goal
+from mess.search.problem.request import Request
+from mess.search.problem.tables import Tables
+from tests.search.test_realistic import network
+from tests.seeds import seeded
+
+ONE = Workers(1)
+
+
+def goal_of(cache: tuple[Tables, dict[str, Cost]], request: Request) -> Goal:
+    tables, costs = cache
+    return Goal.of(tables, to_ticks(tables, costs), request)
+
+
+@pytest.mark.parametrize("target", ["macs", "latency", "params"])
+def test_a_pick_is_the_searchs_answer_to_a_stricter_limit(target: str) -> None:
+    cache = network(seeded(3) % 1000)
+    request = Request(target=target, max_error=0.04, max_exits=2)
+    goal, margins = goal_of(cache, request), (0.03, 0.0125, 0.0)
+    for margin, pick in zip(margins, picks(goal, margins, ONE), strict=True):
+        stricter = replace(request, max_error=0.04 - margin)
+        answer = search(*cache, stricter, threads=1)
+        assert (
+            goal.rank(goal.evaluate(pick.configuration).totals, 0, 0).objective
+            == answer.goal.rank(answer.evaluation.totals, 0, 0).objective
+        )
+        # Subtracting may round the limit by a step, where two configurations are as accurate.
+        assert goal.evaluate(pick.configuration).miou == pytest.approx(
+            answer.evaluation.miou, abs=1e-9
+        )
+
+
+def test_with_three_exits_a_pick_is_nearly_the_best() -> None:
+    cache = network(seeded(4) % 1000)
+    request = Request(target="macs", max_error=0.03, max_exits=3, thresholds=16)
+    goal = goal_of(cache, request)
+    (pick,) = picks(goal, (0.0,), ONE)
+    found, best = goal.evaluate(pick.configuration), search(*cache, request, threads=1)
+    assert goal.meets(found)
+    # What costs 0.5% less than it reaches the limit by less than 0.0005, if at all.
+    barely = search(*cache, replace(request, max_error=0.0295), threads=1)
+    low, high = best.evaluation.totals["macs"], barely.evaluation.totals["macs"]
+    assert low <= found.totals["macs"] <= 1.005 * high
+
+
+def test_limits_on_cost_are_kept_by_what_is_picked() -> None:
+    cache = network(seeded(5) % 1000)
+    free = goal_of(cache, Request(target="macs", max_error=0.03, max_exits=2))
+    (pick,) = picks(free, (0.0,), ONE)
+    params = free.evaluate(pick.configuration).costs["params"]
+    request = Request(target="macs", max_error=0.03, max_exits=2, max_params=params - 1)
+    goal = goal_of(cache, request)
+    (kept,) = picks(goal, (0.0,), ONE)
+    assert goal.affordable(goal.evaluate(kept.configuration).totals)
+
+
+def test_a_run_is_the_plain_definitions_image_by_image() -> None:
+    cache = network(seeded(6) % 1000)
+    goal = goal_of(cache, Request(target="macs", max_error=0.1, max_exits=2))
+    tables = goal.tables
+    signal = tables.signals[1, :, 0]
+    configuration = (Choice(1, 0, float(np.median(signal))), Choice(tables.final))
+    images = np.array([5, 3, 17, 40])
+    ran = run(goal, Picked(configuration), images)
+    whole = evaluate(tables, goal.ticks, configuration)
+    paths = goal.ticks["macs"].paths([1, tables.final], [0])
+    for row, image in enumerate(images):
+        exit_ = configuration[whole.answer[image]].exit
+        hits = tables.intersection[exit_, image]
+        assert ran.counts[0].hits_IC[row].tolist() == hits.tolist()
+        union = tables.predicted[exit_, image] + tables.label[image] - hits
+        assert ran.counts[0].union_IC[row].tolist() == union.tolist()
+        assert ran.cost_I[row] == paths[whole.answer[image]]
+
+
+def test_anytime_shows_at_a_checkpoint_what_was_best_on_the_searched_images() -> None:
+    cache = network(seeded(7) % 1000)
+    goal = goal_of(cache, Request(setting="anytime", target="macs", max_error=0.2, max_exits=3))
+    assert claims_of(goal) == (Claim(0.2, True), Claim(0.2, True, checkpoint=0))
+    (pick,) = picks(goal, (0.0,), ONE)
+    assert len(pick.shown) == 1
+    found = goal.evaluate(pick.configuration)
+    (delivered,) = goal.delivered(found)
+    images = np.arange(goal.tables.images)
+    ran = run(goal, pick, images)
+    assert len(ran.counts) == 2
+    assert ran.counts[1].miou == pytest.approx(delivered, rel=1e-12)
+    assert ran.counts[0].miou == pytest.approx(goal.baseline.miou, rel=1e-12)
+    # Before any exit has answered there is nothing to show.
+    early = Request(
+        setting="anytime", target="macs", max_exits=2, checkpoints=((1.0, 0.0), (1e12, 0.3))
+    )
+    at_once = Picked.of(goal_of(cache, early), (Choice(goal.tables.final),))
+    assert at_once.shown == (-1, goal.tables.final)
+    nothing = run(goal_of(cache, early), at_once, images).counts[1]
+    assert nothing.miou == 0.0
+    assert claims_of(goal_of(cache, early)) == (Claim(-0.3, False, checkpoint=1),)
+
+
+def test_cross_fitting_a_search_by_hand() -> None:
+    """Two folds of one division: each image by what the other half picks."""
+    cache = network(seeded(8) % 1000)
+    goal = goal_of(cache, Request(target="macs", max_error=0.05, max_exits=2))
+    groups = Groups.alone(goal.tables.images)
+    found = certify_cross(goal, groups, 0.9, seed=4, workers=ONE)
+    assert (found.folds, found.repeats, found.images) == (5, 5, 60)
+    assert found == certify_cross(goal, groups, 0.9, seed=4, workers=ONE)
+    assert found != certify_cross(goal, groups, 0.9, seed=5, workers=ONE)
+    margins = margins_of(goal.request)
+    if found.margin is None:
+        assert found.picked == whole_network(goal)
+    else:
+        assert found.picked == picks(goal, margins, ONE)[margins.index(found.margin)]
+        assert found.tested.error.upper(0.9) <= 0.05
+    # On what it did not see an answer loses more than on what it was picked on, as a rule.
+    naive = picks(goal, (0.0,), ONE)[0].configuration
+    seen = goal.baseline.miou - goal.evaluate(naive).miou
+    assert found.uncertified.error.value > seen - 0.02
+
+
+def test_fresh_images_are_run_as_they_are() -> None:
+    cache = network(seeded(9) % 1000)
+    tables, costs = cache
+    request = Request(target="macs", max_error=0.05, max_exits=2)
+    searched, other = tables.subset(np.arange(30)), tables.subset(np.arange(30, 60))
+    goal = goal_of((searched, costs), request)
+    found = certify_fresh(goal, other, goal.ticks, Groups.alone(30), 0.9, ONE)
+    there = evaluate(other, goal.ticks, found.picked.configuration)
+    baseline = evaluate(other, goal.ticks, (Choice(other.final),))
+    assert found.tested.error.value == pytest.approx(baseline.miou - there.miou, abs=1e-12)
+    assert found.tested.cost.value == pytest.approx(there.costs["macs"], rel=1e-12)
+    label = other.label.sum(axis=0)
+    final = other.intersection[other.final].sum(axis=0), other.predicted[other.final].sum(axis=0)
+    assert baseline.miou == pytest.approx(float(mean_iou(*final, label)), rel=1e-12)
+    fewer = replace(
+        other, exit_ids=tuple(f"x{name}" * (name != "final") or name for name in other.exit_ids)
+    )
+    with pytest.raises(CacheError, match="other exits or signals"):
+        certify_fresh(goal, fewer, goal.ticks, Groups.alone(30), 0.9, ONE)

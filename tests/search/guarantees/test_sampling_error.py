@@ -1,0 +1,158 @@
+"""Influences are derivatives, standard errors those of the jackknife, intervals cover the truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mess.common.metrics import mean_iou
+from mess.errors import ConfigError, DataError
+from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.sampling_error import (
+    Counts,
+    Estimate,
+    bootstrap_mious,
+    error_estimate,
+    mean_estimate,
+    miou_estimate,
+)
+from tests.seeds import seeded
+
+
+def random_counts(rng: np.random.Generator, images: int, classes: int) -> Counts:
+    """As those of a network: classes have frequencies and accuracies of their own."""
+    label = rng.poisson(rng.uniform(5, 200, classes), (images, classes))
+    hits = rng.binomial(label, rng.beta(6, 2, (images, 1)) * rng.uniform(0.6, 1, classes))
+    predicted = hits + rng.poisson(rng.uniform(1, 20, classes), (images, classes))
+    return Counts.of(hits, predicted, label)
+
+
+def weighted_miou(counts: Counts, weight_I: np.ndarray) -> float:
+    hits, union = weight_I @ counts.hits_IC, weight_I @ counts.union_IC
+    return float((hits[union > 0] / union[union > 0]).mean())
+
+
+def test_miou_is_that_of_the_metrics() -> None:
+    rng = np.random.default_rng(seeded(0))
+    label = rng.integers(0, 9, (5, 4)) * [1, 1, 1, 0]
+    hits = rng.binomial(label, 0.7)
+    predicted = hits + rng.integers(0, 3, (5, 4)) * [1, 1, 0, 0]
+    found = Counts.of(hits, predicted, label)
+    assert found.present_C.tolist() == [True, True, True, False]
+    assert found.miou == mean_iou(hits.sum(axis=0), predicted.sum(axis=0), label.sum(axis=0))
+
+
+def test_influence_is_the_derivative_by_the_weight_of_an_image() -> None:
+    counts = random_counts(np.random.default_rng(seeded(1)), images=12, classes=5)
+    step = 1e-6
+    for image, influence in enumerate(counts.influence_I):
+        change = step * np.eye(12)[image]
+        more, less = weighted_miou(counts, 1 + change), weighted_miou(counts, 1 - change)
+        assert influence / 12 == pytest.approx((more - less) / (2 * step), abs=1e-8)
+    assert counts.influence_I.mean() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_standard_error_is_the_jackknifes() -> None:
+    """To first order; groups are left out whole."""
+    rng = np.random.default_rng(seeded(2))
+    final, answer = (random_counts(rng, images=600, classes=4) for _ in range(2))
+    groups = Groups.of([str(i % 150) for i in range(600)])
+    left_out = []
+    for group in range(len(groups)):
+        weight = (groups.of_image != group).astype(float)
+        left_out.append(weighted_miou(final, weight) - weighted_miou(answer, weight))
+    spread = np.square(np.array(left_out) - np.mean(left_out)).sum()
+    jackknife = np.sqrt(149 / 150 * spread)
+    found = error_estimate(final, answer, groups)
+    assert found.value == final.miou - answer.miou
+    assert found.groups == 150
+    assert found.standard_error == pytest.approx(jackknife, rel=0.02)
+
+
+def test_a_mean_has_the_textbooks_interval() -> None:
+    values = np.random.default_rng(seeded(3)).normal(3, 2, 40)
+    found = mean_estimate(values, Groups.alone(40))
+    expected = stats.t.interval(0.9, 39, values.mean(), stats.sem(values))
+    assert found.interval(0.9) == pytest.approx(expected, rel=1e-9)
+    assert found.upper(0.95) == pytest.approx(expected[1], rel=1e-9)
+    assert found.lower(0.95) == pytest.approx(expected[0], rel=1e-9)
+
+
+def test_copies_of_images_make_nothing_more_certain() -> None:
+    """Where they are one group; as images of their own they would halve the error."""
+    counts = random_counts(np.random.default_rng(seeded(4)), images=30, classes=3)
+    copies = Counts(np.repeat(counts.hits_IC, 4, 0), np.repeat(counts.union_IC, 4, 0))
+    alone = miou_estimate(counts, Groups.alone(30))
+    together = miou_estimate(copies, Groups.of([str(i // 4) for i in range(120)]))
+    assert together.value == pytest.approx(alone.value, rel=1e-12)
+    assert together.standard_error == pytest.approx(alone.standard_error, rel=1e-12)
+    apart = miou_estimate(copies, Groups.alone(120))
+    assert apart.standard_error == pytest.approx(alone.standard_error / 2, rel=0.02)
+
+
+def test_what_answers_alike_loses_nothing_for_certain() -> None:
+    counts = random_counts(np.random.default_rng(seeded(5)), images=10, classes=3)
+    found = error_estimate(counts, counts, Groups.alone(10))
+    assert (found.value, found.standard_error, found.upper(0.99)) == (0, 0, 0)
+
+
+def test_bootstrap_and_influence_agree() -> None:
+    rng = np.random.default_rng(seeded(6))
+    final = random_counts(rng, images=400, classes=6)
+    answer = replace(final, hits_IC=rng.binomial(final.hits_IC, 0.97))
+    groups = Groups.of([str(i // 2) for i in range(400)])
+    mious = bootstrap_mious((final, answer), groups, rng, draws=4000)
+    assert mious.shape == (4000, 2)
+    for column, estimate in (
+        (mious[:, 0], miou_estimate(final, groups)),
+        (mious[:, 0] - mious[:, 1], error_estimate(final, answer, groups)),
+    ):
+        # A standard deviation of 4,000 draws is within 6% with five times its own error to spare.
+        assert column.std() == pytest.approx(estimate.standard_error, rel=0.08)
+        assert column.mean() == pytest.approx(estimate.value, abs=estimate.standard_error)
+
+
+def test_a_draw_is_the_miou_of_the_drawn_images() -> None:
+    """Also where a draw has none of a class."""
+    hits, union = np.array([[4, 0], [1, 0], [2, 3]]), np.array([[5, 0], [4, 0], [4, 6]])
+    found = bootstrap_mious((Counts(hits, union),), Groups.alone(3), np.random.default_rng(0), 50)
+    drawn = np.random.default_rng(0).integers(3, size=(50, 3))
+    for miou, images in zip(found[:, 0], drawn, strict=True):
+        assert miou == weighted_miou(Counts(hits, union), np.bincount(images, minlength=3))
+
+
+def test_bounds_hold_as_often_as_they_say() -> None:
+    """Of 1,000 samples of 200 from a population whose error is known."""
+    rng = np.random.default_rng(seeded(7))
+    final = random_counts(rng, images=20_000, classes=5)
+    answer = replace(final, hits_IC=rng.binomial(final.hits_IC, 0.98))
+    truth = final.miou - answer.miou
+    held = 0
+    for _ in range(1000):
+        drawn = rng.integers(20_000, size=200)
+        some, answers = (Counts(c.hits_IC[drawn], c.union_IC[drawn]) for c in (final, answer))
+        held += error_estimate(some, answers, Groups.alone(200)).upper(0.9) >= truth
+    # 900 are expected; five standard deviations of 1,000 trials are 47, and t is an approximation.
+    assert 840 <= held <= 960
+
+
+def test_one_group_says_nothing_about_others() -> None:
+    with pytest.raises(DataError, match="all images are of one group.*more groups"):
+        Estimate.of_influence(0.5, np.zeros(4), Groups.of(["a"] * 4))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "words"), [(0.5, "got 0.5$"), (1.0, "got 1$"), (95.0, "did you mean 0.95")]
+)
+def test_what_is_no_confidence_is_refused(confidence: float, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Estimate(0.5, 0.1, 10).upper(confidence)
+
+
+def test_without_a_pixel_there_is_no_miou() -> None:
+    nothing = np.zeros((2, 3), dtype=np.int64)
+    with pytest.raises(DataError, match="no class has a pixel"):
+        _ = Counts(nothing, nothing).miou

@@ -1,0 +1,166 @@
+"""`mess search --confidence` and `--expect` on a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mess import workflow
+from mess.cli.app import main
+from mess.cli.sentences import new_images_lines
+from mess.commands.search_options import SearchOptions
+from mess.common.files import write_text
+from mess.config import load_config
+from mess.errors import CacheError, ConfigError, DataError, MessError
+from mess.runs.run import Run
+
+TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
+
+
+def set_groups(run: Run, spec: str) -> None:
+    overrides = [f"data.groups={json.dumps(spec)}"]
+    write_text(run.config_file, load_config(run.config_file, overrides).to_toml())
+
+
+def test_the_answer_is_the_searchs_with_the_margin(run: Run) -> None:
+    """And its bound is within the limit, on images that did not choose it."""
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9)
+    certificate = found["certificate"]
+    (limit,), (bound,) = certificate["limits"], certificate["bounds"]
+    assert (limit, certificate["holds"]) == ({"max_error": 0.2, "checkpoint": None}, True)
+    assert certificate["error"]["value"] < bound <= 0.2
+    assert (certificate["images"], certificate["groups"], certificate["folds"]) == (40, 40, 5)
+    assert certificate["strength"] == "full"
+    assert certificate["margin"] is not None
+    inner = 0.2 - certificate["margin"]
+    again = workflow.search(run.path, **TWO_EXITS, max_error=max(0.0, inner))
+    if inner >= 0:
+        assert found["exits"] == again["exits"]
+    assert found["error"] <= inner
+    assert json.loads((Path(found["path"]) / "result.json").read_text())["certificate"]
+    # The same command gives the same certificate.
+    once_more = workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9)
+    assert once_more["certificate"] == certificate
+
+
+def test_images_that_no_search_saw_certify(run: Run) -> None:
+    workflow.memoise(run.path, split="test")
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="test")
+    certificate = found["certificate"]
+    assert (certificate["method"], certificate["cache"]) == ("fresh", "test")
+    assert (certificate["images"], certificate["folds"]) == (24, None)
+    assert certificate["bounds"][0] <= 0.2
+
+
+def test_images_that_were_searched_certify_nothing(run: Run) -> None:
+    with pytest.raises(MessError, match="cannot certify what they chose"):
+        SearchOptions(max_error=0.1, confidence=0.9, certify="calibration")
+    workflow.memoise(run.path, name="again", split="calibration")
+    with pytest.raises(DataError, match="40 images of the cache 'again' are among those"):
+        workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="again")
+
+
+def test_a_promise_that_cannot_be_kept_is_answered_with_the_whole_network(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is said."""
+    words = ["search", "--run", str(run.path), "--target", "macs", "--max-exits", "2"]
+    words += ["--max-error", "0", "--confidence", "0.999"]
+    monkeypatch.setattr("sys.argv", ["mess", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Nothing but the whole network can be certified at 99.9% from 40 images" in told
+    result = run.result(run.searches()[-1])
+    assert result.get("certificate", {})["margin"] is None
+    assert [row["exit_id"] for row in result["exits"]] == ["final"]
+
+
+def test_groups_decide_how_much_images_tell(run: Run, tmp_path: Path) -> None:
+    """Ids are calibration-00000 and so on: the regular expression takes all but the last digit."""
+    set_groups(run, "^(.*).$")
+    with pytest.raises(DataError, match="40 images in 4 groups are too few"):
+        workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9)
+    ids = [f"calibration-{number:05d}" for number in range(40)]
+    lines = [f"{name},{number % 10}" for number, name in enumerate(ids)]
+    (tmp_path / "groups.csv").write_text("\n".join(["image_id,group", *lines]))
+    set_groups(run, str(tmp_path / "groups.csv"))
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.3, confidence=0.9)
+    certificate = found["certificate"]
+    assert (certificate["strength"], certificate["groups"]) == ("weak", 10)
+    assert any("10 groups tell little about others" in line for line in new_images_lines(found))
+    # What nothing is promised of is searched all the same.
+    set_groups(run, "^(.*).$")
+    assert "expected" not in workflow.search(run.path, **TWO_EXITS, max_error=0.2, expect=True)
+
+
+def test_what_to_expect_is_told_without_a_promise(run: Run) -> None:
+    plain = workflow.search(run.path, **TWO_EXITS, max_error=0.1, fresh=True)
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.1, expect=True)
+    assert found["exits"] == plain["exits"]
+    error = found["expected"]["error"]
+    assert error["low"] < error["value"] < error["high"]
+    (line,) = new_images_lines(found)
+    assert "On new images like these 40 expect an error of" in line
+    assert "--confidence 0.95" in line
+
+
+@pytest.mark.parametrize("setting", ["budgeted", "final-only"])
+def test_settings_where_one_exit_answers_are_certified_too(run: Run, setting: str) -> None:
+    found = workflow.search(run.path, setting=setting, target="macs", max_error=0.3, confidence=0.9)
+    assert found["certificate"]["holds"]
+    assert found["certificate"]["limits"] == [{"max_error": 0.3, "checkpoint": None}]
+
+
+def test_what_is_delivered_by_each_checkpoint_is_certified(run: Run) -> None:
+    baseline = workflow.search(run.path, setting="final-only", target="macs", max_error=0)
+    half, whole = (share * baseline["baseline"]["macs"] for share in (0.7, 1.5))
+    checkpoints = (f"{half}=0.2", f"{whole}=0.3")
+    found = workflow.search(
+        run.path, setting="anytime", target="macs", checkpoints=checkpoints, confidence=0.9
+    )
+    certificate = found["certificate"]
+    assert certificate["limits"] == [
+        {"min_miou": 0.2, "checkpoint": 0},
+        {"min_miou": 0.3, "checkpoint": 1},
+    ]
+    assert certificate["holds"]
+    for bound, checkpoint in zip(certificate["bounds"], found["checkpoints"], strict=True):
+        assert checkpoint["required"] <= bound < checkpoint["miou"]
+    assert "by checkpoint 2 (asked 0.3)" in new_images_lines(found)[0]
+
+
+def test_accuracy_is_certified_as_it_comes(run: Run) -> None:
+    found = workflow.search(
+        run.path, target="accuracy", max_macs="0.6x", max_exits=2, confidence=0.9
+    )
+    certificate = found["certificate"]
+    assert certificate["limits"] == []
+    assert certificate["least_miou"] < certificate["miou"]["value"]
+    assert f"mIoU at least {certificate['least_miou']:.4f}" in new_images_lines(found)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence": 95}, "did you mean 0.95"),
+        ({"confidence": 0.5}, "between 0.5 and 1"),
+        ({"confidence": float("nan")}, "between 0.5 and 1"),
+        ({"certify": "test"}, "add --confidence"),
+        ({"confidence": 0.9, "expect": True}, "leave one out"),
+        ({"confidence": 0.9, "policy": "all"}, "name one --policy"),
+        ({"confidence": 0.9, "algorithm": "optuna"}, "leave --algorithm out"),
+    ],
+)
+def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((MessError, ConfigError), match=message):
+        SearchOptions(max_error=0.1, **options)
+
+
+def test_a_cache_that_is_not_there_is_named(run: Run) -> None:
+    with pytest.raises(CacheError, match="nights.*mess memoise"):
+        workflow.search(run.path, **TWO_EXITS, max_error=0.1, confidence=0.9, certify="nights")
