@@ -45,7 +45,6 @@ def test_no_point_of_the_whole_front_is_farther_away_than_promised(
     make_cache: Any, block: int
 ) -> None:
     """500 random caches, with both sums and paths as costs; also where nothing may be left out."""
-    coarser = 0
     for number in range(CACHES_A_BLOCK):
         rng = np.random.default_rng(seeded(1000 * block + number))
         tables, costs = make_cache(
@@ -68,22 +67,23 @@ def test_no_point_of_the_whole_front_is_farther_away_than_promised(
         for point in found:
             cheaper = [p.miou for p in reaching if (1 + resolution.cost) * p.cost <= point.cost]
             assert max(cheaper, default=0) <= point.miou + resolution.miou
-        coarser += found != whole
-    assert coarser
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_where_the_bound_rules_out_nearly_everything(seed: int) -> None:
-    tables, costs = network(seed)
-    request = Request(target="macs", max_error=0.02, max_exits=4, thresholds=16)
-    whole = search(tables, costs, request).front
-    goal = Goal.of(tables, to_ticks(tables, costs), request)
-    for miou, cost in ((0.0005, 0.005), (0.0, 0.02), (0.004, 0.0)):
-        resolution = Resolution(int(miou * MIOU_STEPS), cost).above(goal.miou_limit)
-        found = collect(goal, resolution)
+def test_where_the_bound_rules_out_nearly_everything() -> None:
+    left_out = 0
+    for seed in range(4):
+        tables, costs = network(seed)
+        request = Request(target="macs", max_error=0.02, max_exits=4, thresholds=16)
+        whole = search(tables, costs, request).front
+        goal = Goal.of(tables, to_ticks(tables, costs), request)
         reaching = [point for point in whole if point.miou >= goal.miou_limit]
-        assert reaching
-        assert all(within(point, found, resolution) for point in reaching)
+        for miou, cost in ((0.0005, 0.005), (0.0, 0.05), (0.01, 0.0)):
+            resolution = Resolution(int(miou * MIOU_STEPS), cost).above(goal.miou_limit)
+            found = collect(goal, resolution)
+            assert all(within(point, found, resolution) for point in reaching)
+            left_out += len({*reaching} - {*found})
+    # Otherwise nothing was saved.
+    assert left_out
 
 
 def test_hurdles_by_hand() -> None:
