@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mess.cli.sentences import explanation_lines, new_images_lines
 from mess.cli.terminal import out, say
+from mess.common.sentences import explanation_lines, new_images_lines
 
 
 def print_exits(rows: Sequence[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import FRONT, LATENCY
 from mess.common.files import write_text
 from mess.common.metrics import mean_iou
+from mess.common.sentences import new_images_lines
 from mess.errors import MessError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
@@ -67,6 +68,7 @@ def write_report(run: Run) -> Path:
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "version": __version__,
         "newest": newest,
+        "promised": new_images_lines(dict(result)) if result else [],
         "stale": stale,
         "no_cache": no_cache,
         "candidates": _candidates(run, cache, result),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mess.cli import progress
-from mess.cli.sentences import explanation_lines, new_images_lines
 from mess.cli.tables import print_policies, print_search
+from mess.common.sentences import explanation_lines, new_images_lines
 
 CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
 

@@ -240,6 +240,28 @@ def test_gap_is_said(searched: Run) -> None:
     assert "Not proven optimal, no bound known, among 10 configurations" in read(searched).text
 
 
+def test_what_holds_on_new_images_is_told(searched: Run) -> None:
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+    told = {
+        "error": interval(0.02), "metric": "macs", "confidence": 0.95, "saving_kept": 0.8,
+        "images": 240,
+    }  # fmt: skip
+    write_search(searched, "second", expected=told)
+    text = read(searched).text
+    assert "On new images like these 240 expect an error of 0.0200 (0.0100 to 0.0300)." in text
+    certificate = told | {
+        "method": "cross", "strength": "full", "holds": True, "groups": 240, "margin": None,
+        "limits": [], "bounds": [], "least_miou": 0.5, "images_needed": [], "cost": interval(1e6),
+        "uncertified": {"error": interval(0.02), "cost": interval(1e6)},
+    }  # fmt: skip
+    write_search(searched, "third", certificate=certificate)
+    text = read(searched).text
+    assert "Nothing but the whole network can be certified at 95% from 240 images" in text
+    assert "The best with the certificate's margin among" in text
+
+
 def test_nothing_is_loaded_from_elsewhere(searched: Run) -> None:
     write_json(searched.bundle("first") / "manifest.json", {"palette": [[0, 0, 0]] * 3})
     html = write_report(searched).read_text(encoding="utf-8")

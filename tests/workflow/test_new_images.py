@@ -10,9 +10,9 @@ import pytest
 
 from mess import workflow
 from mess.cli.app import main
-from mess.cli.sentences import new_images_lines
 from mess.commands.search_options import SearchOptions
 from mess.common.files import write_text
+from mess.common.sentences import new_images_lines
 from mess.config import load_config
 from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.runs.run import Run

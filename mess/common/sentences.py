@@ -1,4 +1,4 @@
-"""What a search's explanation says, in sentences."""
+"""What the result of a search says, in sentences: for the terminal and the report."""
 
 from __future__ import annotations
 
