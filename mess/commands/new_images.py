@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from mess.common.progress import Reporter
 from mess.errors import DataError
 from mess.runs.freshness import require_current_data
 from mess.runs.groups import groups_of
-from mess.runs.policies import ALL, policy_tables
+from mess.runs.policies import policy_tables
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.exact.resolution import EXACT
@@ -44,13 +42,16 @@ def of_new_images(
     costs: Mapping[str, Cost],
     reporter: Reporter,
 ) -> Promised:
-    """Certify where a confidence is asked for; else tell what to expect, if that is quick.
+    """Certify, or tell what to expect; neither where neither is asked for.
 
-    Quick is what takes no longer than the search did, so that no answer is much slower for it.
+    By itself nothing is told: it takes several searches, and no answer should wait for them.
     """
     if options.confidence is None:
-        expected = _expected(place, options, answer, reporter)
-        return Promised(answer, {} if expected is None else {"expected": expected})
+        if not options.expect:
+            return Promised(answer, {})
+        groups = _groups(place, options.cache)
+        certificate = _cross(place, answer.goal, groups, EXPECTED, reporter)
+        return Promised(answer, {"expected": certificate.to_expected()})
     if options.certify == CROSS:
         groups = _groups(place, options.cache)
         certificate = _cross(place, answer.goal, groups, options.confidence, reporter)
@@ -67,15 +68,8 @@ def _groups(place: Run, cache: str) -> Groups:
 
 
 def _cross(
-    place: Run,
-    goal: Goal,
-    groups: Groups,
-    confidence: float,
-    reporter: Reporter,
-    most_seconds: float = math.inf,
+    place: Run, goal: Goal, groups: Groups, confidence: float, reporter: Reporter
 ) -> Certificate:
-    """Raises TooSlow where that would take more than so many seconds."""
-    start = time.perf_counter()
     with reporter.task("leaving images out", 1) as task:
         reached = 0.0
 
@@ -83,14 +77,8 @@ def _cross(
             nonlocal reached
             task.advance(share - reached)
             reached = share
-            if (time.perf_counter() - start) / share > most_seconds:
-                raise _TooSlow
 
         return certify_cross(goal, groups, confidence, place.config.seed, done=hear)
-
-
-class _TooSlow(Exception):
-    pass
 
 
 def _fresh(
@@ -130,22 +118,3 @@ def _within(answer: Answer, certificate: Certificate) -> Answer:
         evaluation=goal.evaluate(configuration),
         gap=answer.gap if exact else None,
     )
-
-
-def _expected(
-    place: Run, options: SearchOptions, answer: Answer, reporter: Reporter
-) -> dict[str, Any] | None:
-    """What the answer is expected to lose on new images; None where nothing can be told quickly."""
-    if answer.gap != 0 or options.policy == ALL:
-        return None
-    most = math.inf if options.expect else answer.seconds
-    try:
-        groups = _groups(place, options.cache)
-        certificate = _cross(place, answer.goal, groups, EXPECTED, reporter, most)
-    except _TooSlow:
-        return None
-    except DataError as error:
-        # Nothing was promised, so too few images are no fault.
-        reporter.message(f"What new images lose cannot be told: {error}")
-        return None
-    return certificate.to_expected()

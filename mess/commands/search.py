@@ -55,8 +55,10 @@ def search_run(
 
     Of a `team` that searches together the first process writes.
     """
-    if team and options.confidence is not None:
-        raise MessError("torchrun divides a search without --confidence alone; leave it out.")
+    if team and (options.expect or options.confidence is not None):
+        raise MessError(
+            "torchrun divides a search without --confidence and --expect alone; leave them out."
+        )
     if team and options.algorithm == OPTUNA:
         raise MessError(
             "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "

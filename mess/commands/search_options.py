@@ -109,14 +109,15 @@ class SearchOptions:
         )
 
     def _check_certificate(self) -> None:
-        if self.confidence is None:
-            if self.certify != CROSS:
-                raise MessError(
-                    f"certify {self.certify} needs a confidence: add --confidence, such as 0.95."
-                )
+        if self.confidence is None and self.certify != CROSS:
+            raise MessError(
+                f"certify {self.certify} needs a confidence: add --confidence, such as 0.95."
+            )
+        if self.confidence is None and not self.expect:
             return
-        require_confidence(self.confidence)
-        if self.expect:
+        if self.confidence is not None:
+            require_confidence(self.confidence)
+        if self.confidence is not None and self.expect:
             raise MessError(
                 "expect tells what is not promised, and --confidence promises it; leave one out."
             )
@@ -128,8 +129,8 @@ class SearchOptions:
             )
         if self.policy == ALL or self.algorithm != EXHAUSTIVE:
             raise MessError(
-                "a confidence is computed by repeating one exhaustive search without part of the "
-                "images; name one --policy, and leave --algorithm out."
+                "what holds on new images is found by repeating one exhaustive search without part "
+                "of the images; name one --policy, and leave --algorithm out."
             )
 
     def _check_optuna(self) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 
 def new_images_lines(result: dict[str, Any]) -> list[str]:
-    """What is promised, or expected, of new images; nothing where that was not computed."""
+    """What is promised, or expected, of new images, or how to have it told."""
     if certificate := result.get("certificate"):
         return _certificate_lines(certificate, _UNITS[certificate["metric"]])
     if not (expected := result.get("expected")):
-        return []
+        return [
+            "All this is of the images that were searched, and new ones lose more: --expect tells "
+            "how much, --confidence 0.95 keeps the limits there."
+        ]
     kept, error = expected["saving_kept"], _range(expected["error"])
     keeps = "" if kept is None else f"; that would keep {100 * max(0.0, kept):.0f}% of the saving"
     return [

@@ -95,7 +95,7 @@ def test_groups_decide_how_much_images_tell(run: Run, tmp_path: Path) -> None:
     assert any("10 groups tell little about others" in line for line in new_images_lines(found))
     # What nothing is promised of is searched all the same.
     set_groups(run, "^(.*).$")
-    assert "expected" not in workflow.search(run.path, **TWO_EXITS, max_error=0.2, expect=True)
+    assert workflow.search(run.path, **TWO_EXITS, max_error=0.2)["exits"]
 
 
 def test_what_to_expect_is_told_without_a_promise(run: Run) -> None:
@@ -153,6 +153,7 @@ def test_accuracy_is_certified_as_it_comes(run: Run) -> None:
         ({"certify": "test"}, "add --confidence"),
         ({"confidence": 0.9, "expect": True}, "leave one out"),
         ({"confidence": 0.9, "policy": "all"}, "name one --policy"),
+        ({"expect": True, "policy": "all"}, "name one --policy"),
         ({"confidence": 0.9, "algorithm": "optuna"}, "leave --algorithm out"),
     ],
 )
