@@ -266,8 +266,8 @@ def _images_needed(
 
 
 def _final(goal: Goal) -> Counts:
-    tables = goal.tables
-    return counts_of(tables, np.full(tables.images, tables.final))
+    tables, images = goal.tables, np.arange(goal.tables.images)
+    return counts_of(tables, np.full(len(images), tables.final), images)
 
 
 def _claim(claim: Claim) -> dict[str, Any]:

@@ -105,35 +105,34 @@ class Ran(NamedTuple):
 
 def run(goal: Goal, picked: Picked, images: NDArray[np.intp]) -> Ran:
     """Run a configuration on the images of these indices, by the plain definition."""
-    tables, ticks = goal.tables.subset(images), goal.ticks
-    found = goal.setting.evaluate(tables, ticks, picked.configuration, goal.request.latency_stat)
+    tables, metric = goal.tables, goal.ticks[goal.front_metric]
+    # On all of them: tables of a part would be copied, which takes longer than to run the rest.
+    found = goal.evaluate(picked.configuration)
+    answer = found.answer[images]
     exits = np.array([choice.exit for choice in picked.configuration])
-    counts = [counts_of(tables, exits[found.answer])]
+    counts = [counts_of(tables, exits[answer], images)]
     # Without an exit in time nothing is shown: no hit, and all that is labelled is missed.
+    label = tables.label[images]
     counts += [
-        counts_of(tables, np.full(tables.images, exit_)) if exit_ >= 0 else _nothing(tables)
+        counts_of(tables, np.full(len(images), exit_), images)
+        if exit_ >= 0
+        else Counts(np.zeros_like(label), label)
         for exit_ in picked.shown
     ]
-    metric = ticks[goal.front_metric]
     if found.delivered:
         paths = [cost[goal.front_metric] for cost in found.delivered]
     else:
         signals = [choice.signal for choice in picked.configuration[:-1]]
         paths = metric.paths(exits.tolist(), signals)
-    cost_I = np.array([metric.to_unit(path) for path in paths])[found.answer]
+    cost_I = np.array([metric.to_unit(path) for path in paths])[answer]
     return Ran(tuple(counts), cost_I)
 
 
-def counts_of(tables: Tables, exit_I: NDArray[np.integer]) -> Counts:
-    """Counts where image i is answered by exit `exit_I[i]`."""
-    images = np.arange(tables.images)
+def counts_of(tables: Tables, exit_I: NDArray[np.integer], images: NDArray[np.integer]) -> Counts:
+    """Counts of images by index, each answered by an exit."""
     return Counts.of(
-        tables.intersection[exit_I, images], tables.predicted[exit_I, images], tables.label
+        tables.intersection[exit_I, images], tables.predicted[exit_I, images], tables.label[images]
     )
-
-
-def _nothing(tables: Tables) -> Counts:
-    return Counts(np.zeros_like(tables.label), tables.label)
 
 
 def joined(parts: Sequence[tuple[NDArray[np.intp], Counts]], images: int) -> Counts:
