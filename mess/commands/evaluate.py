@@ -91,7 +91,7 @@ def _run(outcomes: list[Outcome], data: SegmentationData, split: str, reporter: 
     )
     with reporter.task(f"evaluating on {split}", len(data)) as task:
         run_in_turns(outcomes, images, task)
-    if not outcomes[0].label.any():
+    if not np.any(outcomes[0].label):
         raise DataError(f"split {split!r} has no labelled pixel, so mIoU is undefined.")
 
 

@@ -18,34 +18,31 @@ _WARM_UP = 3
 
 @dataclass
 class Outcome:
-    """What a bundle did on a split; counts are (C,), times in milliseconds.
+    """What a bundle did on a split, image by image; times in milliseconds.
 
-    `until` is the exit that answers at the latest, the last one where it is None.
+    `until` is the exit that answers at the latest, the last one where it is None. The lists of
+    counts have one array of shape (C,) an image.
     """
 
     bundle: Bundle
     until: int | None = None
-    intersection: NDArray[np.int64] = field(init=False)
-    predicted: NDArray[np.int64] = field(init=False)
-    label: NDArray[np.int64] = field(init=False)
+    intersection: list[NDArray[np.int64]] = field(default_factory=list)
+    predicted: list[NDArray[np.int64]] = field(default_factory=list)
+    label: list[NDArray[np.int64]] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
     """Position of the exit that answered each image."""
     signal: list[float | None] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        classes = len(self.bundle.facts["classes"])
-        self.intersection, self.predicted, self.label = np.zeros((3, classes), np.int64)
-
     def add(self, answer: Answer, label_HW: NDArray[np.uint8], milliseconds: float) -> None:
         """Count one image."""
-        classes = len(self.label)
+        classes = len(self.bundle.facts["classes"])
         # Void is left out of all three counts, as in the cache.
         valid = label_HW != VOID
         label, predicted = label_HW[valid], answer.label_map[valid]
-        self.intersection += np.bincount(label[label == predicted], minlength=classes)
-        self.predicted += np.bincount(predicted, minlength=classes)
-        self.label += np.bincount(label, minlength=classes)
+        self.intersection.append(np.bincount(label[label == predicted], minlength=classes))
+        self.predicted.append(np.bincount(predicted, minlength=classes))
+        self.label.append(np.bincount(label, minlength=classes))
         self.taken.append(answer.exit_index)
         self.signal.append(answer.signal)
         self.milliseconds.append(milliseconds)
@@ -53,7 +50,8 @@ class Outcome:
     @property
     def miou(self) -> float:
         """Mean IoU over the classes with a non-zero union."""
-        return float(mean_iou(self.intersection, self.predicted, self.label))
+        counts = (np.sum(part, axis=0) for part in (self.intersection, self.predicted, self.label))
+        return float(mean_iou(*counts))
 
     @property
     def exit_rates(self) -> list[float]:
