@@ -10,8 +10,8 @@ import numpy as np
 from mess.common.images import normalise
 from mess.common.progress import Reporter
 from mess.data import SegmentationData, open_split
-from mess.errors import BundleError, DataError
-from mess.runs.bundles import BASELINE, bundle_path, newest_bundle
+from mess.errors import DataError
+from mess.runs.bundles import load_baseline, newest_bundle, require_size
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
@@ -30,8 +30,8 @@ def evaluate_bundle(
     An anytime bundle is run up to each of its exits as well.
     """
     bundle = load_bundle(path or newest_bundle(place), threads=threads)
-    _require_size(place, bundle)
-    baseline = _load_baseline(place, bundle, threads)
+    require_size(place, bundle)
+    baseline = load_baseline(place, bundle, threads)
     data = open_split(place.config.data, split, place.config.seed)
     ours, theirs = Outcome(bundle), Outcome(baseline)
     early = [Outcome(bundle, until=index) for index in _early_exits(bundle)]
@@ -54,29 +54,6 @@ def evaluate_bundle(
     if split == CALIBRATION and data.fingerprint() == bundle.facts["source"]["data"]:
         report["agreement"] = _agreement(place, bundle.facts, ours, reporter)
     return report
-
-
-def _require_size(place: Run, bundle: Bundle) -> None:
-    size = tuple(place.config.data.size)
-    if bundle.size != size:
-        raise BundleError(
-            f"bundle {bundle.path} takes images of {bundle.size}, run {place.path} has {size}. "
-            "Name the run it was exported from with --run."
-        )
-
-
-def _load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
-    """The run's network to its end, in the form of `bundle` and with its weights."""
-    path = bundle_path(place, BASELINE, bundle.manifest["format"])
-    if not path.is_dir():
-        raise BundleError(f"{path} is missing. Run {place.command('export')} to write it again.")
-    baseline = load_bundle(path, threads=threads)
-    if bundle.facts["source"]["weights"] != baseline.facts["source"]["weights"]:
-        raise BundleError(
-            f"bundle {bundle.path} was exported from other weights than run {place.path} holds. "
-            "Name the run it was exported from with --run."
-        )
-    return baseline
 
 
 def _early_exits(bundle: Bundle) -> range:

@@ -22,7 +22,7 @@ from mess.common.progress import Reporter
 from mess.compute.device import local_device, pick_device
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, MemoiseConfig
-from mess.data import DATASETS, SPLITS, SegmentationData, open_split
+from mess.data import SPLITS, SegmentationData, open_split
 from mess.data.base import fingerprint_of
 from mess.data.loader import evaluation_loader
 from mess.errors import CacheError, ConfigError, DataError, MessError
@@ -31,6 +31,7 @@ from mess.export.segments import native_shapes
 from mess.networks.network import OverprovisionedNetwork
 from mess.prediction.predict import predict
 from mess.prediction.statistics import ExitPrediction
+from mess.runs.data_sets import at_root, require_trained_classes
 from mess.runs.fingerprints import exit_fingerprints
 from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
@@ -61,9 +62,9 @@ def memoise_split(
     What an earlier run stored and is still true is kept. Processes divide the images.
     """
     name, split, root = _source(place, split, name, root)
-    config = _at_root(place.config, root)
+    config = at_root(place.config, root)
     data = open_split(config.data, split, config.seed)
-    _require_trained_classes(place, data)
+    require_trained_classes(place, data)
     writer = CacheWriter(
         PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
     )
@@ -86,28 +87,6 @@ def memoise_split(
     exits = len(writer.identity.exits)
     reporter.message(f"Memoised {len(data)} images x {exits} exits in {writer.store.directory}.")
     return writer.store
-
-
-def _at_root(config: Config, root: Path | None) -> Config:
-    """The configuration with the data set at `root`, where one is given."""
-    if root is None:
-        return config
-    if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
-        raise MessError(
-            f"data.kind = {config.data.kind!r} reads no files, so --root {root} means nothing."
-        )
-    data = config.data.model_copy(update={"root": root.resolve()})
-    return config.model_copy(update={"data": data})
-
-
-def _require_trained_classes(place: Run, data: SegmentationData) -> None:
-    trained_on = place.class_table.names
-    if data.classes.names != trained_on:
-        raise DataError(
-            f"{data.where} has the classes {', '.join(data.classes.names)}; the network was "
-            f"trained on {', '.join(trained_on)}. Bring masks and class list to those, in that "
-            "order."
-        )
 
 
 def _begin(

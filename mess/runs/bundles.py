@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mess.errors import BundleError
 from mess.runs.run import Run
+from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.registry import DEFAULT_RUNTIME
 
 BASELINE = "baseline"
@@ -35,3 +36,27 @@ def run_of(bundle: Path) -> Path | None:
     # RUN/exports/ID; with --output a bundle lies elsewhere.
     folder = bundle.resolve().parent.parent
     return folder if (folder / "config.toml").is_file() else None
+
+
+def require_size(place: Run, bundle: Bundle) -> None:
+    """Raise BundleError for a bundle that takes images of another size than the run."""
+    size = tuple(place.config.data.size)
+    if bundle.size != size:
+        raise BundleError(
+            f"bundle {bundle.path} takes images of {bundle.size}, run {place.path} has {size}. "
+            "Name the run it was exported from with --run."
+        )
+
+
+def load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
+    """The run's network to its end, in the form of `bundle` and with its weights."""
+    path = bundle_path(place, BASELINE, bundle.manifest["format"])
+    if not path.is_dir():
+        raise BundleError(f"{path} is missing. Run {place.command('export')} to write it again.")
+    baseline = load_bundle(path, threads=threads)
+    if bundle.facts["source"]["weights"] != baseline.facts["source"]["weights"]:
+        raise BundleError(
+            f"bundle {bundle.path} was exported from other weights than run {place.path} holds. "
+            "Name the run it was exported from with --run."
+        )
+    return baseline
