@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mess.cache.parquet import read_facts
+from mess.commands.certify_options import CertifyOptions
 from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
@@ -234,6 +235,28 @@ def evaluate(
 
     place = find_run(run_of(bundle) if run is None and bundle is not None else run)
     return evaluate_bundle(place, bundle, split, threads, reporter)
+
+
+@_with_keywords_of(CertifyOptions)
+def certify(
+    bundles: Sequence[Path] = (),
+    *,
+    run: Path | None = None,
+    reporter: Reporter = _SILENT,
+    **options: Any,
+) -> dict[str, Any]:
+    """Certify bundles by running them on images that chose nothing; returns what was found.
+
+    `bundles` are tested in the order given, up to the first that fails; the newest of the run by
+    default. `options` are the fields of `mess.commands.certify_options.CertifyOptions`. Using
+    images again spends confidence. Raises DataError for images that chose or trained a bundle.
+    """
+    from mess.commands.certify import certify_bundles
+    from mess.runs.bundles import run_of
+
+    asked = CertifyOptions(**options)
+    place = find_run(run_of(bundles[0]) if run is None and bundles else run)
+    return certify_bundles(place, bundles, asked, reporter)
 
 
 def predict(

@@ -37,6 +37,7 @@ from mess.cli.tables import (
     print_verification,
 )
 from mess.cli.terminal import be_quiet, complain, print_json, say
+from mess.common.sentences import certified_lines
 from mess.errors import InterruptedWork, MessError
 from mess.runtime.registry import DEFAULT_RUNTIME
 
@@ -260,6 +261,37 @@ def evaluate(
         print_json(report)
     else:
         print_evaluation(report)
+
+
+@app.command()
+def certify(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="The safest first; the newest by default.")
+    ] = None,
+    run: RunOption = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="mIoU that may be lost; the search's by default.")
+    ] = None,
+    min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
+    confidence: Annotated[float, typer.Option(help="Between 0.5 and 1.")] = 0.95,
+    split: Annotated[str, typer.Option(help="Of images that chose nothing.")] = "test",
+    root: Annotated[Path | None, typer.Option("--data", help="Folder of another data set.")] = None,
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Certify bundles by running them on fresh images; exit code 1 where the first fails."""
+    with reporter() as listener:
+        report = workflow.certify(
+            bundles or (), run=run, max_error=max_error, min_miou=min_miou, confidence=confidence,
+            split=split, root=root, threads=threads, reporter=listener,
+        )  # fmt: skip
+    if as_json:
+        print_json(report)
+    else:
+        for line in certified_lines(report):
+            say(line)
+    if not report["tested"][0]["holds"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -39,14 +39,7 @@ def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
         nothing = "Nothing but the whole network can be certified"
         lines = [f"{nothing} at {confidence} from {images}, {how}.{without}"]
     else:
-        bounds = (
-            " and ".join(
-                f"{'error at most' if 'max_error' in limit else 'mIoU at least'} {bound:.4f}"
-                f"{_at_checkpoint(limit)} (asked {limit.get('max_error', limit.get('min_miou')):g})"
-                for limit, bound in zip(certificate["limits"], certificate["bounds"], strict=True)
-            )
-            or f"mIoU at least {certificate['least_miou']:.4f}"
-        )
+        bounds = _bounds(certificate) or f"mIoU at least {certificate['least_miou']:.4f}"
         lines = [
             f"Certified at {confidence} for images like these: {bounds}. From {images}, {how}; "
             f"expected error {_range(certificate['error'])}.{without}"
@@ -61,6 +54,41 @@ def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
         )
         lines.append(f"More images like these would certify cheaper answers: {offers}.")
     return lines
+
+
+def certified_lines(report: dict[str, Any]) -> list[str]:
+    """What `mess certify` found of each bundle, and what its images have been used for."""
+    lines = []
+    for told in report["tested"]:
+        confidence = f"{100 * told['confidence']:g}%"
+        count, groups = told["images"], told["groups"]
+        images = f"{count} images" if groups == count else f"{count} images in {groups} groups"
+        verdict = (
+            f"Certified at {confidence}" if told["holds"] else f"Not certified at {confidence}"
+        )
+        saved = told["whole_cost"] / told["cost"]["value"]
+        lines.append(
+            f"{verdict}: {_bounds(told)}. Run on {images} that chose nothing; error "
+            f"{_range(told['error'])}, {saved:.2f}x fewer MACs. Bundle: {told['bundle']}"
+        )
+        if told["strength"] == "weak":
+            lines.append(f"The certificate is weak: {groups} groups tell little about others.")
+    together = report["confidence_together"]
+    if together < report["tested"][0]["confidence"]:
+        lines.append(
+            "These images have certified before: all that rests on them holds together at "
+            f"{100 * together:.4g}%."
+        )
+    return lines
+
+
+def _bounds(told: dict[str, Any]) -> str:
+    """What each limit's figure is certain to keep, and what was asked."""
+    return " and ".join(
+        f"{'error at most' if 'max_error' in limit else 'mIoU at least'} {bound:.4f}"
+        f"{_at_checkpoint(limit)} (asked {limit.get('max_error', limit.get('min_miou')):g})"
+        for limit, bound in zip(told["limits"], told["bounds"], strict=True)
+    )
 
 
 def _at_checkpoint(limit: dict[str, Any]) -> str:

@@ -103,7 +103,8 @@ class Shapes(SegmentationData):
         return draw_image(self._generator(image_id), self.size)
 
     def _content(self, image_id: str) -> Iterable[bytes]:
-        yield f"shapes {_VERSION} {self.seed}".encode()
+        # What is drawn hangs on the identifier: without it all images would count as one.
+        yield f"shapes {_VERSION} {self.seed} {image_id}".encode()
 
     def _generator(self, image_id: str) -> np.random.Generator:
         split, number = image_id.rsplit("-", 1)

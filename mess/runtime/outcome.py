@@ -60,10 +60,15 @@ class Outcome:
         return (np.bincount(self.taken, minlength=exits) / len(self.taken)).tolist()
 
     @property
+    def macs_I(self) -> list[float]:
+        """MACs of each image."""
+        costs = [exit_["macs"] for exit_ in self.bundle.manifest["exits"]]
+        return [costs[index] for index in self.taken]
+
+    @property
     def macs(self) -> float:
         """Mean MACs of an image."""
-        costs = [exit_["macs"] for exit_ in self.bundle.manifest["exits"]]
-        return float(np.mean([costs[index] for index in self.taken]))
+        return float(np.mean(self.macs_I))
 
     @property
     def latency_ms(self) -> float:

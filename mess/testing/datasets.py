@@ -58,6 +58,14 @@ class DatasetContract:
         # Opened again, so that nothing is remembered.
         assert [self.open(split).fingerprint() for split in OWN_SPLITS] == prints
 
+    def test_images_that_differ_have_fingerprints_that_do(self) -> None:
+        """By which images are known again: what chose an instance cannot certify it."""
+        data = self.open("train")
+        prints, seen = data.image_fingerprints(), dict[str, bytes]()
+        for index, image_id in enumerate(data.ids):
+            content = b"".join(array.tobytes() for array in data.read(index))
+            assert seen.setdefault(prints[image_id], content) == content
+
     def test_it_pickles_without_its_memory(self) -> None:
         """Data-loading workers have copies of it."""
         data = self.open("train")

@@ -16,7 +16,7 @@ from mess.search.guarantees.confidence import require_confidence
 from mess.search.guarantees.cross_fit import Outcome, cross_fit, narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.picking import margins_of, picks, whole_network
-from mess.search.guarantees.sampling_error import Counts, Estimate
+from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.costs import Ticks
 from mess.search.problem.goal import Goal
 from mess.search.problem.tables import Tables
@@ -70,20 +70,17 @@ class Certificate:
             "confidence": self.confidence,
             "strength": self.strength,
             "holds": self.holds,
-            "limits": [_claim(claim) for claim in self.claims],
-            "bounds": [
-                figure.upper(self.confidence) * (1 if claim.against_final else -1)
-                for claim, figure in zip(self.claims, self.tested.figures, strict=True)
-            ],
+            "limits": [claim.to_json() for claim in self.claims],
+            "bounds": self.tested.bounds(self.claims, self.confidence),
             "least_miou": self.tested.miou.lower(self.confidence),
             "margin": self.margin,
             "metric": self.metric,
-            "error": _interval(error, self.confidence),
-            "miou": _interval(self.tested.miou, self.confidence),
-            "cost": _interval(cost, self.confidence),
+            "error": error.to_json(self.confidence),
+            "miou": self.tested.miou.to_json(self.confidence),
+            "cost": cost.to_json(self.confidence),
             "uncertified": {
-                "error": _interval(self.uncertified.error, self.confidence),
-                "cost": _interval(self.uncertified.cost, self.confidence),
+                "error": self.uncertified.error.to_json(self.confidence),
+                "cost": self.uncertified.cost.to_json(self.confidence),
             },
             "images": self.images,
             "groups": self.groups,
@@ -102,9 +99,9 @@ class Certificate:
         whole = self.whole_cost - self.uncertified.cost.value
         kept = (self.whole_cost - self.tested.cost.value) / whole if whole > 0 else None
         return {
-            "error": _interval(self.uncertified.error, self.confidence),
-            "miou": _interval(self.uncertified.miou, self.confidence),
-            "cost": _interval(self.uncertified.cost, self.confidence),
+            "error": self.uncertified.error.to_json(self.confidence),
+            "miou": self.uncertified.miou.to_json(self.confidence),
+            "cost": self.uncertified.cost.to_json(self.confidence),
             "metric": self.metric,
             "confidence": self.confidence,
             "saving_kept": kept,
@@ -268,13 +265,3 @@ def _images_needed(
 def _final(goal: Goal) -> Counts:
     tables, images = goal.tables, np.arange(goal.tables.images)
     return counts_of(tables, np.full(len(images), tables.final), images)
-
-
-def _claim(claim: Claim) -> dict[str, Any]:
-    kind = "max_error" if claim.against_final else "min_miou"
-    return {kind: abs(claim.limit), "checkpoint": claim.checkpoint}
-
-
-def _interval(estimate: Estimate, confidence: float) -> dict[str, float]:
-    low, high = estimate.interval(confidence)
-    return {"value": estimate.value, "low": low, "high": high}

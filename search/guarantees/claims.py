@@ -10,7 +10,7 @@ told with an interval.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class Claim(NamedTuple):
     def influence_I(self, final: Counts, answer: Counts) -> NDArray[np.float64]:
         """By how much it moves with each image, see `Counts.influence_I`."""
         return self.against_final * final.influence_I - answer.influence_I
+
+    def to_json(self) -> dict[str, Any]:
+        """As a certificate names it: `max_error` or `min_miou`, and the checkpoint."""
+        kind = "max_error" if self.against_final else "min_miou"
+        return {kind: abs(self.limit), "checkpoint": self.checkpoint}
 
 
 def claims_of(goal: Goal) -> tuple[Claim, ...]:

@@ -57,6 +57,13 @@ class Outcome(NamedTuple):
             for claim, figure in zip(claims, self.figures, strict=True)
         )
 
+    def bounds(self, claims: Sequence[Claim], confidence: float) -> list[float]:
+        """Of each claim, the error that it is below or the mIoU above, with this probability."""
+        return [
+            figure.upper(confidence) * (1 if claim.against_final else -1)
+            for claim, figure in zip(claims, self.figures, strict=True)
+        ]
+
 
 def cross_fit(
     pick: Pick[P],

@@ -110,6 +110,11 @@ class Estimate(NamedTuple):
         each_side = (1 + confidence) / 2
         return self.lower(each_side), self.upper(each_side)
 
+    def to_json(self, confidence: float) -> dict[str, float]:
+        """The value and both ends of its interval, as results and manifests hold them."""
+        low, high = self.interval(confidence)
+        return {"value": self.value, "low": low, "high": high}
+
     def _quantile(self, confidence: float) -> float:
         require_confidence(confidence)
         return float(stdtrit(self.groups - 1, confidence))

@@ -33,6 +33,9 @@ TREE = {
     } | RUN,
     "export": {"search", "format", "output"} | RUN,
     "evaluate": {"bundle", "split", "threads", "as_json"} | RUN,
+    "certify": {
+        "bundles", "max_error", "min_miou", "confidence", "split", "root", "threads", "as_json",
+    } | RUN,
     "predict": {"bundle", "images", "output", "threads", "as_json"},
     "report": RUN,
     "cache info": {"as_json"} | RUN,

@@ -1,0 +1,210 @@
+"""Certifying bundles on images that chose nothing, by running them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mess.commands.certify_options import CertifyOptions
+from mess.common.files import write_json
+from mess.common.images import normalise
+from mess.common.progress import Reporter
+from mess.common.records import read_record
+from mess.data import SegmentationData, open_split
+from mess.errors import CacheError, DataError, MessError
+from mess.runs.bundles import load_baseline, newest_bundle, require_size
+from mess.runs.data_sets import at_root, require_trained_classes
+from mess.runs.groups import groups_of
+from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
+from mess.runs.results import CALIBRATION
+from mess.runs.run import Run
+from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.manifest import MANIFEST
+from mess.runtime.outcome import Outcome, run_in_turns
+from mess.search.guarantees.claims import Claim, Ran
+from mess.search.guarantees.cross_fit import narrowest, outcomes_on
+from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.sampling_error import Counts
+from mess.search.problem.costs import MACS
+
+RUN_FOR_REAL = "run"
+"""The method, as a certificate names it."""
+
+_AGAIN = "Remove it and certify again: the plan is the same, and counts once."
+
+
+class Certified(TypedDict):
+    """What is read of a result again."""
+
+    plan: str
+    confidence_together: float
+    tested: list[dict[str, Any]]
+
+
+def certify_bundles(
+    place: Run, paths: Sequence[Path], options: CertifyOptions, reporter: Reporter
+) -> dict[str, Any]:
+    """Certify bundles in the order given, up to the first that fails; the newest if none is given.
+
+    Returns the content of RUN/certificates/ID/result.json. Each bundle that was tested has what
+    was found in its manifest. A plan that was carried out before is not carried out again.
+    """
+    bundles = [
+        load_bundle(path, threads=options.threads) for path in paths or [newest_bundle(place)]
+    ]
+    baselines = []
+    for bundle in bundles:
+        require_size(place, bundle)
+        # Of bundles of several formats the first one's runtime runs the network to its end.
+        baselines.append(load_baseline(place, bundle, options.threads))
+    limits = options.limits or _searched_limits(place, bundles[0])
+    config = at_root(place.config, options.root)
+    data = open_split(config.data, options.split, config.seed)
+    require_trained_classes(place, data)
+    groups = groups_of(config.data.groups, data.ids)
+    groups.strength()  # refuses too few before anything is planned
+    plan = Plan(
+        tested=[bundle_digest(bundle.manifest) for bundle in bundles],
+        limits=limits,
+        confidence=options.confidence,
+        split=options.split,
+        root=None if options.root is None else str(config.data.root),
+        images=data.image_fingerprints(),
+        groups=[groups.names[group] for group in groups.of_image],
+    )
+    _require_others(place, bundles, plan, data)
+    together = confidence_together(place, plan)
+    folder = plan.write(place)
+    with suppress(FileNotFoundError):
+        known = read_record(folder / RESULT, Certified, _AGAIN)
+        reporter.message(f"Carried out before: {folder / RESULT}")
+        return {**known, "confidence_together": together}
+    outcomes = [Outcome(each) for each in [*bundles, baselines[0]]]
+    with reporter.task(f"certifying on {options.split}", len(data)) as task:
+        run_in_turns(outcomes, _images(data), task)
+    report = {
+        "plan": plan.digest,
+        "path": str(folder),
+        "split": options.split,
+        "root": plan.root,
+        "images": len(data),
+        "confidence_together": together,
+        "tested": _judge(outcomes, plan, groups),
+    }
+    write_json(folder / RESULT, report)
+    _write_manifests(bundles, report)
+    return report
+
+
+def _searched_limits(place: Run, bundle: Bundle) -> dict[str, float]:
+    """Limits on accuracy of the search that found the bundle; raises MessError without any."""
+    search_id, asked = bundle.facts["source"]["search"], dict[str, Any]()
+    if search_id in place.searches():
+        asked = place.result(search_id)["constraints"]
+    found = {name: asked[name] for name in ("max_error", "min_miou") if asked.get(name) is not None}
+    if not found:
+        raise MessError(
+            f"the search of {bundle.path} tells no limit on accuracy; give --max-error, such as "
+            "0.01, or --min-miou."
+        )
+    return found
+
+
+def _require_others(
+    place: Run, bundles: Sequence[Bundle], plan: Plan, data: SegmentationData
+) -> None:
+    """Raise DataError for images that chose what they would certify, or that it was trained on."""
+    chose = {"trained on": _training_images(place)}
+    for bundle in bundles:
+        source = bundle.facts["source"]
+        cache = place.open_cache(source.get("name", CALIBRATION))
+        if source["search"] and cache.manifest["data"] != source["data"]:
+            raise CacheError(
+                f"{bundle.path} was searched on other images than {cache.store.directory} holds "
+                f"now, so nobody can tell which chose it. Run {place.command('search')} and "
+                f"{place.command('export')} again."
+            )
+        chose[f"searched for {bundle.path}"] = set(cache.image_fingerprints.values())
+    for how, images in chose.items():
+        both = [image_id for image_id, print_ in plan.images.items() if print_ in images]
+        if both:
+            raise DataError(
+                f"{len(both)} of the {len(data)} images of {data.where} were {how}, such as "
+                f"{both[0]!r}, and certify nothing of it. Name others with --split or --data."
+            )
+
+
+def _training_images(place: Run) -> set[str]:
+    config = place.config
+    splits = (open_split(config.data, split, config.seed) for split in ("train", "holdout"))
+    return {print_ for split in splits for print_ in split.image_fingerprints().values()}
+
+
+def _images(
+    data: SegmentationData,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    for index in range(len(data)):
+        image, label = data.sized(index)
+        yield normalise(image), label
+
+
+def _judge(outcomes: Sequence[Outcome], plan: Plan, groups: Groups) -> list[dict[str, Any]]:
+    """The certificate of each bundle up to the first that fails.
+
+    The last outcome is that of the network run to its end.
+    """
+    *ours, whole = outcomes
+    claims = [
+        Claim(plan.limits["max_error"], against_final=True) if name == "max_error"
+        else Claim(-plan.limits["min_miou"], against_final=False)
+        for name in plan.limits
+    ]  # fmt: skip
+
+    def ran(index: int, images: NDArray[np.intp]) -> Ran:
+        del images  # all of them: nothing is left out
+        return Ran((_counts(ours[index]),), np.array(ours[index].macs_I))
+
+    judged = outcomes_on(range(len(ours)), ran, _counts(whole), groups, claims)
+    last = narrowest(judged, claims, plan.confidence)
+    # What comes after the first that fails was not tested, whatever it would have shown.
+    tested = judged[: 1 if last is None else last + 2]
+    return [
+        {
+            "bundle": str(outcome.bundle.path),
+            "method": RUN_FOR_REAL,
+            "plan": plan.digest,
+            "confidence": plan.confidence,
+            "strength": groups.strength(),
+            "holds": each.holds(claims, plan.confidence),
+            "limits": [claim.to_json() for claim in claims],
+            "bounds": each.bounds(claims, plan.confidence),
+            "metric": MACS,
+            "error": each.error.to_json(plan.confidence),
+            "miou": each.miou.to_json(plan.confidence),
+            "least_miou": each.miou.lower(plan.confidence),
+            "cost": each.cost.to_json(plan.confidence),
+            "whole_cost": whole.macs,
+            "exit_rates": outcome.exit_rates,
+            "images": groups.images,
+            "groups": len(groups),
+        }
+        for outcome, each in zip(ours, tested, strict=False)
+    ]
+
+
+def _counts(outcome: Outcome) -> Counts:
+    stacked = (np.stack(part) for part in (outcome.intersection, outcome.predicted, outcome.label))
+    return Counts.of(*stacked)
+
+
+def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> None:
+    """What was found of a bundle goes where it goes, also that it does not hold."""
+    for bundle, told in zip(bundles, report["tested"], strict=False):
+        certificate = {name: value for name, value in told.items() if name != "bundle"}
+        certificate["confidence_together"] = report["confidence_together"]
+        write_json(bundle.path / MANIFEST, {**bundle.manifest, "certificate": certificate})

@@ -1,0 +1,95 @@
+"""What was planned to be certified, before any image was run, and what the images were used for.
+
+A certificate holds with its confidence if what is tested was settled before its images were looked
+at. So the plan is written first, with a hash over all of it. Every further plan on the same images
+is another chance for one of them to hold by luck: together they hold less often, and plans are
+kept so that this can be told. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mess.common.files import write_json
+from mess.common.records import read_record
+from mess.errors import DataError
+from mess.runs.run import Run
+from mess.search.guarantees.confidence import LEAST_CONFIDENCE
+
+PLAN, RESULT = "plan.json", "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is tested, in which order, and on which images.
+
+    tested: digests of the bundles, the safest first.
+    limits: by name, such as max_error.
+    split, root: of the data set; root None is the run's own.
+    images: fingerprints by id; groups: the name of each image's group.
+    """
+
+    tested: Sequence[str]
+    limits: Mapping[str, float]
+    confidence: float
+    split: str
+    root: str | None
+    images: Mapping[str, str]
+    groups: Sequence[str]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hexadecimal) over all of it."""
+        # In the order of the images, which sorted keys would lose: their groups are listed so.
+        content = asdict(self) | {"images": list(self.images.items())}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def write(self, place: Run) -> Path:
+        """Its folder in the run, in which it is written unless it is there already."""
+        folder = place.path / "certificates" / self.digest[:16]
+        if not (folder / PLAN).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / PLAN, {"digest": self.digest, **asdict(self)})
+        return folder
+
+
+class _Kept(TypedDict):
+    """What is read of a plan again."""
+
+    digest: str
+    confidence: float
+    images: dict[str, str]
+
+
+def confidence_together(place: Run, plan: Plan) -> float:
+    """With which probability this plan's certificate holds and all others do on its images.
+
+    Each may fail with what its confidence leaves, and together at most with the sum (Bonferroni).
+    A plan counts from when it was written: whether it was carried out cannot be told. Raises
+    DataError where nothing would be left to say.
+    """
+    again = f"Restore it, or certify on other images: what {place.path} was used for must be known."
+    images, failing, uses = set(plan.images.values()), 1 - plan.confidence, 1
+    for file in (place.path / "certificates").glob(f"*/{PLAN}"):
+        kept = read_record(file, _Kept, again, DataError)
+        if kept["digest"] != plan.digest and not images.isdisjoint(kept["images"].values()):
+            failing += 1 - kept["confidence"]
+            uses += 1
+    if 1 - failing <= LEAST_CONFIDENCE:
+        raise DataError(
+            f"these images are used up: with this one {uses} certificates rest on some of them, "
+            f"and all hold together only with probability {max(0.0, 1 - failing):.2f}. Certify on "
+            "images that nothing was tested on."
+        )
+    return 1 - failing
+
+
+def bundle_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 (hexadecimal) over a bundle's manifest, and so over its files; not its certificate."""
+    content = {name: value for name, value in manifest.items() if name != "certificate"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

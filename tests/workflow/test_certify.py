@@ -1,0 +1,146 @@
+"""`mess certify`: bundles run on images that chose nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mess import workflow
+from mess.cli.app import main
+from mess.common.progress import Silent
+from mess.errors import ConfigError, DataError, MessError
+from mess.runs.run import Run
+from mess.search.guarantees.claims import counts_of
+from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.sampling_error import error_estimate
+
+SEARCH: dict[str, Any] = {"target": "macs", "max_exits": 2, "max_error": 0.3}
+
+
+def test_a_bundle_is_certified_by_running_it(
+    run: Run, searched: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Its figures are those of the memoised test images; and its manifest carries them."""
+    bundle = searched(**SEARCH)
+    found = workflow.certify([bundle], confidence=0.9, max_error=0.99)
+    (told,) = found["tested"]
+    assert (told["holds"], told["strength"], told["method"]) == (True, "full", "run")
+    assert told["limits"] == [{"max_error": 0.99, "checkpoint": None}]
+    assert told["error"]["low"] <= told["error"]["value"] < told["bounds"][0] <= 0.99
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["certificate"] == {
+        **{name: value for name, value in told.items() if name != "bundle"},
+        "confidence_together": 0.9,
+    }
+    # It still runs, and its certificate is none of what is hashed.
+    assert workflow.evaluate(bundle)["error"] == pytest.approx(told["error"]["value"])
+    monkeypatch.setattr("sys.argv", ["mess", "certify", str(bundle), "--max-error", "0.99"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Certified at 95%: error at most" in said
+    assert "These images have certified before" in said
+    assert "holds together at 85%" in said
+
+
+def test_its_bound_is_that_of_the_memoised_images(run: Run, searched: Callable[..., Path]) -> None:
+    """The cache's answer against running the instance, count by count."""
+    bundle = searched(**SEARCH)
+    (told,) = workflow.certify([bundle], max_error=0.99)["tested"]
+    workflow.memoise(run.path, split="test")
+    cache = run.open_cache("test")
+    exits = json.loads((bundle / "manifest.json").read_text())["exits"]
+    tables = cache.tables
+    answer = np.zeros(tables.images, dtype=np.intp)
+    left = np.zeros(tables.images, dtype=bool)
+    for exit_ in exits:
+        index = tables.exit_ids.index(exit_["exit_id"])
+        leaves = np.ones(tables.images, dtype=bool)
+        if exit_["signal"]:
+            signal = tables.signal_names.index(exit_["signal"]["name"])
+            leaves = tables.signals[index, :, signal] >= exit_["threshold"]
+        answer[leaves & ~left] = index
+        left |= leaves
+    everything = np.arange(tables.images)
+    expected = error_estimate(
+        counts_of(tables, np.full(tables.images, tables.final), everything),
+        counts_of(tables, answer, everything),
+        Groups.alone(tables.images),
+    )
+    assert told["bounds"] == [pytest.approx(expected.upper(0.95), abs=1e-3)]
+
+
+def test_limits_are_those_of_the_search(searched: Callable[..., Path]) -> None:
+    bundle = searched(**SEARCH)
+    (told,) = workflow.certify([bundle])["tested"]
+    assert told["limits"] == [{"max_error": 0.3, "checkpoint": None}]
+
+
+def test_what_fails_ends_the_order(
+    searched: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """And its manifest says that it does not hold."""
+    bundle = searched(**SEARCH)
+    second = bundle.with_name("second")
+    second.symlink_to(bundle)
+    words = ["certify", str(bundle), str(second), "--min-miou", "0.999", "--json"]
+    monkeypatch.setattr("sys.argv", ["mess", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [told["holds"] for told in found["tested"]] == [False]
+    assert json.loads((bundle / "manifest.json").read_text())["certificate"]["holds"] is False
+
+
+def test_a_plan_is_carried_out_once(run: Run, searched: Callable[..., Path]) -> None:
+    class Told(Silent):
+        def __init__(self) -> None:
+            self.messages: list[str] = []
+
+        def message(self, text: str) -> None:
+            self.messages.append(text)
+
+    bundle, told = searched(**SEARCH), Told()
+    first = workflow.certify([bundle], max_error=0.9)
+    assert workflow.certify([bundle], max_error=0.9, reporter=told) == first
+    assert any("Carried out before" in message for message in told.messages)
+    assert len(list((run.path / "certificates").iterdir())) == 1
+
+
+def test_images_that_chose_certify_nothing(searched: Callable[..., Path]) -> None:
+    bundle = searched(**SEARCH)
+    with pytest.raises(DataError, match="40 of the 40 images of .* were searched for"):
+        workflow.certify([bundle], split="calibration")
+    with pytest.raises(DataError, match="were trained on"):
+        workflow.certify([bundle], split="train")
+    # Refused before anything was planned: nothing is spent.
+    assert not (bundle.parent.parent / "certificates").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"confidence": 95}, ConfigError, "did you mean 0.95"),
+        ({"confidence": 0.5}, ConfigError, "between 0.5 and 1"),
+        ({"max_error": 1.5}, MessError, "max_error = 1.5 is no limit"),
+        ({"min_miou": -0.1}, MessError, "min_miou = -0.1 is no limit"),
+    ],
+)
+def test_options_are_refused_before_anything_is_read(
+    options: dict[str, Any], error: type[MessError], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        workflow.certify([tmp_path], run=None, **options)
+
+
+def test_a_search_without_a_limit_names_the_option(searched: Callable[..., Path]) -> None:
+    bundle = searched(target="accuracy", max_macs="0.9x", max_exits=2)
+    with pytest.raises(MessError, match="give --max-error"):
+        workflow.certify([bundle])
