@@ -19,7 +19,7 @@ from mess.data import SegmentationData, open_split
 from mess.errors import CacheError, DataError, MessError
 from mess.runs.bundles import load_baseline, newest_bundle, require_size
 from mess.runs.data_sets import at_root, require_trained_classes
-from mess.runs.groups import groups_of
+from mess.runs.groups import groups_of, shared_groups
 from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
@@ -28,7 +28,7 @@ from mess.runtime.manifest import MANIFEST
 from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
-from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.costs import MACS
 
@@ -67,7 +67,6 @@ def certify_bundles(
     data = open_split(config.data, options.split, config.seed)
     require_trained_classes(place, data)
     groups = groups_of(config.data.groups, data.ids)
-    groups.strength()  # refuses too few before anything is planned
     plan = Plan(
         tested=[bundle_digest(bundle.manifest) for bundle in bundles],
         limits=limits,
@@ -78,6 +77,7 @@ def certify_bundles(
         groups=[groups.names[group] for group in groups.of_image],
     )
     _require_others(place, bundles, plan, data)
+    strength = _strength(place, bundles, groups, reporter)
     together = confidence_together(place, plan)
     folder = plan.write(place)
     with suppress(FileNotFoundError):
@@ -94,7 +94,7 @@ def certify_bundles(
         "root": plan.root,
         "images": len(data),
         "confidence_together": together,
-        "tested": _judge(outcomes, plan, groups),
+        "tested": _judge(outcomes, plan, groups, strength),
     }
     write_json(folder / RESULT, report)
     _write_manifests(bundles, report)
@@ -139,6 +139,19 @@ def _require_others(
             )
 
 
+def _strength(
+    place: Run, bundles: Sequence[Bundle], groups: Groups, reporter: Reporter
+) -> Strength:
+    """What so many groups are worth; raises DataError for too few."""
+    strength, spec = groups.strength(), place.config.data.groups
+    for name in {bundle.facts["source"].get("name", CALIBRATION) for bundle in bundles}:
+        searched = groups_of(spec, place.open_cache(name).predictions.image_ids)
+        if told := shared_groups(spec, groups, searched):
+            reporter.message(told)
+            strength = "weak"
+    return strength
+
+
 def _training_images(place: Run) -> set[str]:
     config = place.config
     splits = (open_split(config.data, split, config.seed) for split in ("train", "holdout"))
@@ -153,7 +166,9 @@ def _images(
         yield normalise(image), label
 
 
-def _judge(outcomes: Sequence[Outcome], plan: Plan, groups: Groups) -> list[dict[str, Any]]:
+def _judge(
+    outcomes: Sequence[Outcome], plan: Plan, groups: Groups, strength: Strength
+) -> list[dict[str, Any]]:
     """The certificate of each bundle up to the first that fails.
 
     The last outcome is that of the network run to its end.
@@ -179,7 +194,7 @@ def _judge(outcomes: Sequence[Outcome], plan: Plan, groups: Groups) -> list[dict
             "method": RUN_FOR_REAL,
             "plan": plan.digest,
             "confidence": plan.confidence,
-            "strength": groups.strength(),
+            "strength": "weak" if any(figure.is_skewed for figure in each.figures) else strength,
             "holds": each.holds(claims, plan.confidence),
             "limits": [claim.to_json() for claim in claims],
             "bounds": each.bounds(claims, plan.confidence),

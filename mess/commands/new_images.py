@@ -10,7 +10,7 @@ from mess.commands.search_options import CROSS, SearchOptions
 from mess.common.progress import Reporter
 from mess.errors import DataError
 from mess.runs.freshness import require_current_data
-from mess.runs.groups import groups_of
+from mess.runs.groups import groups_of, shared_groups
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
@@ -101,7 +101,11 @@ def _fresh(
             "searched, and images that chose an answer cannot certify it. Memoise others."
         )
     groups = _groups(place, options.certify)
-    return certify_fresh(goal, tables, to_ticks(tables, costs), groups, options.confidence)
+    certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, options.confidence)
+    if told := shared_groups(place.config.data.groups, groups, _groups(place, options.cache)):
+        reporter.message(told)
+        certificate = replace(certificate, strength="weak")
+    return certificate
 
 
 def _within(answer: Answer, certificate: Certificate) -> Answer:
@@ -111,10 +115,13 @@ def _within(answer: Answer, certificate: Certificate) -> Answer:
     if margin is not None and goal.request.target != ACCURACY and not goal.checkpoints:
         goal = replace(goal, miou_limit=goal.miou_limit + miou_steps(margin))
     configuration = certificate.picked.configuration
+    evaluation = goal.evaluate(configuration)
+    # Where nothing stays within the limits by the margin, what loses least is no best of them.
+    exact = exact and miou_steps(evaluation.miou) >= goal.miou_limit
     return replace(
         answer,
         goal=goal,
         configuration=configuration,
-        evaluation=goal.evaluate(configuration),
+        evaluation=evaluation,
         gap=answer.gap if exact else None,
     )

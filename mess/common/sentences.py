@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+_STRONG = 20
+"""Groups from which on a certificate is not weak for being of few."""
+
 
 def new_images_lines(result: dict[str, Any]) -> list[str]:
     """What is promised, or expected, of new images, or how to have it told."""
@@ -38,6 +41,11 @@ def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
     if whole:
         nothing = "Nothing but the whole network can be certified"
         lines = [f"{nothing} at {confidence} from {images}, {how}.{without}"]
+    elif not certificate["holds"]:
+        lines = [
+            f"Nothing that keeps the limits on cost can be certified at {confidence} from "
+            f"{images}, {how}; this is what loses least: {_bounds(certificate)}.{without}"
+        ]
     else:
         bounds = _bounds(certificate) or f"mIoU at least {certificate['least_miou']:.4f}"
         lines = [
@@ -45,8 +53,8 @@ def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
             f"expected error {_range(certificate['error'])}.{without}"
         ]
     if certificate["strength"] == "weak":
-        lines.append(f"The certificate is weak: {groups} groups tell little about others.")
-    if not certificate["holds"]:
+        lines.append(_weakness(groups))
+    if not certificate["holds"] and whole:
         lines.append("Not even the whole network keeps every limit for certain.")
     if needed := certificate["images_needed"]:
         offers = ", ".join(
@@ -72,7 +80,7 @@ def certified_lines(report: dict[str, Any]) -> list[str]:
             f"{_range(told['error'])}, {saved:.2f}x fewer MACs. Bundle: {told['bundle']}"
         )
         if told["strength"] == "weak":
-            lines.append(f"The certificate is weak: {groups} groups tell little about others.")
+            lines.append(_weakness(groups))
     together = report["confidence_together"]
     if together < report["tested"][0]["confidence"]:
         lines.append(
@@ -80,6 +88,15 @@ def certified_lines(report: dict[str, Any]) -> list[str]:
             f"{100 * together:.4g}%."
         )
     return lines
+
+
+def _weakness(groups: int) -> str:
+    if groups < _STRONG:
+        return f"The certificate is weak: {groups} groups tell little about others."
+    return (
+        "The certificate is weak: much hangs on few of the images, and such a bound holds somewhat "
+        "less often than it says. More images make it stronger."
+    )
 
 
 def _bounds(told: dict[str, Any]) -> str:

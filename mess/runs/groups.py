@@ -39,6 +39,18 @@ def groups_of(spec: str | None, image_ids: Sequence[str]) -> Groups:
     return Groups.of(names)
 
 
+def shared_groups(spec: str | None, fresh: Groups, searched: Groups) -> str | None:
+    """Why a certificate from fresh images is weak, where groups of theirs were searched, too."""
+    both = [name for name in fresh.names if name in set(searched.names)]
+    # Without a specification names are numbers of the images.
+    if spec is None or not both:
+        return None
+    return (
+        f"{len(both)} of the {len(fresh)} groups, such as {both[0]!r}, have images that were "
+        "searched, and tell less about other groups: the certificate is marked weak."
+    )
+
+
 def _read(path: Path) -> dict[str, str]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

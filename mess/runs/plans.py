@@ -80,7 +80,8 @@ def confidence_together(place: Run, plan: Plan) -> float:
         if kept["digest"] != plan.digest and not images.isdisjoint(kept["images"].values()):
             failing += 1 - kept["confidence"]
             uses += 1
-    if 1 - failing <= LEAST_CONFIDENCE:
+    # A sum of tenths is no half to the last digit.
+    if 1 - failing <= LEAST_CONFIDENCE + 1e-9:
         raise DataError(
             f"these images are used up: with this one {uses} certificates rest on some of them, "
             f"and all hold together only with probability {max(0.0, 1 - failing):.2f}. Certify on "

@@ -128,7 +128,7 @@ def certify_cross(
     Raises DataError for too few groups, ConfigError for what is no confidence.
     """
     require_confidence(confidence)
-    strength = groups.strength()
+    groups.strength()  # refuses too few before anything is searched
     margins, claims, repeats = margins_of(goal.request), claims_of(goal), repeats_of(goal)
     folds = min(FOLDS, len(groups))
     rng = np.random.default_rng([seed, *_FOLDS_STREAM])
@@ -146,7 +146,7 @@ def certify_cross(
     )  # fmt: skip
     chosen = picks(goal, margins, workers)
     return _certificate(
-        CROSS, goal, goal, groups, strength, confidence, claims, margins, chosen, tested, folds,
+        CROSS, goal, goal, groups, confidence, claims, margins, chosen, tested, folds,
         repeats,
     )  # fmt: skip
 
@@ -165,7 +165,7 @@ def certify_fresh(
     other exits or signals.
     """
     require_confidence(confidence)
-    strength = groups.strength()
+    groups.strength()  # as above
     if (fresh.exit_ids, fresh.signal_names) != (goal.tables.exit_ids, goal.tables.signal_names):
         raise CacheError(
             "the fresh images were memoised with other exits or signals than the searched ones; "
@@ -180,7 +180,7 @@ def certify_fresh(
 
     tested = outcomes_on(chosen, ran, _final(there), groups, claims)
     return _certificate(
-        FRESH, goal, there, groups, strength, confidence, claims, margins, chosen, tested, None,
+        FRESH, goal, there, groups, confidence, claims, margins, chosen, tested, None,
         None,
     )  # fmt: skip
 
@@ -194,7 +194,6 @@ def _certificate(
     goal: Goal,
     there: Goal,
     groups: Groups,
-    strength: Strength,
     confidence: float,
     claims: tuple[Claim, ...],
     margins: Sequence[float],
@@ -203,15 +202,18 @@ def _certificate(
     folds: int | None,
     repeats: int | None,
 ) -> Certificate:
-    index = narrowest(tested, claims, confidence)
+    index, whole = narrowest(tested, claims, confidence), whole_network(goal)
     # A wide margin may leave nothing but the whole network to pick.
-    if index is None or chosen[index] == whole_network(goal):
-        picked, margin = whole_network(goal), None
+    if index is not None and chosen[index] != whole:
+        picked, margin, at = chosen[index], margins[index], tested[index]
+    elif goal.affordable(goal.evaluate(whole.configuration).totals):
+        picked, margin = whole, None
         (at,) = outcomes_on(
             [picked], lambda p, images: run(there, p, images), _final(there), groups, claims
         )
     else:
-        picked, margin, at = chosen[index], margins[index], tested[index]
+        # Nothing is certified: what loses least of what is not too dear.
+        picked, margin, at = chosen[0], margins[0], tested[0]
     return Certificate(
         method=method,
         confidence=confidence,
@@ -220,16 +222,22 @@ def _certificate(
         margin=margin,
         tested=at,
         uncertified=tested[-1],
-        holds=at.holds(claims, confidence),
+        holds=at.holds(claims, confidence) and (margin is None or index is not None),
         images=groups.images,
         groups=len(groups),
-        strength=strength,
+        strength=_strength(groups, at),
         folds=folds,
         repeats=repeats,
         metric=goal.front_metric,
         whole_cost=goal.baseline.costs[goal.front_metric],
         images_needed=_images_needed(tested, claims, confidence, groups, at.cost.value),
     )
+
+
+def _strength(groups: Groups, tested: Outcome) -> Strength:
+    """Weak where the groups are few, or so much hangs on few of them that a bound is uncertain."""
+    skewed = any(figure.is_skewed for figure in tested.figures or (tested.miou,))
+    return "weak" if skewed else groups.strength()
 
 
 def _images_needed(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import MIOU_STEPS, Goal
@@ -42,9 +43,10 @@ class Claim(NamedTuple):
         """The figure on these images."""
         return self.against_final * final.miou - answer.miou
 
-    def influence_I(self, final: Counts, answer: Counts) -> NDArray[np.float64]:
-        """By how much it moves with each image, see `Counts.influence_I`."""
-        return self.against_final * final.influence_I - answer.influence_I
+    def moves_G(self, final: Counts, answer: Counts, groups: Groups) -> NDArray[np.float64]:
+        """By how much each group moves it, shape (G,)."""
+        without_G = self.against_final * final.without_G(groups) - answer.without_G(groups)
+        return self.value(final, answer) - without_G
 
     def to_json(self) -> dict[str, Any]:
         """As a certificate names it: `max_error` or `min_miou`, and the checkpoint."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mess.search.guarantees.claims import Claim, Ran, joined
 from mess.search.guarantees.groups import Groups
-from mess.search.guarantees.sampling_error import Counts, Estimate
+from mess.search.guarantees.sampling_error import Counts, Estimate, mean_moves_G
 
 P = TypeVar("P", bound=Hashable)
 
@@ -93,7 +93,7 @@ def cross_fit(
             picked.append(pick(np.flatnonzero(fold_I != fold)))
             done((repeat * folds + fold + 1) / (repeats * folds))
         divisions.append(_wholes(picked, left_out, run, final, groups, claims))
-    return [_mean(each, groups) for each in zip(*divisions, strict=True)]
+    return [_mean(each) for each in zip(*divisions, strict=True)]
 
 
 def _wholes(
@@ -131,7 +131,7 @@ def outcomes_on(
     for picked in picks:
         if picked not in ran:
             whole = _Whole.of([(everything, run(picked, everything))], final, groups, claims)
-            ran[picked] = _mean([whole], groups)
+            ran[picked] = _mean([whole])
     return [ran[picked] for picked in picks]
 
 
@@ -149,10 +149,10 @@ def narrowest(tested: Sequence[Outcome], claims: Sequence[Claim], confidence: fl
 
 
 class _Whole(NamedTuple):
-    """Figures of all images in one division into folds: value, and the influence of each image."""
+    """Figures of all images in one division into folds, and by how much each group moves them."""
 
     values: tuple[float, ...]
-    influences: tuple[NDArray[np.float64], ...]
+    moves_G: tuple[NDArray[np.float64], ...]
 
     @classmethod
     def of(
@@ -167,32 +167,31 @@ class _Whole(NamedTuple):
             joined([(images, ran.counts[kind]) for images, ran in parts], groups.images)
             for kind in range(len(parts[0][1].counts))
         ]
-        values, influences = [], []
+        values, moves_G = [], []
         for claim in (*claims, _ERROR, _MINUS_MIOU):
             answer = counted[claim.counts]
             values.append(claim.value(final, answer))
-            influences.append(claim.influence_I(final, answer))
+            moves_G.append(claim.moves_G(final, answer, groups))
         cost_I = np.empty(groups.images)
         for images, ran in parts:
             cost_I[images] = ran.cost_I
         values.append(float(cost_I.mean()))
-        influences.append(cost_I - cost_I.mean())
-        return cls(tuple(values), tuple(influences))
+        moves_G.append(mean_moves_G(cost_I, groups))
+        return cls(tuple(values), tuple(moves_G))
 
 
 _ERROR, _MINUS_MIOU = Claim(1.0, against_final=True), Claim(0.0, against_final=False)
 
 
-def _mean(divisions: Sequence[_Whole], groups: Groups) -> Outcome:
-    """The mean over the divisions, of the figures and of every image's influence."""
+def _mean(divisions: Sequence[_Whole]) -> Outcome:
+    """The mean of each figure over the divisions, and its standard error."""
     estimates = [
-        Estimate.of_influence(float(np.mean(values)), np.mean(influences, axis=0), groups)
-        for values, influences in zip(
+        Estimate.of_moves(float(np.mean(values)), np.stack(moves))
+        for values, moves in zip(
             zip(*(each.values for each in divisions), strict=True),
-            zip(*(each.influences for each in divisions), strict=True),
+            zip(*(each.moves_G for each in divisions), strict=True),
             strict=True,
         )
     ]
     *figures, error, minus_miou, cost = estimates
-    miou = minus_miou._replace(value=-minus_miou.value)
-    return Outcome(tuple(figures), error, miou, cost)
+    return Outcome(tuple(figures), error, minus_miou.negative(), cost)

@@ -57,6 +57,9 @@ class Groups:
 
     def sums(self, values_IX: NDArray[np.generic]) -> NDArray[np.float64]:
         """Sums over the images of each group, shape (G, ...), of values of shape (I, ...)."""
+        if len(self) == self.images:
+            # Names are in the order of the images: each is its own sum.
+            return values_IX.astype(np.float64)
         out = np.zeros((len(self), *values_IX.shape[1:]))
         np.add.at(out, self.of_image, values_IX)
         return out
@@ -74,18 +77,18 @@ class Groups:
     def folds(self, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
         """The fold of each image, shape (I,), 0..count-1; groups stay whole.
 
-        Folds have about as many images each: in a random order, the largest groups first, a group
-        goes to the fold that has the fewest. Raises ValueError where a fold would stay empty.
+        Folds have about as many images each: groups are sorted by size, and so many of about one
+        size are dealt out at a time, one to each fold at random. Raises ValueError where a fold
+        would stay empty.
         """
         if not 2 <= count <= len(self):
             raise ValueError(f"{len(self)} groups cannot be divided into {count} folds")
         sizes = np.bincount(self.of_image, minlength=len(self))
         order = rng.permutation(len(self))
         order = order[np.argsort(-sizes[order], kind="stable")]
-        fold_of_group, filled = np.empty(len(self), dtype=np.intp), np.zeros(count, dtype=np.int64)
-        for group in order:
-            # Of equally full folds the first: groups of one size are dealt out in turn.
-            fold = int(filled.argmin())
-            fold_of_group[group] = fold
-            filled[fold] += sizes[group]
+        # Into the emptiest fold each time, groups of different sizes would always fall alike, and
+        # a division that is made anew would be the same again.
+        dealt = [rng.permutation(count) for _ in range(0, len(self), count)]
+        fold_of_group = np.empty(len(self), dtype=np.intp)
+        fold_of_group[order] = np.concatenate(dealt)[: len(self)]
         return fold_of_group[self.of_image]

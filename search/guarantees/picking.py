@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from mess.search.exact.cover import collect, cover
 from mess.search.exact.resolution import EXACT, FINE, Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
@@ -24,8 +26,11 @@ _MARGINS = 40
 _WIDEST = 2.0
 """The widest margin, in allowed errors: half of it is below what the whole network loses."""
 
-_USUAL = 0.01
-"""What stands for the allowed error where the limit is an mIoU."""
+_LEAST_ERROR = 0.002
+"""What stands for an allowed error that is smaller: an error of 0 needs margins, too."""
+
+_WIDEST_OF_MIOU, _NARROWEST_OF_MIOU = 0.2, 0.0005
+"""An mIoU of its own is far less certain than a difference of two on the same images."""
 
 
 def margins_of(request: Request) -> tuple[float, ...]:
@@ -35,8 +40,11 @@ def margins_of(request: Request) -> tuple[float, ...]:
     """
     if request.target == ACCURACY:
         return (0.0,)
-    # An error of 0 needs margins, too.
-    unit = max(request.max_error if request.max_error is not None else _USUAL, _USUAL / 5)
+    if request.max_error is None:
+        # Each step by the same share: how wide it has to be is not known by a power of ten.
+        spread = np.geomspace(_WIDEST_OF_MIOU, _NARROWEST_OF_MIOU, _MARGINS)
+        return (*spread.tolist(), 0.0)
+    unit = max(request.max_error, _LEAST_ERROR)
     return tuple(_WIDEST * unit * n / _MARGINS for n in range(_MARGINS, -1, -1))
 
 

@@ -44,7 +44,7 @@ def test_folds_keep_groups_whole_and_are_of_about_one_size() -> None:
     for group in range(len(groups)):
         assert len(set(fold[groups.of_image == group])) == 1
     sizes = np.bincount(fold, minlength=5)
-    # No fold is larger than the emptiest by more than the group that was last put into it.
+    # Of each deal, a fold has one group; the first of a deal is no larger than the last before it.
     assert sizes.max() - sizes.min() <= np.bincount(groups.of_image).max()
 
 
@@ -54,6 +54,12 @@ def test_folds_hang_on_the_generator_alone() -> None:
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert set(np.bincount(first)) == {12}
+
+
+def test_groups_of_different_sizes_are_divided_anew_each_time() -> None:
+    groups = Groups.of([f"g{size}" for size in range(1, 21) for _ in range(size)])
+    rng = np.random.default_rng(seeded(1))
+    assert len({groups.folds(5, rng).tobytes() for _ in range(5)}) == 5
 
 
 @pytest.mark.parametrize("count", [1, 4])

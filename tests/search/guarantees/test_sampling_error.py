@@ -1,4 +1,4 @@
-"""Influences are derivatives, standard errors those of the jackknife, intervals cover the truth."""
+"""Standard errors are those of the jackknife, intervals cover the truth."""
 
 from __future__ import annotations
 
@@ -45,36 +45,73 @@ def test_miou_is_that_of_the_metrics() -> None:
     assert found.miou == mean_iou(hits.sum(axis=0), predicted.sum(axis=0), label.sum(axis=0))
 
 
-def test_influence_is_the_derivative_by_the_weight_of_an_image() -> None:
-    counts = random_counts(np.random.default_rng(seeded(1)), images=12, classes=5)
-    step = 1e-6
-    for image, influence in enumerate(counts.influence_I):
-        change = step * np.eye(12)[image]
-        more, less = weighted_miou(counts, 1 + change), weighted_miou(counts, 1 - change)
-        assert influence / 12 == pytest.approx((more - less) / (2 * step), abs=1e-8)
-    assert counts.influence_I.mean() == pytest.approx(0, abs=1e-12)
+def test_without_a_group_miou_is_that_of_the_others() -> None:
+    """Also of a class that one group alone has, and with groups of different sizes."""
+    rng = np.random.default_rng(seeded(1))
+    counts = random_counts(rng, images=60, classes=5)
+    groups = Groups.of([f"g{number}" for number in np.sqrt(rng.integers(225, size=60)).astype(int)])
+    alone = groups.of_image == 0
+    counts.hits_IC[~alone, 4] = counts.union_IC[~alone, 4] = 0
+    expected = [
+        weighted_miou(counts, (groups.of_image != group).astype(float))
+        for group in range(len(groups))
+    ]
+    np.testing.assert_allclose(counts.without_G(groups), expected, rtol=1e-12)
+    assert Groups.alone(60).images == len(counts.without_G(Groups.alone(60)))
+
+
+def test_one_group_with_all_pixels_says_nothing_about_others() -> None:
+    hits = np.array([[3, 1], [0, 0], [0, 0]])
+    with pytest.raises(DataError, match="one group has all pixels"):
+        Counts(hits, hits).without_G(Groups.alone(3))
 
 
 def test_the_standard_error_is_the_jackknifes() -> None:
-    """To first order; groups are left out whole."""
     rng = np.random.default_rng(seeded(2))
-    final, answer = (random_counts(rng, images=600, classes=4) for _ in range(2))
-    groups = Groups.of([str(i % 150) for i in range(600)])
+    final, answer = (random_counts(rng, images=90, classes=4) for _ in range(2))
+    groups = Groups.of([f"g{number}" for number in np.sqrt(rng.integers(400, size=90)).astype(int)])
     left_out = []
     for group in range(len(groups)):
         weight = (groups.of_image != group).astype(float)
         left_out.append(weighted_miou(final, weight) - weighted_miou(answer, weight))
-    spread = np.square(np.array(left_out) - np.mean(left_out)).sum()
-    jackknife = np.sqrt(149 / 150 * spread)
+    spread, size = np.square(np.array(left_out) - np.mean(left_out)).sum(), len(groups)
     found = error_estimate(final, answer, groups)
     assert found.value == final.miou - answer.miou
-    assert found.groups == 150
-    assert found.standard_error == pytest.approx(jackknife, rel=0.02)
+    assert found.groups == size
+    assert found.standard_error == pytest.approx(np.sqrt((size - 1) / size * spread), rel=1e-9)
+    assert found.skewness == pytest.approx(stats.skew(-np.array(left_out)), rel=1e-9)
+
+
+def test_variances_are_averaged_over_divisions() -> None:
+    """Not moves: their mean would vary less than what it stands for."""
+    moves_RG = np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])
+    assert Estimate.of_moves(0.0, moves_RG).standard_error == pytest.approx(np.sqrt(2 * 2 / 3))
+    one = Estimate.of_moves(0.0, moves_RG[:1])
+    assert one.standard_error == pytest.approx(np.sqrt(2 * 2 / 3))
+
+
+def test_what_samples_lack_widens_one_side() -> None:
+    """Where few groups lose much the figure of all may be larger, and hardly smaller."""
+    moves_G = np.array([9.0, *[-1.0] * 9])
+    found = Estimate.of_moves(0.5, moves_G[None])
+    student = stats.t.ppf(0.9, 9)
+    assert found.skewness == pytest.approx(stats.skew(moves_G))
+    widened = found.skewness * (2 * student**2 + 1) / (6 * np.sqrt(10))
+    assert found.upper(0.9) == pytest.approx(0.5 + (student + widened) * found.standard_error)
+    assert found.lower(0.9) == pytest.approx(0.5 - student * found.standard_error)
+    turned = found.negative()
+    assert (turned.value, turned.lower(0.9)) == (-0.5, pytest.approx(-found.upper(0.9)))
+    assert turned.upper(0.9) == pytest.approx(-found.lower(0.9))
+    assert found.is_skewed
+    assert turned.is_skewed
+    assert not Estimate.of_moves(0.5, np.array([[1.0, -1.0] * 5])).is_skewed
 
 
 def test_a_mean_has_the_textbooks_interval() -> None:
     values = np.random.default_rng(seeded(3)).normal(3, 2, 40)
     found = mean_estimate(values, Groups.alone(40))
+    assert found.skewness == pytest.approx(stats.skew(values))
+    found = found._replace(skewness=0.0)
     expected = stats.t.interval(0.9, 39, values.mean(), stats.sem(values))
     assert found.interval(0.9) == pytest.approx(expected, rel=1e-9)
     assert found.upper(0.95) == pytest.approx(expected[1], rel=1e-9)
@@ -90,7 +127,7 @@ def test_copies_of_images_make_nothing_more_certain() -> None:
     assert together.value == pytest.approx(alone.value, rel=1e-12)
     assert together.standard_error == pytest.approx(alone.standard_error, rel=1e-12)
     apart = miou_estimate(copies, Groups.alone(120))
-    assert apart.standard_error == pytest.approx(alone.standard_error / 2, rel=0.02)
+    assert apart.standard_error == pytest.approx(alone.standard_error / 2, rel=0.05)
 
 
 def test_what_answers_alike_loses_nothing_for_certain() -> None:
@@ -99,7 +136,7 @@ def test_what_answers_alike_loses_nothing_for_certain() -> None:
     assert (found.value, found.standard_error, found.upper(0.99)) == (0, 0, 0)
 
 
-def test_bootstrap_and_influence_agree() -> None:
+def test_bootstrap_and_jackknife_agree() -> None:
     rng = np.random.default_rng(seeded(6))
     final = random_counts(rng, images=400, classes=6)
     answer = replace(final, hits_IC=rng.binomial(final.hits_IC, 0.97))
@@ -124,24 +161,42 @@ def test_a_draw_is_the_miou_of_the_drawn_images() -> None:
         assert miou == weighted_miou(Counts(hits, union), np.bincount(images, minlength=3))
 
 
-def test_bounds_hold_as_often_as_they_say() -> None:
-    """Of 1,000 samples of 200 from a population whose error is known."""
+def images_of(rng: np.random.Generator, classes: int) -> tuple[Counts, Counts]:
+    """A population of 20,000: the final exit's counts, and an answer's that few images are lost by.
+
+    Each class is in a share of the images, the rarest in one of forty; what an image loses is all
+    but nothing for most and much for some, as where an early exit takes an image that it cannot do.
+    """
+    present = rng.random((20_000, classes)) < np.geomspace(1, 0.025, classes)
+    label = present * rng.poisson(rng.uniform(20, 200, classes), present.shape)
+    hits = rng.binomial(label, rng.beta(6, 2, (len(label), 1)) * rng.uniform(0.6, 1, classes))
+    final = Counts.of(hits, hits + rng.poisson(rng.uniform(1, 20, classes), label.shape), label)
+    lost = np.minimum(1, rng.gamma(0.4, 0.06, (len(label), 1)))
+    return final, replace(final, hits_IC=rng.binomial(final.hits_IC, 1 - lost))
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "fewest"), [(5, 400, 835), (5, 100, 790), (20, 100, 810)]
+)
+def test_bounds_hold_as_often_as_they_say(classes: int, images: int, fewest: int) -> None:
+    """Of 1,000 samples from a population whose error is known.
+
+    900 are expected; of so skewed losses it is 820 to 850 with 100 images, which is what makes a
+    certificate weak. Without the widening it would be 40 less, and three deviations are 35.
+    """
     rng = np.random.default_rng(seeded(7))
-    final = random_counts(rng, images=20_000, classes=5)
-    answer = replace(final, hits_IC=rng.binomial(final.hits_IC, 0.98))
-    truth = final.miou - answer.miou
-    held = 0
+    final, answer = images_of(rng, classes)
+    truth, groups, held = final.miou - answer.miou, Groups.alone(images), 0
     for _ in range(1000):
-        drawn = rng.integers(20_000, size=200)
+        drawn = rng.integers(20_000, size=images)
         some, answers = (Counts(c.hits_IC[drawn], c.union_IC[drawn]) for c in (final, answer))
-        held += error_estimate(some, answers, Groups.alone(200)).upper(0.9) >= truth
-    # 900 are expected; five standard deviations of 1,000 trials are 47, and t is an approximation.
-    assert 840 <= held <= 960
+        held += error_estimate(some, answers, groups).upper(0.9) >= truth
+    assert fewest <= held <= 970
 
 
 def test_one_group_says_nothing_about_others() -> None:
     with pytest.raises(DataError, match="all images are of one group.*more groups"):
-        Estimate.of_influence(0.5, np.zeros(4), Groups.of(["a"] * 4))
+        Estimate.of_moves(0.5, np.zeros((1, 1)))
 
 
 @pytest.mark.parametrize(
