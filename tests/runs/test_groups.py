@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mess.errors import ConfigError, DataError
-from mess.runs.groups import groups_of
+from mess.runs.groups import groups_of, shared_groups
+from mess.search.guarantees.groups import Groups
 
 IDS = ("a_1", "a_2", "b_1")
 
@@ -58,3 +59,13 @@ def test_faults_of_a_file_are_named(tmp_path: Path, content: str, message: str) 
 def test_faults_of_an_expression_are_named(spec: str, message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         groups_of(spec, IDS)
+
+
+def test_groups_that_were_searched_are_told() -> None:
+    fresh, searched = Groups.of(["c", "a", "c"]), Groups.of(["a", "b"])
+    told = shared_groups("^(.)", fresh, searched)
+    assert told is not None
+    assert told.startswith("1 of the 2 groups, such as 'a', have images that were searched")
+    assert shared_groups("^(.)", Groups.of(["c"]), searched) is None
+    # Images alone have numbers for names, which mean nothing.
+    assert shared_groups(None, Groups.alone(2), Groups.alone(3)) is None
