@@ -23,6 +23,7 @@ from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
 from mess.runs.part_costs import DEFAULT_PROFILE
 from mess.runs.run import Run, begin_run, find_run
+from mess.runs.sources import require_labels
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.exact.workers import Team
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
@@ -101,6 +102,8 @@ def memoise(
     split: str | None = None,
     name: str | None = None,
     root: Path | None = None,
+    images: Path | None = None,
+    labels: str | None = None,
     device: str = "auto",
     reporter: Reporter = _SILENT,
 ) -> Path:
@@ -109,15 +112,19 @@ def memoise(
     Returns the cache's directory, RUN/cache/NAME. `split` is "calibration" by default, and `name`
     is the split. `root` is that of another data set of the same kind, such as images from another
     device, and needs a `name` of its own; with that name alone its cache is brought up to date.
+    `images` is a folder of pictures without masks and `name` by default the folder's; `labels`,
+    "final", says that they are counted against the final exit.
     """
     from mess.commands.memoise import memoise_split
     from mess.compute.processes import joined
 
+    require_labels(images, labels, split=split, root=root)
     with joined() as processes:
         reporter = reporter if processes.is_first else _SILENT
         # The first one's answer for all: the newest run may be another a moment later.
         place = Run(Path(processes.tell(str(find_run(run).path))))
-        return memoise_split(place, split, name, root, device, reporter, processes).directory
+        store = memoise_split(place, split, name, root, device, reporter, processes, images)
+        return store.directory
 
 
 def cache_info(run: Path | None = None) -> list[dict[str, Any]]:
@@ -221,20 +228,25 @@ def evaluate(
     bundle: Path | None = None,
     *,
     run: Path | None = None,
-    split: str = "test",
+    split: str | None = None,
+    images: Path | None = None,
+    labels: str | None = None,
     threads: int = 1,
     reporter: Reporter = _SILENT,
 ) -> dict[str, Any]:
     """Run a bundle for real on a split, in turns with the network run to its end.
 
-    `bundle` is the newest of the run by default. On the calibration split the report says how far
-    the bundle agrees with what the search predicted.
+    `bundle` is the newest of the run by default, `split` is "test". In its place `images` may be a
+    folder of pictures without masks; `labels`, "final", says that they are counted against the
+    network run to its end. On the images that were searched the report says how far the bundle
+    agrees with what the search predicted.
     """
     from mess.commands.evaluate import evaluate_bundle
     from mess.runs.bundles import run_of
 
+    require_labels(images, labels, split=split)
     place = find_run(run_of(bundle) if run is None and bundle is not None else run)
-    return evaluate_bundle(place, bundle, split, threads, reporter)
+    return evaluate_bundle(place, bundle, split or "test", threads, reporter, images)
 
 
 @_with_keywords_of(CertifyOptions)

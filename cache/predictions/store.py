@@ -18,6 +18,7 @@ from mess.cache.parquet import read_table
 from mess.cache.predictions.parts import Part, open_part, read_counts, read_maps
 from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.common.files import sha256, write_json
+from mess.common.metrics import MASKS
 from mess.common.records import as_record
 from mess.errors import CacheError
 
@@ -28,7 +29,8 @@ class CacheSource(TypedDict):
     """Where images came from; `root` is None where it is the run's own."""
 
     kind: str
-    split: str
+    split: str | None
+    """None of pictures in a folder, which has no splits."""
     root: str | None
 
 
@@ -44,6 +46,8 @@ class CacheManifest(TypedDict):
     pipeline: str
     data: str
     source: CacheSource
+    labels: str
+    """What is counted against: `masks`, or the exit whose label maps are in their place."""
     label_maps: bool
     confidence_maps: list[str]
     exit_fingerprints: dict[str, str]
@@ -136,6 +140,8 @@ class PredictionStore:
                 f"{path} was altered: its checksum is wrong. Run {self.remedy} again; predictions "
                 "that are whole stay."
             )
+        # Before there was a choice all caches were of masks.
+        recorded.setdefault("labels", MASKS)
         return as_record(recorded, CacheManifest, path, f"Run {self.remedy} again.", CacheError)
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:

@@ -21,7 +21,8 @@ from mess.cache.content import (
 from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import unneeded_pairs, verify_pairs
 from mess.cache.predictions.parts import Part, describe_part, open_part, read_counts, row_ids
-from mess.cache.predictions.store import Overlap, PredictionStore, Snapshot
+from mess.cache.predictions.store import CacheManifest, Overlap, PredictionStore, Snapshot
+from mess.common.metrics import MASKS
 from mess.errors import CacheError, DamagedPartError
 
 _TEMPORARY = re.compile(r"\.(part|manifest|images)\.")
@@ -46,7 +47,7 @@ def verify(store: PredictionStore) -> Verification:
         try:
             part = open_part(path)
             rows += len(part.exits) * len(part.images)
-            faults += [f"{path}: {fault}" for fault in _faults(part, images)]
+            faults += [f"{path}: {fault}" for fault in _faults(part, images, manifest)]
         except CacheError as error:
             faults.append(str(error))
             continue
@@ -128,7 +129,9 @@ def unneeded(store: PredictionStore) -> list[Path]:
     return sorted(filter(Path.is_file, files))
 
 
-def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _faults(
+    part: Part, images: Mapping[str, Mapping[str, Any]], manifest: CacheManifest
+) -> Iterator[str]:
     """What cannot be true of the rows of a part."""
     if list(row_ids(part)) != list(product(part.images, part.exits)):
         # What follows reads rows by their place alone.
@@ -138,6 +141,10 @@ def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str
     hits, predicted = counts["intersection"], counts["predicted"]
     if (hits < 0).any() or (hits > predicted).any():
         yield "a class has more correct pixels than predicted ones"
+    if manifest["labels"] in part.exits:
+        itself = list(part.exits).index(manifest["labels"])
+        if (hits[:, itself] != predicted[:, itself]).any():
+            yield f"{manifest['labels']} differs from its own label maps, which are the labels"
     if not np.isfinite(counts["signals"]).all():
         yield "a signal is not a number"
     for i, (image_id, fingerprint) in enumerate(part.images.items()):
@@ -145,11 +152,13 @@ def _faults(part: Part, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         if image is None or image["fingerprint"] != fingerprint:
             continue
         label = np.array(image["label"])
-        if (hits[i] > label).any():
-            yield f"a class of image {image_id} has more correct pixels than labelled ones"
-        # Void is left out of both, so every labelled pixel is predicted as some class.
-        if (predicted[i].sum(axis=1) != label.sum()).any():
-            yield f"the predictions for image {image_id} are not as many as its labelled pixels"
+        # Labels that an exit gives are written when the cache is complete.
+        if manifest["labels"] == MASKS or manifest["complete"]:
+            if (hits[i] > label).any():
+                yield f"a class of image {image_id} has more correct pixels than labelled ones"
+            # Void is left out of both, so every labelled pixel is predicted as some class.
+            if (predicted[i].sum(axis=1) != label.sum()).any():
+                yield f"the predictions for image {image_id} are not as many as its labelled pixels"
         # Void counts here: two exits can be compared without labels.
         if (counts["agreement"][i] > image["height"] * image["width"]).any():
             yield f"exits agree on more pixels than image {image_id} has"

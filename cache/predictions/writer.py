@@ -22,12 +22,14 @@ from mess.cache.predictions.parts import (
     PartRows,
     excerpt,
     open_part,
+    read_counts,
     read_rows_of,
     write_part,
 )
 from mess.cache.predictions.store import CacheManifest, Overlap, PredictionStore
 from mess.cache.schema import IMAGES
 from mess.common.files import sha256
+from mess.common.metrics import MASKS
 from mess.errors import CacheError, DamagedPartError
 
 
@@ -53,6 +55,8 @@ class Identity:
     label_maps: bool
     confidence_maps: tuple[str, ...]
     """Exits that have them."""
+    labels: str = MASKS
+    """What is counted against: masks, or the exit whose label maps are in their place."""
 
     @property
     def signal_names(self) -> tuple[str, ...]:
@@ -72,6 +76,7 @@ class Identity:
                     "pipeline": self.pipeline,
                     "data": self.data,
                     "source": self.source,
+                    "labels": self.labels,
                     "label_maps": self.label_maps,
                     "confidence_maps": self.confidence_maps,
                     "exit_fingerprints": dict(self.exits),
@@ -155,6 +160,8 @@ class CacheWriter:
             )
         # The manifest last: a new cache is not called complete before its parts are settled.
         self._settle()
+        if self.identity.labels != MASKS:
+            self._write_labels()
         self._write_manifest(shapes=shapes, complete=True)
 
     def _gaps(self) -> Iterator[Gap]:
@@ -218,6 +225,22 @@ class CacheWriter:
         for path in parquet_files(self.store.parts_folder):
             if path not in kept:
                 path.unlink()
+
+    def _write_labels(self) -> None:
+        """Have the images say as labels what the exit in the place of masks predicted."""
+        label: dict[str, list[int]] = {}
+        for part in self._whole_parts():
+            if self.identity.labels in part.exits:
+                column = list(part.exits).index(self.identity.labels)
+                predicted_IC = read_counts(part, ["predicted"])["predicted"][:, column]
+                label |= zip(part.images, predicted_IC.tolist(), strict=True)
+        rows = [
+            {**row, "label": label[row["image_id"]]}
+            for row in self.store.images(self.store.manifest())
+        ]
+        # A kill before the manifest follows leaves one that does not fit: images are read again,
+        # and no prediction is lost.
+        write_rows(self.store.images_file, rows, IMAGES)
 
     def _shares(self) -> Iterator[tuple[Part, Overlap, NDArray[np.bool_]]]:
         """Which predictions of the overlap to take from each part, so that none comes twice."""

@@ -16,7 +16,9 @@ from mess.cli.options import (
     CacheArgument,
     ConfigArgument,
     DeviceOption,
+    ImagesOption,
     JsonOption,
+    LabelsOption,
     LatencyStat,
     RunOption,
     RuntimeName,
@@ -109,12 +111,21 @@ def memoise(
     root: Annotated[
         Path | None, typer.Option(help="Of another data set; needs --name of its own.")
     ] = None,
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Store every exit's predictions on a split."""
     with reporter() as listener:
         path = workflow.memoise(
-            run, split=split, name=name, root=root, device=device, reporter=listener
+            run,
+            split=split,
+            name=name,
+            root=root,
+            images=images,
+            labels=labels,
+            device=device,
+            reporter=listener,
         )
     say(f"Predictions: {path}")
 
@@ -250,13 +261,23 @@ def export(
 def evaluate(
     bundle: Annotated[Path | None, typer.Argument(help="The newest of the run by default.")] = None,
     run: RunOption = None,
-    split: Annotated[str, typer.Option(help="test or calibration.")] = "test",
+    split: Annotated[str | None, typer.Option(help="test or calibration; test by default.")] = None,
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
     threads: ThreadsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle on a split, in turns with the network run to its end."""
     with reporter() as listener:
-        report = workflow.evaluate(bundle, run=run, split=split, threads=threads, reporter=listener)
+        report = workflow.evaluate(
+            bundle,
+            run=run,
+            split=split,
+            images=images,
+            labels=labels,
+            threads=threads,
+            reporter=listener,
+        )
     if as_json:
         print_json(report)
     else:

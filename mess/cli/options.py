@@ -40,6 +40,14 @@ ConfigArgument = Annotated[
     typer.Argument(help="A shipped configuration, or a TOML file. [default: quickstart]"),
 ]
 
+ImagesOption = Annotated[
+    Path | None, typer.Option(help="Folder of pictures without masks; needs --labels final.")
+]
+
+LabelsOption = Annotated[
+    str | None, typer.Option(help="final: the final exit's label maps in the place of masks.")
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]

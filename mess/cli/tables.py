@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from mess.cli.terminal import out, say
-from mess.common.sentences import explanation_lines, new_images_lines
+from mess.common.metrics import MASKS
+from mess.common.sentences import against, explanation_lines, labels_of, new_images_lines
 
 
 def print_exits(rows: Sequence[dict[str, Any]]) -> None:
@@ -40,7 +41,7 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
 
 def print_caches(rows: Sequence[dict[str, Any]]) -> None:
     """The caches of a run."""
-    table = Table("cache", "split")
+    table = Table("cache", "split", "labels")
     for name in ("images", "exits", "signals", "parts", "pairs", "MB"):
         table.add_column(name, justify="right")
     table.add_column("state")
@@ -51,7 +52,9 @@ def print_caches(rows: Sequence[dict[str, Any]]) -> None:
         pairs = "" if row.get("pairs") is None else f"{row['pairs']:,}"
         usable = "ready" if row["state"] == "ready" else "not usable"
         found = [str(row["parts"]), pairs, size, usable]
-        table.add_row(row["name"], row.get("split", ""), *counts, signals, *found)
+        # Pictures in a folder are of no split.
+        of = [row.get("split") or "", row.get("labels", "")]
+        table.add_row(row["name"], *of, *counts, signals, *found)
     out.print(table)
     for row in rows:
         if row["state"] != "ready":
@@ -81,6 +84,7 @@ def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
 
 def print_search(result: dict[str, Any]) -> None:
     """The chosen instance beside the network run to its end."""
+    labels = labels_of(result)
     table = Table("exit", "signal", "threshold", "images")
     for exit_ in result["exits"]:
         threshold = "" if exit_["threshold"] is None else f"{exit_['threshold']:.4f}"
@@ -88,7 +92,7 @@ def print_search(result: dict[str, Any]) -> None:
             exit_["exit_id"], exit_["signal"] or "", threshold, f"{100 * exit_['exit_rate']:.1f}%"
         )
     out.print(table)
-    out.print(_comparison(result["predicted"], result["baseline"], ("miou", "macs", "latency_ms")))
+    out.print(_comparison(result["predicted"], result["baseline"], labels))
     found = result["search"]
     certainty = "proven optimal"
     if "certificate" in result:
@@ -106,10 +110,12 @@ def print_search(result: dict[str, Any]) -> None:
             certainty = f"interrupted: best so far, at most {found['gap']:.3g}{unit} from the best"
     source = found.get("source")
     how = f", read off the front of {source}" if source else f" in {found['seconds']:.1f} s"
-    say(
+    accuracy = against(
         f"{certainty} among {found['configurations']:,} configurations{how}; "
-        f"error {result['error']:.4f}. Result: {result['path']}"
+        f"error {result['error']:.4f}.",
+        labels,
     )
+    say(f"{accuracy} Result: {result['path']}")
     for line in (*new_images_lines(result), *explanation_lines(result)):
         say(line)
 
@@ -118,7 +124,8 @@ def print_policies(result: dict[str, Any]) -> None:
     """Every policy's answer, and how well its signals predict failure."""
     table = Table()
     table.add_column("policy", overflow="fold")
-    for name in ("exits", "mIoU", "MACs (M)", "ms", "fewer MACs", "failure prediction"):
+    miou = against("mIoU", result.get("labels", MASKS))
+    for name in ("exits", miou, "MACs (M)", "ms", "fewer MACs", "failure prediction"):
         table.add_column(name, justify="right")
     baseline = result["baseline"]
     missing = []
@@ -147,33 +154,38 @@ def print_policies(result: dict[str, Any]) -> None:
 
 def print_evaluation(report: dict[str, Any]) -> None:
     """What a bundle did on a split."""
-    out.print(_comparison(report, report["baseline"], ("miou", "macs", "latency_ms")))
+    labels = report.get("labels", MASKS)
+    out.print(_comparison(report, report["baseline"], labels))
     for exit_ in report.get("exits", ()):
-        say(f"{exit_['exit_id']}: mIoU {exit_['miou']:.4f} after {exit_['latency_ms']:.2f} ms")
+        told = f"mIoU {exit_['miou']:.4f} after {exit_['latency_ms']:.2f} ms"
+        say(f"{exit_['exit_id']}: {against(told, labels)}")
     rates = ", ".join(f"{100 * rate:.1f}%" for rate in report["exit_rates"])
     shares = "" if "exits" in report else f", exit rates {rates}"
-    say(f"{report['images']} {report['split']} images{shares}. Bundle: {report['bundle']}")
+    images = f"{report['images']} {report['split']} images"
+    if report["split"] is None:
+        images = f"{report['images']} images in {report['root']}"
+    say(f"{images}{shares}. Bundle: {report['bundle']}")
     if "agreement" in report:
         agreement = report["agreement"]
         latency = agreement["predicted_latency_ms"]
-        say(
+        told = (
             f"Same exit as predicted for {100 * agreement['same_exit']:.1f}% of the images; "
             f"predicted mIoU {agreement['predicted_miou']:.4f}, "
             f"{agreement['predicted_macs'] / 1e6:,.1f} M MACs"
             f"{'' if latency is None else f', {latency:.2f} ms'}."
         )
+        say(against(told, labels))
 
 
-def _comparison(ours: dict[str, Any], baseline: dict[str, Any], keys: Sequence[str]) -> Table:
+def _comparison(ours: dict[str, Any], baseline: dict[str, Any], labels: str) -> Table:
     table = Table("", "instance", "run to its end", "ratio")
-    for key in keys:
+    for key, name, scale, digits in (
+        ("miou", against("mIoU", labels), 1.0, 4),
+        ("macs", "MACs (M)", 1e-6, 1),
+        ("latency_ms", "latency (ms)", 1.0, 2),
+    ):
         if ours.get(key) is None:
             continue
-        name, scale, digits = {
-            "miou": ("mIoU", 1.0, 4),
-            "macs": ("MACs (M)", 1e-6, 1),
-            "latency_ms": ("latency (ms)", 1.0, 2),
-        }[key]
         mine, theirs = ours[key] * scale, baseline[key] * scale
         ratio = f"{theirs / mine:.2f}x less" if mine <= theirs else f"{mine / theirs:.2f}x more"
         ratio = "" if key == "miou" else ratio

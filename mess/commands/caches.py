@@ -91,6 +91,7 @@ def _described(place: Run, name: str) -> dict[str, Any]:
         **row,
         "split": manifest["source"]["split"],
         "root": manifest["source"]["root"],
+        "labels": manifest["labels"],
         "images": manifest["images"],
         "exits": len(manifest["exits"]),
         "signals": [signal["name"] for signal in manifest["signals"]],

@@ -15,6 +15,7 @@ from mess.commands.search_options import SearchOptions
 from mess.common.files import write_json
 from mess.common.progress import Reporter
 from mess.common.records import Figures
+from mess.common.sentences import labels_of
 from mess.errors import InfeasibleError
 from mess.report.policies import PolicyLine, write_comparison
 from mess.runs.cache import RunCache
@@ -150,6 +151,7 @@ def _comparison(
     return {
         "target": options.target,
         "cache": options.cache,
+        "labels": labels_of(first),
         "baseline": first["baseline"],
         "constraints": constraints,
         "best": min(answers, key=lambda row: _merit(row["predicted"], options.target))["search"],

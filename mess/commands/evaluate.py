@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from mess.common.images import normalise
+from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.data import SegmentationData, open_split
+from mess.data import SegmentationData, Unlabelled
 from mess.errors import DataError
+from mess.exits import FINAL
 from mess.runs.bundles import load_baseline, newest_bundle, require_size
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
+from mess.runs.sources import Source
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.manifest import RunManifest
 from mess.runtime.outcome import Outcome, run_in_turns
@@ -23,22 +26,37 @@ from mess.signals.decision import answering_exit
 
 
 def evaluate_bundle(
-    place: Run, path: Path | None, split: str, threads: int, reporter: Reporter
+    place: Run,
+    path: Path | None,
+    split: str,
+    threads: int,
+    reporter: Reporter,
+    images: Path | None = None,
 ) -> dict[str, Any]:
     """Run a bundle and the baseline in turns; the report of `mess evaluate`.
+
+    On the pictures in the folder `images`, which have no masks, the baseline's label maps are in
+    the place of masks.
 
     An anytime bundle is run up to each of its exits as well.
     """
     bundle = load_bundle(path or newest_bundle(place), threads=threads)
     require_size(place, bundle)
     baseline = load_baseline(place, bundle, threads)
-    data = open_split(place.config.data, split, place.config.seed)
+    source = Source(split, None) if images is None else Source(None, images.resolve())
+    data = source.open(place)
+    if isinstance(data, Unlabelled):
+        data.require_distinct(data.image_fingerprints())
     ours, theirs = Outcome(bundle), Outcome(baseline)
     early = [Outcome(bundle, until=index) for index in _early_exits(bundle)]
-    _run([ours, theirs, *early], data, split, reporter)
+    reference = theirs if isinstance(data, Unlabelled) else None
+    name = split if images is None else images.name
+    _run([ours, theirs, *early], data, name, reporter, reference)
     report: dict[str, Any] = {
         "bundle": str(bundle.path),
-        "split": split,
+        "split": source.split,
+        "root": None if source.root is None else str(source.root),
+        "labels": MASKS if reference is None else FINAL,
         "images": len(data),
         **_figures(ours),
         "error": theirs.miou - ours.miou,
@@ -51,7 +69,8 @@ def evaluate_bundle(
             for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
     # Only of the very images that were searched is there an exit to agree with.
-    if split == CALIBRATION and data.fingerprint() == bundle.facts["source"]["data"]:
+    may_agree = source.split in (CALIBRATION, None)
+    if may_agree and data.fingerprint() == bundle.facts["source"]["data"]:
         report["agreement"] = _agreement(place, bundle.facts, ours, reporter)
     return report
 
@@ -62,14 +81,20 @@ def _early_exits(bundle: Bundle) -> range:
     return range(len(bundle.manifest["exits"]) - 1 if each else 0)
 
 
-def _run(outcomes: list[Outcome], data: SegmentationData, split: str, reporter: Reporter) -> None:
+def _run(
+    outcomes: list[Outcome],
+    data: SegmentationData,
+    name: str,
+    reporter: Reporter,
+    reference: Outcome | None,
+) -> None:
     images = (
         (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
     )
-    with reporter.task(f"evaluating on {split}", len(data)) as task:
-        run_in_turns(outcomes, images, task)
+    with reporter.task(f"evaluating on {name}", len(data)) as task:
+        run_in_turns(outcomes, images, task, reference)
     if not np.any(outcomes[0].label):
-        raise DataError(f"split {split!r} has no labelled pixel, so mIoU is undefined.")
+        raise DataError(f"split {name!r} has no labelled pixel, so mIoU is undefined.")
 
 
 def _figures(outcome: Outcome) -> dict[str, float]:

@@ -17,25 +17,27 @@ from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.writer import CacheWriter, Gap, Identity
-from mess.common.metrics import label_counts
+from mess.common.metrics import MASKS, label_counts
 from mess.common.progress import Reporter
 from mess.compute.device import local_device, pick_device
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, MemoiseConfig
-from mess.data import SPLITS, SegmentationData, open_split
+from mess.data import SPLITS, SegmentationData, Unlabelled
 from mess.data.base import fingerprint_of
 from mess.data.loader import evaluation_loader
 from mess.errors import CacheError, ConfigError, DataError, MessError
+from mess.exits import FINAL
 from mess.export.programs import require_exportable
 from mess.export.segments import native_shapes
 from mess.networks.network import OverprovisionedNetwork
 from mess.prediction.predict import predict
 from mess.prediction.statistics import ExitPrediction
-from mess.runs.data_sets import at_root, require_trained_classes
+from mess.runs.data_sets import require_trained_classes
 from mess.runs.fingerprints import exit_fingerprints
 from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
+from mess.runs.sources import Source
 from mess.signals.registry import configured_signals
 from mess.signals.signal import Signal
 
@@ -56,18 +58,20 @@ def memoise_split(
     device_name: str,
     reporter: Reporter,
     processes: Processes = ALONE,
+    images: Path | None = None,
 ) -> PredictionStore:
     """Bring the cache `name` to the predictions on `split`, of the data set at `root` if given.
 
-    What an earlier run stored and is still true is kept. Processes divide the images.
+    In the place of a split it may be of the pictures in the folder `images`, which have no masks:
+    they are counted against the final exit. What an earlier run stored and is still true is kept.
+    Processes divide the images.
     """
-    name, split, root = _source(place, split, name, root)
-    config = at_root(place.config, root)
-    data = open_split(config.data, split, config.seed)
+    name, source = _source(place, name, _asked(split, root, images))
+    config, data = place.config, source.open(place)
     require_trained_classes(place, data)
-    writer = CacheWriter(
-        PredictionStore(place.cache(name)), _identity(place, config, data, split, root)
-    )
+    writer = CacheWriter(PredictionStore(place.cache(name)), _identity(place, data, source))
+    if isinstance(data, Unlabelled):
+        _require_pictures(data, writer.identity, reporter)
     # Before the lock: a finished cache needs none, nor the network. The first process looks for
     # all, so that all agree.
     if not processes.most(processes.is_first and not writer.is_finished()):
@@ -85,8 +89,21 @@ def memoise_split(
             writer.finish(native_shapes(network, config.data.size))
         processes.wait()
     exits = len(writer.identity.exits)
-    reporter.message(f"Memoised {len(data)} images x {exits} exits in {writer.store.directory}.")
+    against = "" if writer.identity.labels == MASKS else ", against the final exit"
+    reporter.message(
+        f"Memoised {len(data)} images x {exits} exits{against}, in {writer.store.directory}."
+    )
     return writer.store
+
+
+def _require_pictures(data: Unlabelled, identity: Identity, reporter: Reporter) -> None:
+    """Refuse a picture that is there twice, and say what of the folder is no picture."""
+    data.require_distinct(identity.images)
+    if data.others:
+        reporter.message(
+            f"{len(data.others)} files in {data.where} are no pictures by their names and are left "
+            f"out, such as {data.others[0].name}."
+        )
 
 
 def _begin(
@@ -128,10 +145,8 @@ def _fill(
                 progress.advance(len(rows.images) * processes.count)
 
 
-def _identity(
-    place: Run, config: Config, data: SegmentationData, split: str, root: Path | None
-) -> Identity:
-    known = place.expected_identity
+def _identity(place: Run, data: SegmentationData, source: Source) -> Identity:
+    config, known = place.config, place.expected_identity
     unknown = sorted(set(config.memoise.confidence_maps) - set(known["exits"]))
     if unknown:
         raise ConfigError(
@@ -147,47 +162,56 @@ def _identity(
         weights=known["weights"],
         pipeline=known["pipeline"],
         data=fingerprint_of(images),
-        source={
-            "kind": config.data.kind,
-            "root": None if root is None else str(root.resolve()),
-            "split": split,
-        },
+        source=source.to_manifest(config.data.kind),
+        labels=FINAL if isinstance(data, Unlabelled) else MASKS,
         label_maps=config.memoise.label_maps,
         confidence_maps=config.memoise.confidence_maps,
     )
 
 
-def _source(
-    place: Run, split: str | None, name: str | None, root: Path | None
-) -> tuple[str, str, Path | None]:
-    """Name, split and root of a cache; what is not given is as it was when the cache was made."""
-    given = split is not None or root is not None
-    name = name or split or CALIBRATION
+def _asked(split: str | None, root: Path | None, images: Path | None) -> Source | None:
+    """The source that is asked for; None where nothing says which."""
+    if images is not None:
+        return Source(None, images.resolve())
+    if split is None and root is None:
+        return None
+    return Source(split or CALIBRATION, root and root.resolve())
+
+
+def _source(place: Run, name: str | None, asked: Source | None) -> tuple[str, Source]:
+    """Name and source of a cache; what is not asked for is as it was when the cache was made."""
+    if name is None and asked is not None:
+        name = asked.root.name if asked.split is None and asked.root else asked.split
+    name = name or CALIBRATION
     # It becomes a folder of the run: no separators, no "..".
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise MessError(f"a cache's name has letters, digits and . _ - only, got {name!r}.")
+        raise MessError(
+            f"a cache's name has letters, digits and . _ - only, got {name!r}. Give one with "
+            "--name."
+        )
     if name in SPLITS:
-        if root is not None or split not in (None, name):
+        own = Source(name, None)
+        if asked not in (None, own):
             raise MessError(
                 f"the cache {name!r} is that of the run's own {name} split. Give other predictions "
                 "another name with --name."
             )
-        return name, name, None
+        return name, own
     try:
-        source = PredictionStore(place.cache(name)).manifest()["source"]
+        stored = Source.of(PredictionStore(place.cache(name)).manifest()["source"])
     except CacheError as error:
-        if given:
-            return name, split or CALIBRATION, root
+        if asked is not None:
+            return name, asked
         raise MessError(
-            f"nothing tells what the cache {name!r} is of: {error} Say it with --split or --root."
+            f"nothing tells what the cache {name!r} is of: {error} Say it with --split, --root or "
+            "--images."
         ) from error
-    stored = source["split"], None if source["root"] is None else Path(source["root"])
-    if given and (split or CALIBRATION, root and root.resolve()) != stored:
+    if asked not in (None, stored):
         raise MessError(
-            f"the cache {name!r} holds the {stored[0]} split of {stored[1] or 'the run'}. Choose "
-            f"another name with --name, or delete {place.cache(name)}."
+            f"the cache {name!r} holds {stored}. Choose another name with --name, or delete "
+            f"{place.cache(name)}."
         )
-    return name, *stored
+    return name, stored
 
 
 def _image_rows(
@@ -196,7 +220,9 @@ def _image_rows(
     if not indices:
         return
     height, width = data.size
-    with reporter.task("reading labels", len(indices)) as progress:
+    # Pictures without masks are read, too: one that cannot be is found before the network runs.
+    what = "images" if isinstance(data, Unlabelled) else "labels"
+    with reporter.task(f"reading {what}", len(indices)) as progress:
         for index in indices:
             yield {
                 "image_id": data.ids[index],
@@ -243,6 +269,7 @@ def _predicted_parts(
         exits=gap.exits,
         confidence_maps=settings.confidence_maps,
         batch_size=settings.batch_size,
+        against_final=isinstance(data, Unlabelled),
     ):
         ids = [subset.ids[index] for index in indices]
         _require_finite(ids, predictions, wanted)

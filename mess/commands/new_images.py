@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mess.commands.search_options import CROSS, SearchOptions
+from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.errors import DataError
+from mess.errors import DataError, MessError
 from mess.runs.freshness import require_current_data
 from mess.runs.groups import groups_of, shared_groups
 from mess.runs.policies import policy_tables
@@ -28,6 +29,28 @@ class Promised(NamedTuple):
 
     answer: Answer
     told: dict[str, Any]
+
+
+def require_same_labels(place: Run, options: SearchOptions) -> None:
+    """Raise MessError where a cache is to certify what was counted against something else.
+
+    Two instances can agree with the whole network alike and differ by masks, and the reverse.
+    """
+    if options.confidence is None or options.certify == CROSS:
+        return
+    caches = (options.cache, options.certify)
+    searched, certifying = (place.open_cache(name).manifest["labels"] for name in caches)
+    if searched != certifying:
+        raise MessError(
+            f"the cache {options.cache!r} is counted against {_named(searched)} and "
+            f"{options.certify!r} against {_named(certifying)}: they measure different things, so "
+            f"neither certifies the other. Certify with a cache of the kind that is searched, or "
+            "leave --certify out."
+        )
+
+
+def _named(labels: str) -> str:
+    return labels if labels == MASKS else f"the {labels} exit"
 
 
 def is_fast(options: SearchOptions) -> bool:

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
-from mess.commands.new_images import Promised, is_fast, of_new_images
+from mess.commands.new_images import Promised, is_fast, of_new_images, require_same_labels
 from mess.commands.search_options import OPTUNA, SearchOptions
 from mess.common.files import write_json
 from mess.common.progress import Reporter, Task
-from mess.errors import CacheError, MessError
+from mess.common.sentences import against
+from mess.errors import CacheError, InfeasibleError, MessError
 from mess.runs.cache import RunCache
 from mess.runs.freshness import require_current_data
 from mess.runs.fronts import dependencies, earlier_answer, sealed
@@ -46,6 +47,8 @@ class _Question:
     costs: Mapping[str, Cost]
     goal: Goal
     depends: Mapping[str, Any]
+    labels: str
+    """What the cache was counted against."""
 
 
 def search_run(
@@ -64,8 +67,12 @@ def search_run(
             "torchrun divides the exhaustive search alone. For --algorithm optuna give the same "
             "command several times at once: they share the study."
         )
+    require_same_labels(place, options)
     question = _ask(place, options, reporter, team)
-    answer, source = _answer(question, reporter, team)
+    try:
+        answer, source = _answer(question, reporter, team)
+    except InfeasibleError as error:
+        raise InfeasibleError(against(str(error), question.labels)) from error
     # Others wait here until the first has written, and return what it tells.
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
@@ -93,6 +100,7 @@ def _ask(place: Run, options: SearchOptions, reporter: Reporter, team: Team | No
         costs=costs,
         goal=goal,
         depends=dependencies(goal, costs, cache.manifest, place.excluded_exits),
+        labels=cache.manifest["labels"],
     )
 
 
@@ -171,7 +179,11 @@ def _write(
     result["search"]["source"] = source
     result |= {
         "policy": question.policy,
-        "cache": {"name": options.cache} | {name: depends[name] for name in ("weights", "data")},
+        "cache": {
+            "name": options.cache,
+            **{name: depends[name] for name in ("weights", "data")},
+            "labels": question.labels,
+        },
         "costs": depends["costs"],
         "profile": (options.profile or DEFAULT_PROFILE) if "latency" in question.costs else None,
     }

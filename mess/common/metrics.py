@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 VOID = 255
 """Label of pixels that belong to no class: they never train and never count."""
 
+MASKS = "masks"
+"""What accuracy is measured against, where it is not an exit's label maps in their place."""
+
 
 def iou(intersection: ArrayLike, predicted: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
     """Per-class IoU from dataset-level pixel counts, each shape (..., C), void left out.

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
+
+from mess.common.metrics import MASKS
 
 _STRONG = 20
 """Groups from which on a certificate is not weak for being of few."""
 
+_ACCURACY = re.compile(r"(?<![\w-])(mIoU|IoU|error)(?![\w-])(?! against the final exit)")
+"""The words for what is measured, and no option such as --max-error."""
+
+
+def against(text: str, labels: str) -> str:
+    """A text in which no mIoU and no error stands alone that is not against masks.
+
+    labels: what was counted against, `masks` or the exit whose label maps are in their place.
+    Without masks a figure of 1 says that an instance answers as the whole network does, and nothing
+    of how good either is: whoever reads one must not take it for accuracy.
+    """
+    return text if labels == MASKS else _ACCURACY.sub(rf"\1 against the {labels} exit", text)
+
+
+def labels_of(result: Mapping[str, Any]) -> str:
+    """What the accuracy in a search's result is measured against: `masks`, or an exit."""
+    return result.get("cache", {}).get("labels", MASKS)
+
 
 def new_images_lines(result: dict[str, Any]) -> list[str]:
     """What is promised, or expected, of new images, or how to have it told."""
+    return [against(line, labels_of(result)) for line in _new_images_lines(result)]
+
+
+def _new_images_lines(result: dict[str, Any]) -> list[str]:
     if certificate := result.get("certificate"):
         return _certificate_lines(certificate, _UNITS[certificate["metric"]])
     if not (expected := result.get("expected")):
@@ -118,6 +144,10 @@ def _range(figure: dict[str, float]) -> str:
 
 def explanation_lines(result: dict[str, Any]) -> list[str]:
     """What a search's explanation says, in sentences: limits and purchases, then neighbours."""
+    return [against(line, labels_of(result)) for line in _explanation_lines(result)]
+
+
+def _explanation_lines(result: dict[str, Any]) -> list[str]:
     told, given = result.get("explanation") or {}, result["constraints"]
     miou = "mIoU at the checkpoints" if "checkpoints" in result else "mIoU"
     lines = [_offer(offer, told["unit"], miou) for offer in told.get("buys", ())]

@@ -13,6 +13,7 @@ from mess.data.coco import Coco
 from mess.data.folder import Folder, read_classes
 from mess.data.sbd import Sbd
 from mess.data.shapes import Shapes
+from mess.data.unlabelled import Unlabelled, open_unlabelled
 from mess.data.voc import Voc
 from mess.errors import ConfigError, DataError, nearest
 
@@ -21,7 +22,9 @@ __all__ = [
     "SPLITS",
     "ClassTable",
     "SegmentationData",
+    "Unlabelled",
     "open_split",
+    "open_unlabelled",
     "read_classes",
 ]
 

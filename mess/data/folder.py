@@ -17,7 +17,7 @@ from mess.data.base import ClassTable
 from mess.data.files import FilePairs, data_root
 from mess.errors import DataError
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {"train": ("train",), "calibration": ("calibration", "val"), "test": ("test",)}
 
 
@@ -37,7 +37,7 @@ class Folder(FilePairs):
         classes, ignore_index = read_classes(root / "classes.json")
         folder = _split_folder(root, split)
         where = f"split {split!r} in {folder}"
-        images = _by_stem(folder / "images", _IMAGE_SUFFIXES, where)
+        images = _by_stem(folder / "images", IMAGE_SUFFIXES, where)
         masks = _by_stem(folder / "masks", (".png",), where)
         _require_pairs(images, masks, folder, where)
         files = [(stem, images[stem], masks[stem]) for stem in sorted(images)]

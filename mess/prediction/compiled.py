@@ -52,7 +52,9 @@ class CompiledStatistics:
         wanted: Sequence[Signal],
         pool: Executor,
         threads: int,
+        against_final: bool = False,
     ) -> None:
+        """`against_final` puts the final exit's classes in the place of the labels."""
         self._pool, self._threads = pool, threads
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         self._classes = final_BChw.shape[1]
@@ -62,6 +64,8 @@ class CompiledStatistics:
             raise ValueError(f"label {int(strange[0])}; the exits have {self._classes} classes")
         self._label_BHW = np.ascontiguousarray(label_BHW.numpy(), dtype=np.uint8)
         self._final_BHW = self._classified(_channels_last(final_BChw))
+        if against_final:
+            self._label_BHW = self._final_BHW
         self._resolutions: dict[tuple[int, int], _Resolution] = {}
         self._measure = CompiledMeasure(wanted, self._size)
         self._found: dict[str, ExitPrediction] = {}

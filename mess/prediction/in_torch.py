@@ -21,10 +21,19 @@ from mess.signals.signal import Signal
 class TensorStatistics:
     """In torch on any device; everything goes to the host at once, after the last exit."""
 
-    def __init__(self, label_BHW: Tensor, final_BChw: Tensor, wanted: Sequence[Signal]) -> None:
+    def __init__(
+        self,
+        label_BHW: Tensor,
+        final_BChw: Tensor,
+        wanted: Sequence[Signal],
+        against_final: bool = False,
+    ) -> None:
+        """`against_final` puts the final exit's classes in the place of the labels."""
         self._label_BHW, self._wanted = label_BHW, wanted
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         self._final_BHW = interpolated(final_BChw, self._size).argmax(1)
+        if against_final:
+            self._label_BHW = self._final_BHW
         self._names: list[str] = []
         self._counts: list[Tensor] = []
         self._signals: list[Tensor] = []

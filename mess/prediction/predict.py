@@ -28,13 +28,15 @@ def predict(
     exits: Sequence[str] | None = None,
     confidence_maps: Sequence[str] = (),
     batch_size: int | None = None,
+    against_final: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, ExitPrediction]]]:
     """Image indices and the predictions of every exit, batch by batch.
 
     `batches` give images (B, 3, H, W), labels (B, H, W) and indices (B,). The class of a pixel is
     the argmax of the logits after bilinear upsampling to H×W (align_corners=False). The backbone
     and every exit run once; no more than one exit's logits exist at H×W, on the CPU none's. `exits`
-    restricts the exits; the final one is always there. Smaller batches are filled up to
+    restricts the exits; the final one is always there. With `against_final` its classes are what is
+    counted against, in the place of the labels. Smaller batches are filled up to
     `batch_size`, so that a prediction does not depend on what is computed with it: convolutions
     round otherwise for another number of images.
     """
@@ -54,7 +56,7 @@ def predict(
                 maps = network.features(images)
                 logits = network.backbone.head(maps[-1])
                 statistics = _statistics(
-                    labels.to(device, non_blocking=True), logits, signals, pool
+                    labels.to(device, non_blocking=True), logits, signals, pool, against_final
                 )
                 for exit_id, point in points.items():
                     statistics.add(
@@ -87,11 +89,16 @@ def _first(prediction: ExitPrediction, count: int) -> ExitPrediction:
 
 
 def _statistics(
-    labels: Tensor, logits: Tensor, signals: Sequence[Signal], pool: Executor
+    labels: Tensor,
+    logits: Tensor,
+    signals: Sequence[Signal],
+    pool: Executor,
+    against_final: bool,
 ) -> BatchStatistics:
     if logits.device.type == "cpu":
-        return CompiledStatistics(labels, logits, signals, pool, torch.get_num_threads())
-    return TensorStatistics(labels, logits, signals)
+        threads = torch.get_num_threads()
+        return CompiledStatistics(labels, logits, signals, pool, threads, against_final)
+    return TensorStatistics(labels, logits, signals, against_final)
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:

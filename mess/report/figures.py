@@ -77,8 +77,11 @@ class FrontLine:
     predicted: Figures
 
 
-def candidates(rows: Sequence[Mapping[str, Any]], unit: Unit) -> str:
-    """MIoU of every exit against the MACs of its path, coloured by depth; chosen ones ringed."""
+def candidates(rows: Sequence[Mapping[str, Any]], unit: Unit, miou: str, where: str) -> str:
+    """MIoU of every exit against the MACs of its path, coloured by depth; chosen ones ringed.
+
+    `miou` says what that is, and `where` of which images.
+    """
     figure = go.Figure()
     points = sorted({row["point"] for row in rows})
     for point, color in zip(points, _colors(len(points)), strict=True):
@@ -93,7 +96,7 @@ def candidates(rows: Sequence[Mapping[str, Any]], unit: Unit) -> str:
                 "color": color,
                 "symbol": ["diamond" if row["head"] is None else "circle" for row in some],
             },
-            text=[_describe(row) for row in some],
+            text=[_describe(row, miou) for row in some],
             hovertemplate="%{text}<extra></extra>",
         )
     chosen = [row for row in rows if row["chosen"]]
@@ -107,15 +110,21 @@ def candidates(rows: Sequence[Mapping[str, Any]], unit: Unit) -> str:
             hoverinfo="skip",
         )
     figure.update_xaxes(title=f"MACs of the path ({unit.suffix})", rangemode="tozero")
-    figure.update_yaxes(title="mIoU on the calibration split")
+    figure.update_yaxes(title=_plain(f"{miou} on {where}"))
     return _fragment(figure, "figure-candidates", 420)
 
 
-def fronts(lines: Sequence[FrontLine], baseline: Figures, unit: Unit) -> str:
+def fronts(
+    lines: Sequence[FrontLine],
+    baseline: Figures,
+    unit: Unit,
+    miou: str = "mIoU",
+    name: str = "figure-fronts",
+) -> str:
     """MIoU against MACs, and against latency where it was measured; the first line stands out.
 
-    Points are joined where they are a front in the cost of the axis: the front of a search for
-    latency need not be one in MACs.
+    `miou` says what that is. Points are joined where they are a front in the cost of the axis: the
+    front of a search for latency need not be one in MACs.
     """
     axes: dict[Literal["macs", "latency_ms"], tuple[str, float]]
     axes = {"macs": (f"mean MACs ({unit.suffix})", unit.scale)}
@@ -127,12 +136,12 @@ def fronts(lines: Sequence[FrontLine], baseline: Figures, unit: Unit) -> str:
     for column, (key, (title, scale)) in enumerate(axes.items(), start=1):
         for line, color in zip(lines, colors, strict=False):
             points = sorted((p for p in line.points if p[key] is not None), key=lambda p: p[key])
-            miou = [point["miou"] for point in points]
+            height = [point["miou"] for point in points]
             group = {"legendgroup": line.name, "name": _plain(line.name), "row": 1, "col": column}
             figure.add_scatter(
                 x=[point[key] / scale for point in points],
-                y=miou,
-                mode="lines+markers" if miou == sorted(miou) else "markers",
+                y=height,
+                mode="lines+markers" if height == sorted(height) else "markers",
                 # A front is a staircase: between two points one has the cheaper one's mIoU.
                 line={"color": color, "width": 1.5, "shape": "hv"},
                 marker={"size": 4, "color": color},
@@ -161,9 +170,10 @@ def fronts(lines: Sequence[FrontLine], baseline: Figures, unit: Unit) -> str:
                 col=column,
             )
         figure.update_xaxes(title=title, rangemode="tozero", row=1, col=column)
-    figure.update_traces(hovertemplate="%{x:.4g}: mIoU %{y:.4f}<extra>%{fullData.name}</extra>")
-    figure.update_yaxes(title="mIoU", row=1, col=1)
-    return _fragment(figure, "figure-fronts", 420, legend_rows=len(lines) + 1)
+    hover = f"%{{x:.4g}}: {miou} %{{y:.4f}}<extra>%{{fullData.name}}</extra>"
+    figure.update_traces(hovertemplate=hover)
+    figure.update_yaxes(title=miou, row=1, col=1)
+    return _fragment(figure, name, 420, legend_rows=len(lines) + 1)
 
 
 def histograms(panels: Sequence[Histogram]) -> str:
@@ -241,7 +251,7 @@ def _colors(number: int) -> list[str]:
     return [str(color) for color in sample_colorscale(DEPTH, [float(place) for place in places])]
 
 
-def _describe(row: Mapping[str, Any]) -> str:
+def _describe(row: Mapping[str, Any], miou: str) -> str:
     lines = [f"<b>{_plain(row['exit_id'])}</b>", f"after {_plain(row['block'])}"]
     if row["head"] is None:
         lines.append("the network's own head")
@@ -250,7 +260,7 @@ def _describe(row: Mapping[str, Any]) -> str:
         lines.append(
             f"{_plain(row['head'])} head, {row['blocks']} blocks{rapid}, channels / {row['crm']}"
         )
-    lines.append(f"mIoU {row['miou']:.4f}, {row['params']:,} parameters")
+    lines.append(f"{miou} {row['miou']:.4f}, {row['params']:,} parameters")
     if row["latency_ms"] is not None:
         lines.append(f"{row['latency_ms']:.3g} ms")
     return "<br>".join(lines)

@@ -20,8 +20,8 @@ from mess import __version__
 from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import FRONT, LATENCY
 from mess.common.files import write_text
-from mess.common.metrics import mean_iou
-from mess.common.sentences import new_images_lines
+from mess.common.metrics import MASKS, mean_iou
+from mess.common.sentences import against, labels_of, new_images_lines
 from mess.errors import MessError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
@@ -63,6 +63,9 @@ def write_report(run: Run) -> Path:
     cache, no_cache = _attempt(lambda: _opened(run, result))
     stale = result is not None and cache is not None and not is_of_cache(result, cache.manifest)
     instance = instance_of(cache, result) if cache and result and not stale else None
+    labels = labels_of(result) if result else MASKS
+    name = cache_of(result) if result else CALIBRATION
+    where = "the calibration split" if name == CALIBRATION else f"the cache {name}"
     page: dict[str, Any] = {
         "name": run.path.resolve().name,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -71,9 +74,10 @@ def write_report(run: Run) -> Path:
         "promised": new_images_lines(dict(result)) if result else [],
         "stale": stale,
         "no_cache": no_cache,
-        "candidates": _candidates(run, cache, result),
-        "searches": searches,
-        "fronts": _fronts(searches),
+        "labels": labels,
+        "where": where,
+        "candidates": _candidates(run, cache, result, labels, where),
+        "searches": _by_labels(searches),
         "thresholds": thresholds(cache, instance) if cache and instance else None,
         "training": _training(run),
         "profiles": _profiles(run, weights),
@@ -85,7 +89,7 @@ def write_report(run: Run) -> Path:
         },
     }
     parts = (page["candidates"], page["thresholds"], page["training"])
-    figures = [page["fronts"], *(part["figure"] for part in parts if part)]
+    figures = [part["figure"] for part in (*parts, *page["searches"]) if part]
     # Within the page, so that it opens without a network; 4.8 MB that a page without figures saves.
     page["plotly"] = Markup(get_plotlyjs()) if any(figures) else None
     write_text(run.report, _render(page))
@@ -130,7 +134,7 @@ def _search(run: Run, search_id: str) -> _Search:
 
 
 def _candidates(
-    run: Run, cache: RunCache | None, result: SearchResult | None
+    run: Run, cache: RunCache | None, result: SearchResult | None, labels: str, where: str
 ) -> dict[str, Any] | None:
     """Every exit with its figures, the excluded ones with the reason."""
     if not run.exits.exists():
@@ -155,17 +159,31 @@ def _candidates(
         if row["status"] == "trained"
     ]
     unit = Unit.of(max((row["path_macs"] for row in known), default=0))
-    drawn = [row for row in known if row["miou"] is not None]
+    drawn, named = [row for row in known if row["miou"] is not None], against("mIoU", labels)
     return {
         "rows": known,
         "excluded": [row for row in rows if row["status"] != "trained"],
         "macs": unit,
         "params": Unit.of(max((row["params"] for row in known), default=0)),
-        "figure": Markup(report_figures.candidates(drawn, unit)) if drawn else None,
+        "figure": Markup(report_figures.candidates(drawn, unit, named, where)) if drawn else None,
     }
 
 
-def _fronts(searches: Sequence[_Search]) -> Markup | None:
+def _by_labels(searches: Sequence[_Search]) -> list[dict[str, Any]]:
+    """Searches with the figure of their fronts, apart by what they are measured against.
+
+    In one figure they would seem to compare.
+    """
+    groups: dict[str, list[_Search]] = {}
+    for search in searches:
+        groups.setdefault(labels_of(search.result), []).append(search)
+    return [
+        {"labels": labels, "rows": some, "figure": _fronts(some, labels)}
+        for labels, some in groups.items()
+    ]
+
+
+def _fronts(searches: Sequence[_Search], labels: str) -> Markup:
     lines = [
         FrontLine(
             name=search.id,
@@ -175,10 +193,9 @@ def _fronts(searches: Sequence[_Search]) -> Markup | None:
         )
         for search in searches
     ]
-    if not lines:
-        return None
-    baseline = searches[0].result["baseline"]
-    return Markup(report_figures.fronts(lines, baseline, Unit.of(baseline["macs"])))
+    baseline, miou = searches[0].result["baseline"], against("mIoU", labels)
+    name = "figure-fronts" if labels == MASKS else f"figure-fronts-{labels}"
+    return Markup(report_figures.fronts(lines, baseline, Unit.of(baseline["macs"]), miou, name))
 
 
 def _training(run: Run) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mess.common.files import write_text
+from mess.common.sentences import against
 from mess.report import figures as report_figures
 from mess.report.figures import FrontLine, Unit
 from mess.report.templates import templates
@@ -29,7 +30,7 @@ def write_comparison(
     path: Path, comparison: Mapping[str, Any], lines: Sequence[PolicyLine]
 ) -> None:
     """Write the page; the policy that does best is the line that stands out."""
-    baseline = comparison["baseline"]
+    baseline, miou = comparison["baseline"], against("mIoU", comparison["labels"])
     unit = Unit.of(baseline["macs"])
     ordered = sorted(lines, key=lambda line: line.row["search"] != comparison["best"])
     fronts = [
@@ -44,7 +45,8 @@ def write_comparison(
             lines=lines,
             unit=unit,
             plotly=Markup(get_plotlyjs()),
-            figure=Markup(report_figures.fronts(fronts, baseline, unit)),
+            labels=comparison["labels"],
+            figure=Markup(report_figures.fronts(fronts, baseline, unit, miou)),
         )
     )
     write_text(path, page)

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import jinja2
 
+from mess.common.sentences import against
+
 
 def templates() -> jinja2.Environment:
     """Templates beside this file; undefined names raise, text is escaped."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["against"] = against
+    return environment

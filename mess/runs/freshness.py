@@ -9,9 +9,9 @@ from mess.cache.predictions.store import Snapshot
 from mess.common.file_hashes import FileHashes
 from mess.common.files import sha256
 from mess.common.progress import Reporter
-from mess.data import open_split
-from mess.errors import CacheError, ConfigError, DataError, MessError
+from mess.errors import CacheError, DataError, MessError
 from mess.runs.run import Run
+from mess.runs.sources import Source
 
 
 def require_current_data(place: Run, cache: Snapshot, reporter: Reporter) -> None:
@@ -41,14 +41,12 @@ def data_changes(
 
     Every file is read, unless `hash_file` knows its sha256 otherwise.
     """
-    config, source = place.config, cache.manifest["source"]
-    data = config.data
-    if source["root"] is not None:
-        data = data.model_copy(update={"root": Path(source["root"])})
+    source = Source.of(cache.manifest["source"])
     try:
-        split = open_split(data, source["split"], config.seed)
-        now = split.image_fingerprints(hash_file=hash_file)
-    except ConfigError as error:
+        now = source.open(place).image_fingerprints(hash_file=hash_file)
+    except DataError:
+        raise
+    except MessError as error:
         raise DataError(str(error)) from error
     then = cache.image_fingerprints
     # As lists, since order counts: positions in the tables are those of the images.

@@ -44,6 +44,8 @@ class SearchedCache(TypedDict):
     name: NotRequired[str]
     weights: str
     data: str
+    labels: NotRequired[str]
+    """What they were counted against: `masks`, or `final` for the final exit's label maps."""
 
 
 class SearchResult(TypedDict):

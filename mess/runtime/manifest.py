@@ -45,6 +45,8 @@ class Source(TypedDict):
     data: str
     name: NotRequired[str]
     """Of the cache that was searched."""
+    labels: NotRequired[str]
+    """What `predicted` is measured against: `masks`, or `final` for the final exit's label maps."""
 
 
 class Manifest(TypedDict):

@@ -86,8 +86,12 @@ def run_in_turns(
     outcomes: Sequence[Outcome],
     images: Iterable[tuple[NDArray[np.float32], NDArray[np.uint8]]],
     task: Task,
+    reference: Outcome | None = None,
 ) -> None:
     """Run every outcome's bundle on every image, (3, H, W) normalised with its label (H, W).
+
+    The label maps of `reference`, one of the outcomes, are in the place of labels where it is
+    given.
 
     They take turns image by image, in alternating order, so that a slow moment of the machine
     falls on all of them.
@@ -98,9 +102,13 @@ def run_in_turns(
             for outcome in outcomes:
                 for _ in range(_WARM_UP):
                     outcome.bundle.answer(image, until=outcome.until)
+        taken: list[tuple[Outcome, Answer, float]] = []
         for outcome in outcomes if number % 2 else reversed(outcomes):
             # From the normalised tensor to the label map, as latencies are measured.
             start = time.perf_counter()
             answer = outcome.bundle.answer(image, until=outcome.until)
-            outcome.add(answer, label, 1000 * (time.perf_counter() - start))
+            taken.append((outcome, answer, 1000 * (time.perf_counter() - start)))
+        truth = next((answer.label_map for one, answer, _ in taken if one is reference), label)
+        for outcome, answer, milliseconds in taken:
+            outcome.add(answer, truth, milliseconds)
         task.advance()

@@ -102,6 +102,7 @@ def test_manifest_keys_are_what_was_published(store: PredictionStore) -> None:
         "pipeline",
         "data",
         "source",
+        "labels",
         "label_maps",
         "confidence_maps",
         "exit_fingerprints",

@@ -23,7 +23,7 @@ RUN = {"run"}
 TREE = {
     "train-overprovisioned": {"config", "overrides", "device"} | RUN,
     "exits": {"config", "overrides", "as_json"},
-    "memoise": {"split", "name", "root", "device"} | RUN,
+    "memoise": {"split", "name", "root", "images", "labels", "device"} | RUN,
     "profile": {"runtime", "threads", "rounds", "name"} | RUN,
     "search": {
         "setting", "target", "max_error", "min_miou", "max_latency", "max_macs", "max_params",
@@ -32,7 +32,7 @@ TREE = {
         "algorithm", "trials", "sampler", "as_json",
     } | RUN,
     "export": {"search", "format", "output"} | RUN,
-    "evaluate": {"bundle", "split", "threads", "as_json"} | RUN,
+    "evaluate": {"bundle", "split", "images", "labels", "threads", "as_json"} | RUN,
     "certify": {
         "bundles", "max_error", "min_miou", "confidence", "split", "root", "threads", "as_json",
     } | RUN,
