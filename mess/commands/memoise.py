@@ -101,8 +101,9 @@ def _require_pictures(data: Unlabelled, identity: Identity, reporter: Reporter) 
     data.require_distinct(identity.images)
     if data.others:
         reporter.message(
-            f"{len(data.others)} files in {data.where} are no pictures by their names and are left "
-            f"out, such as {data.others[0].name}."
+            f"Left out, for the name is not a picture's: {len(data.others)} "
+            f"file{'' if len(data.others) == 1 else 's'} in {data.where}, such as "
+            f"{data.others[0].name}."
         )
 
 

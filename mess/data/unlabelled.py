@@ -86,6 +86,6 @@ def open_unlabelled(folder: Path, classes: ClassTable, size: tuple[int, int]) ->
             )
         files[image_id] = path
     if not files:
-        held = f"{len(others)} other files" if others else "nothing else either"
-        raise DataError(f"{where} has no pictures ({kinds}), and {held}; name another folder.")
+        held = f"{len(others)} other file{'' if len(others) == 1 else 's'}"
+        raise DataError(f"{where} has no pictures ({kinds}) and {held}; name another folder.")
     return Unlabelled(where=where, files=files, others=others, classes=classes, size=size)

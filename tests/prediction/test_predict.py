@@ -179,3 +179,26 @@ def test_maps_survive_compression_whatever_their_layout() -> None:
         rng.integers(0, 256, (14, 9)).astype(np.uint8)[::2],
     ):
         np.testing.assert_array_equal(decompress(compress(label_map), (7, 9)), label_map)
+
+
+def test_against_the_final_exit_its_classes_are_in_the_place_of_labels(
+    network: OverprovisionedNetwork,
+) -> None:
+    """Every number is what it is with those classes as labels; the final exit is never wrong."""
+    labels = [
+        torch.from_numpy(classes_at_input(native_logits(network, FINAL, images)))
+        for images, _, _ in batches()
+    ]
+    labelled = [(images, label, i) for (images, _, i), label in zip(batches(), labels, strict=True)]
+    expected = list(predict(network, labelled, SPECS, device=CPU))
+    found = list(predict(network, batches(), SPECS, device=CPU, against_final=True))
+    for (ours_ids, ours), (ids, theirs) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours_ids, ids)
+        assert list(ours) == list(theirs)
+        for exit_id, prediction in theirs.items():
+            for name, values in vars(prediction).items():
+                if values is not None:
+                    np.testing.assert_array_equal(getattr(ours[exit_id], name), values)
+        np.testing.assert_array_equal(ours[FINAL].intersection, ours[FINAL].predicted)
+        assert (ours[FINAL].predicted.sum(1) == SIZE[0] * SIZE[1]).all()
+        assert any((row.intersection != row.predicted).any() for row in ours.values())

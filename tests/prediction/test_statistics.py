@@ -207,3 +207,22 @@ def test_a_label_beyond_the_classes_is_refused(pool: Executor) -> None:
     truth[0, 3, 3] = 4
     with pytest.raises(ValueError, match="label 4; the exits have 4 classes"):
         CompiledStatistics(truth, logits(5, 2, 4, (6, 8)), [], pool, 2)
+
+
+def test_the_final_exits_classes_are_in_the_place_of_labels(pool: Executor) -> None:
+    """Whatever the labels are, here one that no class has."""
+    final = logits(8, 3, 5, (9, 13))
+    other, truth = final + logits(9, 3, 5, (9, 13)), torch.full((3, 50, 70), VOID)
+    for statistics in (
+        TensorStatistics(truth, final, SPECS, against_final=True),
+        CompiledStatistics(truth, final, SPECS, pool, 2, against_final=True),
+    ):
+        for name, logits_BChw in (("other", other), ("final", final)):
+            statistics.add(name, logits_BChw, confidence_map=False)
+        found = statistics.collect()
+        own_BC = found["final"].predicted
+        np.testing.assert_array_equal(found["final"].intersection, own_BC)
+        assert (own_BC.sum(1) == 50 * 70).all()
+        assert (found["other"].predicted.sum(1) == 50 * 70).all()
+        np.testing.assert_array_equal(found["other"].intersection.sum(1), found["other"].agreement)
+        assert (found["other"].agreement < 50 * 70).all()
