@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mess.commands.certify_options import CertifyOptions
 from mess.common.files import write_json
 from mess.common.images import normalise
+from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.common.records import read_record
 from mess.data import SegmentationData, open_split
@@ -60,6 +61,7 @@ def certify_bundles(
     baselines = []
     for bundle in bundles:
         require_size(place, bundle)
+        _require_masks(bundle)
         # Of bundles of several formats the first one's runtime runs the network to its end.
         baselines.append(load_baseline(place, bundle, options.threads))
     limits = options.limits or _searched_limits(place, bundles[0])
@@ -99,6 +101,21 @@ def certify_bundles(
     write_json(folder / RESULT, report)
     _write_manifests(bundles, report)
     return report
+
+
+def _require_masks(bundle: Bundle) -> None:
+    """Raise MessError for a bundle that was found on images without masks.
+
+    Its limits were against the final exit. With masks the same pictures have other fingerprints, so
+    that nobody could tell whether they chose it.
+    """
+    labels = bundle.facts["source"].get("labels", MASKS)
+    if labels != MASKS:
+        raise MessError(
+            f"{bundle.path} was searched against the {labels} exit, on images without masks, and "
+            "images with masks measure something else. Certify its search: add --confidence, with "
+            "--certify and a cache of other such images where there is one, and export that."
+        )
 
 
 def _searched_limits(place: Run, bundle: Bundle) -> dict[str, float]:

@@ -259,6 +259,8 @@ def test_a_bundle_and_the_report_say_what_they_are_against(
     assert f"{COUNT} images in {site}" in told
     assert "predicted mIoU against the final exit" in told
     assert not ALONE.search(told), told
+    with pytest.raises(MessError, match="against the final exit, on images without masks"):
+        workflow.certify(run=run.path, max_error=0.1)
     # With masks there is an mIoU, whatever the bundle was searched on.
     tested = workflow.evaluate(run=run.path)
     assert (tested["labels"], tested["split"]) == ("masks", "test")
