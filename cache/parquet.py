@@ -50,11 +50,20 @@ def write_table(
     )
 
 
-def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a file of `schema`, or some of its columns; raises CacheError that names the file."""
+def read_table(
+    path: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    later: Sequence[str] = (),
+) -> pa.Table:
+    """Read a file of `schema`, or some of its columns; raises CacheError that names the file.
+
+    later: columns that earlier versions did not write, which a file may lack.
+    """
     with _readable(path):
         found = pq.read_schema(path)
-        if not found.equals(schema):
+        absent = [name for name in later if name not in found.names]
+        if not found.equals(pa.schema([field for field in schema if field.name not in absent])):
             raise CacheError(
                 f"{path} has another schema than this version of mess writes. {_NEXT_MOVE}"
             )

@@ -37,13 +37,17 @@ EXITS = pa.schema(
 )
 """The architecture columns are null for the network's own head."""
 
-IMAGES = _schema(
-    image_id=pa.string(),
-    height=pa.int32(),
-    width=pa.int32(),
-    label=_list(pa.int32()),
-    fingerprint=pa.string(),
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("label", _list(pa.int32()), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("thumbnail", pa.binary()),
+    ]
 )
+"""Files from before there was a `thumbnail` are read without it."""
 
 PREDICTIONS = pa.schema(
     [

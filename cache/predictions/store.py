@@ -166,13 +166,16 @@ class PredictionStore:
         return manifest
 
     def images(self, manifest: CacheManifest) -> list[dict[str, Any]]:
-        """The rows of images.parquet; raises CacheError where it is not the manifest's."""
+        """The rows of images.parquet; raises CacheError where it is not the manifest's.
+
+        Those of a cache that an earlier version made have no `thumbnail`.
+        """
         if not self.images_file.exists() or sha256(self.images_file) != manifest["images_sha256"]:
             raise CacheError(
                 f"{self.images_file} is missing or was altered. Run {self.remedy} again; "
                 "predictions stay."
             )
-        return read_table(self.images_file, IMAGES).to_pylist()
+        return read_table(self.images_file, IMAGES, later=["thumbnail"]).to_pylist()
 
     def read(self, expected: Mapping[str, Any]) -> tuple[Predictions, CacheManifest]:
         """All counts and signals, and the manifest.

@@ -320,14 +320,17 @@ class CacheWriter:
         expected = self.identity.to_json()
         # Equal dicts may differ in order, and the order of the images is that of the axes.
         same = images == dict(self.identity.images) and list(images) == list(self.identity.images)
-        return manifest if same and expected.items() <= manifest.items() else None
+        whole = all("thumbnail" in row for row in rows)
+        return manifest if same and whole and expected.items() <= manifest.items() else None
 
     def _known_rows(self) -> dict[tuple[str, str], Mapping[str, Any]]:
         try:
             rows = self.store.images(self.store.manifest())
         except CacheError:
             return {}
-        return {(row["image_id"], row["fingerprint"]): row for row in rows}
+        # Without a thumbnail a row is of an earlier version, and the image is looked at again.
+        whole = (row for row in rows if "thumbnail" in row)
+        return {(row["image_id"], row["fingerprint"]): row for row in whole}
 
     def _write_manifest(self, *, shapes: Mapping[str, tuple[int, int]], complete: bool) -> None:
         self.store.write_manifest(

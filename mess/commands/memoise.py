@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import CacheWriter, Gap, Identity
+from mess.common.images import thumbnail
 from mess.common.metrics import MASKS, label_counts
 from mess.common.progress import Reporter
+from mess.common.sentences import near_identical_lines
 from mess.compute.device import local_device, pick_device
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, MemoiseConfig
@@ -34,6 +36,8 @@ from mess.prediction.predict import predict
 from mess.prediction.statistics import ExitPrediction
 from mess.runs.data_sets import require_trained_classes
 from mess.runs.fingerprints import exit_fingerprints
+from mess.runs.groups import groups_of
+from mess.runs.near_identical import in_other_groups
 from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
@@ -93,6 +97,8 @@ def memoise_split(
     reporter.message(
         f"Memoised {len(data)} images x {exits} exits{against}, in {writer.store.directory}."
     )
+    if processes.is_first:
+        _warn_of_near_identical(Snapshot(writer.store, None), config.data.groups, reporter)
     return writer.store
 
 
@@ -105,6 +111,19 @@ def _require_pictures(data: Unlabelled, identity: Identity, reporter: Reporter) 
             f"file{'' if len(data.others) == 1 else 's'} in {data.where}, such as "
             f"{data.others[0].name}."
         )
+
+
+def _warn_of_near_identical(cache: Snapshot, spec: str | None, reporter: Reporter) -> None:
+    """Say where `data.groups` keeps apart what belongs together: a certificate would be wrong."""
+    try:
+        groups = groups_of(spec, list(cache.image_fingerprints))
+    except MessError as error:
+        # No prediction needs groups, and what does will refuse them.
+        reporter.message(f"Nearly identical images were not looked for: {error}")
+        return
+    told = {"near_identical": in_other_groups(cache, groups)}
+    for line in near_identical_lines(told, groups.images):
+        reporter.message(line)
 
 
 def _begin(
@@ -225,11 +244,13 @@ def _image_rows(
     what = "images" if isinstance(data, Unlabelled) else "labels"
     with reporter.task(f"reading {what}", len(indices)) as progress:
         for index in indices:
+            image_HW3, mask_HW = data.sized(index)
             yield {
                 "image_id": data.ids[index],
                 "height": height,
                 "width": width,
-                "label": label_counts(data.sized(index)[1], data.classes.num_classes),
+                "label": label_counts(mask_HW, data.classes.num_classes),
+                "thumbnail": thumbnail(image_HW3).tobytes(),
             }
             progress.advance()
 

@@ -12,6 +12,7 @@ from mess.common.progress import Reporter
 from mess.errors import DataError, MessError
 from mess.runs.freshness import require_current_data
 from mess.runs.groups import groups_of, shared_groups
+from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
@@ -69,25 +70,58 @@ def of_new_images(
 
     By itself nothing is told: it takes several searches, and no answer should wait for them.
     """
+    if options.confidence is None and not options.expect:
+        return Promised(answer, {})
+    cache = _judging(options)
+    groups = _groups(place, cache)
+    near = _near_identical(place, options, groups, reporter)
     if options.confidence is None:
-        if not options.expect:
-            return Promised(answer, {})
-        groups = _groups(place, options.cache)
         certificate = _cross(place, answer.goal, groups, EXPECTED, reporter)
-        return Promised(answer, {"expected": certificate.to_expected()})
+        return Promised(answer, {"expected": certificate.to_expected() | near})
     if options.certify == CROSS:
-        groups = _groups(place, options.cache)
         certificate = _cross(place, answer.goal, groups, options.confidence, reporter)
     else:
-        certificate = _fresh(place, options, answer.goal, costs, reporter)
-    cache = options.cache if options.certify == CROSS else options.certify
-    told = {"cache": cache} | certificate.to_result()
+        certificate = _fresh(place, options, answer.goal, costs, groups, reporter)
+    told = {"cache": cache} | certificate.to_result() | near
     # What an answer's neighbours cost explains a search on its own images, not a certificate.
     return Promised(_within(answer, certificate), {"certificate": told, "explanation": {}})
 
 
+def _judging(options: SearchOptions) -> str:
+    """The cache of the images that judge an answer."""
+    return options.cache if options.certify == CROSS else options.certify
+
+
 def _groups(place: Run, cache: str) -> Groups:
     return groups_of(place.config.data.groups, place.open_cache(cache).predictions.image_ids)
+
+
+def _near_identical(
+    place: Run, options: SearchOptions, groups: Groups, reporter: Reporter
+) -> dict[str, Any]:
+    """What the result tells of images that are too much alike for what is said of new ones."""
+    searched = place.open_cache(options.cache)
+    if options.certify == CROSS:
+        told = {"near_identical": in_other_groups(searched, groups)}
+    else:
+        fresh = place.open_cache(options.certify)
+        told = {
+            "near_identical": in_other_groups(fresh, groups),
+            "near_searched": among_searched(fresh, searched),
+        }
+    if None in told.values():
+        remedies = " and ".join(
+            dict.fromkeys(
+                cache.store.remedy
+                for cache in map(place.open_cache, (options.cache, _judging(options)))
+                if thumbnails_of(cache) is None
+            )
+        )
+        reporter.message(
+            "Nearly identical images were not looked for: their thumbnails were not memoised yet. "
+            f"{remedies} adds them; no prediction is computed again."
+        )
+    return told
 
 
 def _cross(
@@ -109,6 +143,7 @@ def _fresh(
     options: SearchOptions,
     goal: Goal,
     costs: Mapping[str, Cost],
+    groups: Groups,
     reporter: Reporter,
 ) -> Certificate:
     """Certify on another cache, of images that no search saw."""
@@ -123,7 +158,6 @@ def _fresh(
             f"{len(both)} images of the cache {options.certify!r} are among those that were "
             "searched, and images that chose an answer cannot certify it. Memoise others."
         )
-    groups = _groups(place, options.certify)
     certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, options.confidence)
     if told := shared_groups(place.config.data.groups, groups, _groups(place, options.cache)):
         reporter.message(told)

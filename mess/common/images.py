@@ -15,6 +15,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet statistics of RGB in [0, 1], which every torchvision backbone expects."""
 
+THUMBNAIL = 8
+"""Rows and columns of a thumbnail."""
+
 PREPROCESSING = 1
 """Raise it with any change here that changes a number; fingerprints of images hold it."""
 
@@ -51,6 +54,12 @@ def resize_mask(mask_HW: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
         return mask_HW
     height, width = size
     return np.asarray(Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST))
+
+
+def thumbnail(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey levels of the whole image, shape (8, 8): what tells nearly identical images."""
+    grey = Image.fromarray(image_HW3).convert("L")
+    return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
 
 
 def normalise(

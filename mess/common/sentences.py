@@ -37,7 +37,8 @@ def new_images_lines(result: dict[str, Any]) -> list[str]:
 
 def _new_images_lines(result: dict[str, Any]) -> list[str]:
     if certificate := result.get("certificate"):
-        return _certificate_lines(certificate, _UNITS[certificate["metric"]])
+        lines = _certificate_lines(certificate, _UNITS[certificate["metric"]])
+        return [*lines, *near_identical_lines(certificate, certificate["images"])]
     if not (expected := result.get("expected")):
         return [
             "All this is of the images that were searched, and new ones lose more: --expect tells "
@@ -47,8 +48,36 @@ def _new_images_lines(result: dict[str, Any]) -> list[str]:
     keeps = "" if kept is None else f"; that would keep {100 * max(0.0, kept):.0f}% of the saving"
     return [
         f"On new images like these {expected['images']} expect an error of {error}. To hold the "
-        f"limits there, too, add --confidence {expected['confidence']:g}{keeps}."
+        f"limits there, too, add --confidence {expected['confidence']:g}{keeps}.",
+        *near_identical_lines(expected, expected["images"]),
     ]
+
+
+def near_identical_lines(told: dict[str, Any], images: int) -> list[str]:
+    """What `near_identical` and `near_searched` of some images warn of."""
+    lines = []
+    if (found := told.get("near_identical")) and found["images"]:
+        suggested = "data.groups says which belong together"
+        if found["suggested"] is not None:
+            groups = f"{found['groups']} group{'s' if found['groups'] != 1 else ''}"
+            suggested = f"data.groups = {found['suggested']!r} would make {groups} of all images"
+        lines.append(
+            f"{_count_of(found, images)} nearly identical to one of another group, such as "
+            f"{' and '.join(found['pair'])}. Frames of a video tell hardly more than one of them, "
+            f"so they say less of new images than their number does. {suggested}; set it in the "
+            "run's config.toml."
+        )
+    if (found := told.get("near_searched")) and found["images"]:
+        lines.append(
+            f"{_count_of(found, images)} nearly identical to one that was searched, such as "
+            f"{' and '.join(found['pair'])}. They judge what they all but chose: certify on images "
+            "of other scenes."
+        )
+    return lines
+
+
+def _count_of(found: dict[str, Any], images: int) -> str:
+    return f"{found['images']} of {images} images {'is' if found['images'] == 1 else 'are'}"
 
 
 def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:

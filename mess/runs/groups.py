@@ -23,13 +23,11 @@ def groups_of(spec: str | None, image_ids: Sequence[str]) -> Groups:
         return Groups.alone(len(image_ids))
     if spec.endswith(".csv"):
         named = _read(Path(spec))
-        missing = [image_id for image_id in image_ids if image_id not in named]
         names = [named.get(image_id, "") for image_id in image_ids]
     else:
-        pattern = _pattern(spec)
-        found = [pattern.search(image_id) for image_id in image_ids]
-        missing = [i for i, match in zip(image_ids, found, strict=True) if not match]
-        names = [match.group(1) or "" if match else "" for match in found]
+        names = group_names(_pattern(spec), image_ids)
+    # An empty cell or capture names no group: all of them would be taken for one.
+    missing = [image_id for image_id, name in zip(image_ids, names, strict=True) if not name]
     if missing:
         raise DataError(
             f"data.groups {spec!r} gives {len(missing)} of {len(image_ids)} images no group, such "
@@ -49,6 +47,12 @@ def shared_groups(spec: str | None, fresh: Groups, searched: Groups) -> str | No
         f"{len(both)} of the {len(fresh)} groups, such as {both[0]!r}, have images that were "
         "searched, and tell less about other groups: the certificate is marked weak."
     )
+
+
+def group_names(pattern: re.Pattern[str], image_ids: Sequence[str]) -> list[str]:
+    """What the one capture of a pattern finds in each id; "" where it finds nothing."""
+    found = [pattern.search(image_id) for image_id in image_ids]
+    return [match.group(1) or "" if match else "" for match in found]
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -39,6 +39,7 @@ FROZEN = {
         "width": "int32",
         "label": "list<element: int32 not null>",
         "fingerprint": "string",
+        "thumbnail": "binary?",
     },
     "PREDICTIONS": {
         "exit_id": "string",
@@ -128,7 +129,10 @@ def test_files_open_with_pandas(store: PredictionStore) -> None:
 
 
 def test_facts_are_kept_beside_the_rows(tmp_path: Path) -> None:
-    rows = [{"image_id": "a", "height": 1, "width": 2, "label": [1, 2], "fingerprint": "x"}]
+    rows = [
+        {"image_id": "a", "height": 1, "width": 2, "label": [1, 2], "fingerprint": "x"}
+        | {"thumbnail": b"abc"}
+    ]
     write_rows(tmp_path / "f.parquet", rows, schema.IMAGES, {"size": [3, 4]})
     assert read_facts(tmp_path / "f.parquet") == {"size": [3, 4]}
     assert read_rows(tmp_path / "f.parquet", schema.IMAGES) == rows

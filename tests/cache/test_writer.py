@@ -11,9 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mess.cache import schema
+from mess.cache.parquet import write_rows
 from mess.cache.predictions import verify as integrity
 from mess.cache.predictions.parts import open_part, read_maps
 from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.writer import CacheWriter
+from mess.common.files import sha256
 from mess.errors import CacheError
 from tests.cache.conftest import (
     EXITS,
@@ -59,6 +63,22 @@ def test_a_complete_cache_lacks_nothing_and_stays_as_it_is(store: PredictionStor
     assert gaps == []
     assert writer.is_finished()
     assert {path: path.stat().st_mtime_ns for path in store.directory.rglob("*.*")} == before
+
+
+def test_thumbnails_are_added_to_a_cache_that_has_none_and_nothing_is_computed_again(
+    store: PredictionStore,
+) -> None:
+    old = schema.IMAGES.remove(schema.IMAGES.get_field_index("thumbnail"))
+    manifest = store.manifest()
+    rows = store.images(manifest)
+    write_rows(store.images_file, [{name: row[name] for name in old.names} for row in rows], old)
+    store.write_manifest({**manifest, "images_sha256": sha256(store.images_file)})
+    assert_true(store.read({})[0])
+    assert all("thumbnail" not in row for row in store.images(store.manifest()))
+    assert not CacheWriter(store, IDENTITY).is_finished()
+    assert fill(store) == 0
+    assert all("thumbnail" in row for row in store.images(store.manifest()))
+    assert CacheWriter(store, IDENTITY).is_finished()
 
 
 def test_a_cache_without_exits_that_leave_early_has_no_signals(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def test_a_file_may_name_other_images_and_have_other_columns(tmp_path: Path) -> 
         ("image_id,group\na_1,x\na_2,x\n", "gives 1 of 3 images no group, such as 'b_1'"),
         ("image_id,group\na_1,x\na_2,x\nb_1,x\nb_1,y\n", "gives image 'b_1' more than one group"),
         ("image,group\na_1,x\n", "needs the columns image_id and group, got image, group"),
+        # An empty cell is no group: all images without one would be taken for one.
+        ("image_id,group\na_1,x\na_2,\nb_1,\n", "gives 2 of 3 images no group, such as 'a_2'"),
+        ("image_id,group\nother,x\n", "gives 3 of 3 images no group, such as 'a_1'"),
         ("", "is no CSV file"),
     ],
 )
@@ -54,6 +57,9 @@ def test_faults_of_a_file_are_named(tmp_path: Path, content: str, message: str) 
         ("a_.", "has 0 captures and needs one"),
         ("(a)(_)", "has 2 captures and needs one"),
         ("^(a)_", "gives 1 of 3 images no group, such as 'b_1'"),
+        # A capture that takes no part, or nothing, names no group either.
+        ("^(?:(a)|b)_", "gives 1 of 3 images no group, such as 'b_1'"),
+        ("^(a?)", "gives 1 of 3 images no group, such as 'b_1'"),
     ],
 )
 def test_faults_of_an_expression_are_named(spec: str, message: str) -> None:

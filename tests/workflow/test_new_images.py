@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mess import workflow
+from mess.cache.content import find_parts
+from mess.cache.parquet import read_rows, write_rows
+from mess.cache.predictions.store import PredictionStore
+from mess.cache.schema import IMAGES
 from mess.cli.app import main
 from mess.commands.search_options import SearchOptions
-from mess.common.files import write_text
+from mess.common.files import sha256, write_text
+from mess.common.progress import Silent
 from mess.common.sentences import new_images_lines
 from mess.config import load_config
 from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.runs.run import Run
+from tests.seeds import seeded
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
 
@@ -96,6 +105,84 @@ def test_groups_decide_how_much_images_tell(run: Run, tmp_path: Path) -> None:
     # What nothing is promised of is searched all the same.
     set_groups(run, "^(.*).$")
     assert workflow.search(run.path, **TWO_EXITS, max_error=0.2)["exits"]
+
+
+def write_video(run: Run, root: Path, *, frames: int) -> None:
+    """Frames, with noise of their own, of the first ten images that are searched."""
+    source, rng = run.config.data.root, np.random.default_rng(seeded(0))
+    assert source is not None
+    for kind in ("images", "masks"):
+        (root / "val" / kind).mkdir(parents=True)
+    shutil.copyfile(source / "classes.json", root / "classes.json")
+    for scene in range(10):
+        name = f"calibration-{scene:05d}.png"
+        image = np.asarray(Image.open(source / "val" / "images" / name)).astype(float)
+        for frame in range(frames):
+            noisy = (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
+            own = f"scene{scene}_{frame}.png"
+            Image.fromarray(noisy).save(root / "val" / "images" / own)
+            shutil.copyfile(source / "val" / "masks" / name, root / "val" / "masks" / own)
+
+
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_frames_of_a_video_are_warned_of_until_groups_keep_them_together(
+    run: Run, tmp_path: Path
+) -> None:
+    write_video(run, tmp_path / "video", frames=3)
+    listener = Listener()
+    workflow.memoise(run.path, name="video", root=tmp_path / "video", reporter=listener)
+    warning = "30 of 30 images are nearly identical to one of another group, such as scene0_0 and"
+    assert any(text.startswith(warning) for text in listener.told)
+    asked = TWO_EXITS | {"max_error": 0.3, "cache": "video", "confidence": 0.9}
+    found = workflow.search(run.path, **asked)
+    told = found["certificate"]["near_identical"]
+    assert (told["images"], told["suggested"], told["groups"]) == (30, "^(.*)_[0-9]+$", 10)
+    assert any(warning in line and "'^(.*)_[0-9]+$'" in line for line in new_images_lines(found))
+    set_groups(run, told["suggested"])
+    found = workflow.search(run.path, **asked)
+    assert found["certificate"]["groups"] == 10
+    assert found["certificate"]["near_identical"]["images"] == 0
+    assert not any("nearly identical" in line for line in new_images_lines(found))
+
+
+def test_fresh_images_that_are_nearly_the_searched_ones_are_warned_of(
+    run: Run, tmp_path: Path
+) -> None:
+    write_video(run, tmp_path / "video", frames=1)
+    workflow.memoise(run.path, name="video", root=tmp_path / "video")
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.3, confidence=0.9, certify="video")
+    told = found["certificate"]["near_searched"]
+    assert (told["images"], told["pair"]) == (10, ["scene0_0", "calibration-00000"])
+    assert found["certificate"]["near_identical"]["images"] == 0
+    assert any("10 of 10 images are nearly identical to one that was searched" in line
+               for line in new_images_lines(found))  # fmt: skip
+
+
+def test_a_cache_without_thumbnails_says_how_to_add_them(run: Run) -> None:
+    store = PredictionStore(run.cache("calibration"))
+    old = IMAGES.remove(IMAGES.get_field_index("thumbnail"))
+    rows = read_rows(store.images_file, IMAGES)
+    write_rows(store.images_file, [{name: row[name] for name in old.names} for row in rows], old)
+    store.write_manifest({**store.manifest(), "images_sha256": sha256(store.images_file)})
+    listener = Listener()
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, reporter=listener)
+    assert found["certificate"]["near_identical"] is None
+    (said,) = (text for text in listener.told if "thumbnails were not memoised" in text)
+    assert f"`mess memoise --run {run.path}` adds them" in said
+    parts = {path: path.stat().st_mtime_ns for path in find_parts(store.parts_folder)}
+    workflow.memoise(run.path)
+    assert parts == {path: path.stat().st_mtime_ns for path in find_parts(store.parts_folder)}
+    found = workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9)
+    assert found["certificate"]["near_identical"]["images"] == 0
 
 
 def test_what_to_expect_is_told_without_a_promise(run: Run) -> None:
