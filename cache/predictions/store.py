@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from mess.cache.predictions.parts import Part, open_part, read_counts, read_maps
 from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.common.files import sha256, write_json
 from mess.common.metrics import MASKS
-from mess.common.records import as_record
+from mess.common.records import as_record, digest_of
 from mess.errors import CacheError
 
 MANIFEST = "manifest.json"
@@ -135,7 +134,7 @@ class PredictionStore:
                 f"{self.directory} has schema version {version}, this version of mess reads "
                 f"{SCHEMA_VERSION}. Run {self.remedy} again."
             )
-        if recorded.pop("checksum", None) != _checksum(recorded):
+        if recorded.pop("checksum", None) != digest_of(recorded):
             raise CacheError(
                 f"{path} was altered: its checksum is wrong. Run {self.remedy} again; predictions "
                 "that are whole stay."
@@ -147,7 +146,7 @@ class PredictionStore:
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Replace the manifest; the schema version and a checksum are added."""
         content = {"schema_version": SCHEMA_VERSION, **json.loads(json.dumps(content))}
-        write_json(self.directory / MANIFEST, {**content, "checksum": _checksum(content)})
+        write_json(self.directory / MANIFEST, {**content, "checksum": digest_of(content)})
 
     def checked_manifest(self, expected: Mapping[str, Any]) -> CacheManifest:
         """The manifest of a complete cache that agrees with `expected`, some of its items.
@@ -287,7 +286,3 @@ class Snapshot:
             if path not in self._opened:
                 self._opened[path] = open_part(path)
             yield self._opened[path]
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -119,7 +119,7 @@ def _near_identical(
         )
         reporter.message(
             "Nearly identical images were not looked for: their thumbnails were not memoised yet. "
-            f"{remedies} adds them; no prediction is computed again."
+            f"{remedies} adds them."
         )
     return told
 

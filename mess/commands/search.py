@@ -12,8 +12,9 @@ from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
 from mess.commands.new_images import Promised, is_fast, of_new_images, require_same_labels
 from mess.commands.search_options import OPTUNA, SearchOptions
-from mess.common.files import write_json
+from mess.common.files import sha256, write_json
 from mess.common.progress import Reporter, Task
+from mess.common.records import with_digest
 from mess.common.sentences import against
 from mess.errors import CacheError, InfeasibleError, MessError
 from mess.runs.cache import RunCache
@@ -193,7 +194,9 @@ def _write(
     folder = new_folder(place.path / "searches", name)
     rows = answer.front_rows()
     # The result last: a folder without one is no search.
-    write_rows(folder / "front.parquet", rows, FRONT, sealed(depends, answer, rows))
+    front = folder / "front.parquet"
+    write_rows(front, rows, FRONT, sealed(depends, answer, rows))
+    result = with_digest(result | {"front_sha256": sha256(front)})
     write_json(folder / "result.json", result)
     return cast(FoundResult, {"id": folder.name, "path": str(folder), **result})
 

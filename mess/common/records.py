@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -20,6 +22,9 @@ from typing import (
 from mess.errors import MessError
 
 _Record = TypeVar("_Record")
+
+DIGEST = "digest"
+"""Key of the digest that files have since there are certificates; older ones are read without."""
 
 
 class Figures(TypedDict):
@@ -53,11 +58,36 @@ def as_record(
     again: str,
     error: type[MessError] = MessError,
 ) -> _Record:
-    """What was read from `path`, as `kind`; raises as `read_record` does."""
+    """What was read from `path`, as `kind`; raises as `read_record` does.
+
+    And where it has a digest that is not of its content: someone changed a figure, and what was
+    proven or certified of the old one does not hold for the new.
+    """
     fault = _fault(content, kind, "")
+    if fault is None and isinstance(content, dict) and _is_altered(content):
+        fault = "was altered after it was written: its digest is not of what it says"
     if fault is not None:
         raise error(f"{path} {fault}. {again}")
     return cast(_Record, content)
+
+
+def _is_altered(content: Mapping[str, Any]) -> bool:
+    return DIGEST in content and with_digest(content) != content
+
+
+def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file with the digest of all the rest, by which a change is noticed.
+
+    It guards against accidents and careless edits, not against who computes a digest, too.
+    """
+    # Through JSON and back: what is read has lists for tuples.
+    rest = json.loads(json.dumps({key: content[key] for key in content if key != DIGEST}))
+    return {**rest, DIGEST: digest_of(rest)}
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """sha256 over JSON content, whatever the order of its keys and the file's layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _fault(value: object, kind: Any, where: str) -> str | None:

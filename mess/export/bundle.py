@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from mess.common.files import sha256, write_json
 from mess.common.images import MEAN, STD
 from mess.common.progress import Reporter
+from mess.common.records import with_digest
 from mess.errors import BundleError
 from mess.export.programs import write_program
 from mess.export.segments import LabelMap, Segment, native_shape, point_shapes
 from mess.networks.network import OverprovisionedNetwork
-from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, BundleExit, Manifest, read_manifest
+from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, BundleExit
 from mess.runtime.registry import runtime_of
 from mess.signals.measure import SignalModule
 from mess.signals.signal import Signal
@@ -79,7 +81,7 @@ def export_bundle(
             # Before the manifest is written, which cannot hold a hash of itself.
             "files": {file.name: sha256(file) for file in sorted(building.iterdir())},
         }
-        write_json(building / MANIFEST, manifest)
+        write_json(building / MANIFEST, with_digest(manifest))
         _put_in_place(building, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -90,17 +92,25 @@ def _check_replaceable(directory: Path) -> None:
     """Refuse a place that holds anything but a bundle."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
-    known = {MANIFEST}
-    if directory.is_dir():
-        try:
-            known |= read_manifest(directory, Manifest)["files"].keys()
-        except BundleError:
-            known = set()
     # To the letter: a folder that holds one file more is not ours alone to replace.
-    if not directory.is_dir() or {file.name for file in directory.iterdir()} != known:
+    if not directory.is_dir() or {file.name for file in directory.iterdir()} != _files_of(
+        directory
+    ):
         raise BundleError(
             f"{directory} is no bundle and would be overwritten; choose another --output."
         )
+
+
+def _files_of(directory: Path) -> set[str]:
+    """Names of a bundle's files; none of what is no bundle.
+
+    An altered one is still a bundle, and to export it again is what mends it.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return {MANIFEST, *manifest["files"]} if "bundle_version" in manifest else set()
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _put_in_place(building: Path, directory: Path) -> None:

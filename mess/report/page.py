@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from mess import __version__
 from mess.cache.parquet import read_facts, read_rows
-from mess.cache.schema import FRONT, LATENCY
+from mess.cache.schema import LATENCY
 from mess.common.files import write_text
 from mess.common.metrics import MASKS, mean_iou
 from mess.common.sentences import against, labels_of, new_images_lines
@@ -56,7 +56,8 @@ def write_report(run: Run) -> Path:
 
     Parts of the run that are missing or stale are named in the page; nothing is measured anew.
     """
-    searches = [_search(run, search_id) for search_id in reversed(run.searches())]
+    found = [_attempt(lambda s=s: _search(run, s)) for s in reversed(run.searches())]
+    searches = [search for search, _ in found if search]
     newest = searches[0] if searches else None
     result = newest.result if newest else None
     weights = run.weights_sha256 if run.weights.exists() else None
@@ -78,6 +79,7 @@ def write_report(run: Run) -> Path:
         "where": where,
         "candidates": _candidates(run, cache, result, labels, where),
         "searches": _by_labels(searches),
+        "refused": [reason for _, reason in found if reason],
         "thresholds": thresholds(cache, instance) if cache and instance else None,
         "training": _training(run),
         "profiles": _profiles(run, weights),
@@ -128,9 +130,9 @@ def _opened(run: Run, result: SearchResult | None) -> RunCache:
 
 
 def _search(run: Run, search_id: str) -> _Search:
-    path = run.search(search_id) / "front.parquet"
-    front, no_front = _attempt(lambda: read_rows(path, FRONT))
-    return _Search(search_id, run.result(search_id), front or [], no_front)
+    result = run.result(search_id)
+    front, no_front = _attempt(lambda: run.front(search_id, result))
+    return _Search(search_id, result, front or [], no_front)
 
 
 def _candidates(

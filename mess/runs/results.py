@@ -69,6 +69,10 @@ class SearchResult(TypedDict):
     """What is promised of new images (docs/guarantees.md), where it was asked for."""
     expected: NotRequired[dict[str, Any]]
     """What to expect on new images, where nothing is promised."""
+    front_sha256: NotRequired[str]
+    """Of front.parquet beside it."""
+    digest: NotRequired[str]
+    """Of all the rest, by which a change is noticed (`mess.common.records`)."""
 
 
 class FoundResult(SearchResult):

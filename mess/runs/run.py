@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mess.cache.parquet import read_rows
-from mess.cache.schema import EXITS
+from mess.cache.schema import EXITS, FRONT
 from mess.common.files import sha256, write_text
 from mess.common.records import read_record
 from mess.config import Config, load_config
 from mess.data import ClassTable, read_classes
-from mess.errors import ConfigError, MessError, nearest
+from mess.errors import CacheError, ConfigError, MessError, nearest
 from mess.runs.cache import RunCache
 from mess.runs.fingerprints import pipeline_fingerprint
 from mess.runs.results import SearchResult
@@ -187,9 +187,25 @@ class Run:
         return self._caches[name]
 
     def result(self, search_id: str) -> SearchResult:
-        """What a finished search found; raises MessError that names a key which is missing."""
+        """What a finished search found.
+
+        Raises MessError that names a key which is missing, or says that the file was altered.
+        """
         again = f"Run {self.command('search')} again."
         return read_record(self.search(search_id) / "result.json", SearchResult, again)
+
+    def front(self, search_id: str, result: SearchResult) -> list[dict[str, Any]]:
+        """The rows of a search's front.parquet; raises CacheError where they are not its result's.
+
+        Results of earlier versions do not tell, and their fronts are taken as they are.
+        """
+        path = self.search(search_id) / "front.parquet"
+        rows = read_rows(path, FRONT)
+        if result.get("front_sha256", digest := sha256(path)) != digest:
+            raise CacheError(
+                f"{path} was altered after it was written. Run {self.command('search')} again."
+            )
+        return rows
 
     def searches(self) -> list[str]:
         """Identifiers of finished searches, oldest first."""

@@ -60,6 +60,8 @@ class Manifest(TypedDict):
     """Of the signals of the calibration images, by exit."""
     files: dict[str, str]
     """sha256 of every other file."""
+    digest: NotRequired[str]
+    """Of all the rest of the manifest, by which a change is noticed (`mess.common.records`)."""
 
 
 class RunManifest(Manifest):

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 import pytest
 
-from mess.common.records import read_record
+from mess.common.records import DIGEST, read_record, with_digest
 from mess.errors import CacheError
 
 
@@ -75,3 +75,31 @@ def test_what_is_no_object_or_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text("{")
     with pytest.raises(CacheError, match=r"file\.json is damaged: .* Make it again\."):
         read_record(tmp_path / "file.json", Whole, "Make it again.", CacheError)
+
+
+def test_a_digest_is_of_the_content_and_not_of_its_layout(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    signed = with_digest(GOOD | {"more": ("a", "b")})
+    assert read(path, signed) == GOOD | {"more": ["a", "b"], DIGEST: signed[DIGEST]}
+    assert with_digest(signed) == signed
+    path.write_text(json.dumps(dict(reversed(signed.items())), indent=7))
+    assert read_record(path, Whole, "Make it again.") == signed
+    # Without one it is of an earlier version.
+    assert read(path, GOOD) == GOOD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": True},
+        {"counts": {"x": 4}},
+        {"parts": [{"name": "a", "share": 1 + 1e-15}, {"name": "b", "share": None, "unknown": 1}]},
+        {"added": 1},
+        {DIGEST: "0" * 64},
+        {DIGEST: None},
+    ],
+)
+def test_what_was_altered_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(CacheError, match=r"file\.json was altered.*Make it again\."):
+        read(path, with_digest(GOOD) | change)

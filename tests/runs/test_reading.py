@@ -14,8 +14,10 @@ import pytest
 
 from mess import workflow
 from mess.cache.content import find_parts
+from mess.cache.parquet import read_facts, read_rows, write_rows
+from mess.cache.schema import FRONT
 from mess.common import file_hashes
-from mess.errors import ConfigError, MessError
+from mess.errors import BundleError, CacheError, ConfigError, MessError
 from mess.runs.run import Run, begin_run
 
 Times = Callable[[list[Path]], set[int]]
@@ -117,6 +119,78 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
         del content[last]
 
     return remove
+
+
+def lower_the_bound(content: dict[str, Any]) -> None:
+    content["certificate"]["bounds"][0] /= 2
+
+
+def lower_the_expected_error(content: dict[str, Any]) -> None:
+    content["expected"]["error"]["high"] = 0.001
+
+
+def move_a_threshold(content: dict[str, Any]) -> None:
+    content["exits"][0]["threshold"] = 0.123
+
+
+@pytest.mark.parametrize(
+    ("options", "alter"),
+    [
+        ({"confidence": 0.9}, lower_the_bound),
+        ({"expect": True}, lower_the_expected_error),
+        ({}, move_a_threshold),
+    ],
+)
+def test_a_result_that_was_altered_is_refused(
+    run: Run, options: dict[str, Any], alter: Callable[[dict[str, Any]], None]
+) -> None:
+    asked: dict[str, Any] = {"target": "macs", "max_error": 0.2, "max_exits": 2, **options}
+    found = workflow.search(run.path, **asked)
+    path = Path(found["path"]) / "result.json"
+    content = json.loads(path.read_text())
+    alter(content)
+    path.write_text(json.dumps(content))
+    altered = rf"result\.json was altered after it was written.*Run `mess search --run {run.path}`"
+    with pytest.raises(MessError, match=altered):
+        workflow.export(run.path)
+    # The report goes without it and says so; with no other search that is all it tells of any.
+    assert "result.json was altered after it was written" in workflow.report(run.path).read_text()
+    # The next move mends it: the front beside the result is whole, so it answers at once.
+    again = workflow.search(run.path, **asked)
+    assert again["search"]["source"] == found["id"]
+    assert again["exits"] == found["exits"]
+    workflow.export(run.path)
+    # Without a digest a result is of an earlier version, and taken as it is.
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    workflow.export(run.path, search=found["id"])
+
+
+def test_a_front_that_was_altered_is_not_drawn(run: Run) -> None:
+    found = workflow.search(run.path, target="macs", max_error=0.2, max_exits=2)
+    path = Path(found["path"]) / "front.parquet"
+    rows, facts = read_rows(path, FRONT), read_facts(path)
+    rows[0]["miou"] += 0.01
+    write_rows(path, rows, FRONT, facts)
+    with pytest.raises(CacheError, match=r"front\.parquet was altered.*Run `mess search"):
+        run.front(found["id"], run.result(found["id"]))
+    assert "front.parquet was altered after it was written" in workflow.report(run.path).read_text()
+    # A later search goes without it, too, and the answer itself is whole.
+    again = workflow.search(run.path, target="macs", max_error=0.3, max_exits=2)
+    assert again["search"]["source"] is None
+    workflow.export(run.path, search=found["id"])
+
+
+def test_a_bundle_whose_certificate_was_altered_is_not_loaded(run: Run) -> None:
+    workflow.search(run.path, target="macs", max_error=0.2, max_exits=2, confidence=0.9)
+    bundle = workflow.export(run.path)
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text())
+    lower_the_bound(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"manifest\.json was altered.*Export the bundle again"):
+        workflow.evaluate(bundle, run=run.path, split="calibration")
+    workflow.evaluate(workflow.export(run.path), run=run.path, split="calibration")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def force(run: Run, policy: str, exits: list[str]) -> dict[str, Any]:
         for choice, rate in zip(configuration, evaluation.exit_rates, strict=True)
     ]
     result["predicted"] |= {"miou": evaluation.miou, "macs": evaluation.costs["macs"]}
+    del result["digest"]
     path.write_text(json.dumps(result))
     return result
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mess import workflow
 from mess.cli.app import main
+from mess.common.records import with_digest
 from mess.errors import MessError
 from mess.runs.run import Run
 
@@ -245,8 +246,9 @@ def test_evaluating_a_bundle_of_other_weights(
 ) -> None:
     bundle = searched(target="macs", max_error=0.05)
     manifest = bundle / "manifest.json"
-    weights = json.loads(manifest.read_text())["source"]["weights"]
-    manifest.write_text(manifest.read_text().replace(weights, "0" * 64))
+    content = json.loads(manifest.read_text())
+    content["source"]["weights"] = "0" * 64
+    manifest.write_text(json.dumps(with_digest(content)))
     assert "other weights" in refuse("evaluate", bundle)
 
 
