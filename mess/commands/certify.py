@@ -15,7 +15,7 @@ from mess.common.files import write_json
 from mess.common.images import normalise
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.common.records import read_record
+from mess.common.records import read_record, require_unaltered, with_digest
 from mess.data import SegmentationData, open_split
 from mess.errors import CacheError, DataError, MessError
 from mess.runs.bundles import load_baseline, newest_bundle, require_size
@@ -84,20 +84,23 @@ def certify_bundles(
     folder = plan.write(place)
     with suppress(FileNotFoundError):
         known = read_record(folder / RESULT, Certified, _AGAIN)
+        require_unaltered(known, folder / RESULT, _AGAIN)
         reporter.message(f"Carried out before: {folder / RESULT}")
         return {**known, "confidence_together": together}
     outcomes = [Outcome(each) for each in [*bundles, baselines[0]]]
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
         run_in_turns(outcomes, _images(data), task)
-    report = {
-        "plan": plan.digest,
-        "path": str(folder),
-        "split": options.split,
-        "root": plan.root,
-        "images": len(data),
-        "confidence_together": together,
-        "tested": _judge(outcomes, plan, groups, strength),
-    }
+    report = with_digest(
+        {
+            "plan": plan.digest,
+            "path": str(folder),
+            "split": options.split,
+            "root": plan.root,
+            "images": len(data),
+            "confidence_together": together,
+            "tested": _judge(outcomes, plan, groups, strength),
+        }
+    )
     write_json(folder / RESULT, report)
     _write_manifests(bundles, report)
     return report
@@ -239,4 +242,5 @@ def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> No
     for bundle, told in zip(bundles, report["tested"], strict=False):
         certificate = {name: value for name, value in told.items() if name != "bundle"}
         certificate["confidence_together"] = report["confidence_together"]
-        write_json(bundle.path / MANIFEST, {**bundle.manifest, "certificate": certificate})
+        manifest = with_digest({**bundle.manifest, "certificate": certificate})
+        write_json(bundle.path / MANIFEST, manifest)

@@ -24,7 +24,7 @@ from mess.errors import MessError
 _Record = TypeVar("_Record")
 
 DIGEST = "digest"
-"""Key of the digest that files have since there are certificates; older ones are read without."""
+"""Key of the digest of results and bundles' manifests."""
 
 
 class Figures(TypedDict):
@@ -58,21 +58,25 @@ def as_record(
     again: str,
     error: type[MessError] = MessError,
 ) -> _Record:
-    """What was read from `path`, as `kind`; raises as `read_record` does.
-
-    And where it has a digest that is not of its content: someone changed a figure, and what was
-    proven or certified of the old one does not hold for the new.
-    """
+    """What was read from `path`, as `kind`; raises as `read_record` does."""
     fault = _fault(content, kind, "")
-    if fault is None and isinstance(content, dict) and _is_altered(content):
-        fault = "was altered after it was written: its digest is not of what it says"
     if fault is not None:
         raise error(f"{path} {fault}. {again}")
     return cast(_Record, content)
 
 
-def _is_altered(content: Mapping[str, Any]) -> bool:
-    return DIGEST in content and with_digest(content) != content
+def require_unaltered(
+    content: Mapping[str, Any], path: Path, again: str, error: type[MessError] = MessError
+) -> None:
+    """Raise `error` where a file that was written `with_digest` has another content by now.
+
+    Someone changed a figure, and what was proven or certified of the old one does not hold for the
+    new. A file without a digest is of an earlier version, and nothing tells.
+    """
+    if DIGEST in content and with_digest(content) != content:
+        raise error(
+            f"{path} was altered after it was written: its digest is not of what it says. {again}"
+        )
 
 
 def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:

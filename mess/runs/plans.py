@@ -8,15 +8,13 @@ kept so that this can be told. No torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from mess.common.files import write_json
-from mess.common.records import read_record
+from mess.common.records import DIGEST, digest_of, read_record
 from mess.errors import DataError
 from mess.runs.run import Run
 from mess.search.guarantees.confidence import LEAST_CONFIDENCE
@@ -47,7 +45,7 @@ class Plan:
         """sha256 (hexadecimal) over all of it."""
         # In the order of the images, which sorted keys would lose: their groups are listed so.
         content = asdict(self) | {"images": list(self.images.items())}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest_of(content)
 
     def write(self, place: Run) -> Path:
         """Its folder in the run, in which it is written unless it is there already."""
@@ -92,5 +90,6 @@ def confidence_together(place: Run, plan: Plan) -> float:
 
 def bundle_digest(manifest: Mapping[str, Any]) -> str:
     """sha256 (hexadecimal) over a bundle's manifest, and so over its files; not its certificate."""
-    content = {name: value for name, value in manifest.items() if name != "certificate"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    # The manifest's own digest is of the certificate, too.
+    left_out = ("certificate", DIGEST)
+    return digest_of({name: manifest[name] for name in manifest if name not in left_out})

@@ -16,7 +16,7 @@ from typing import IO, Any
 from mess.cache.parquet import read_rows
 from mess.cache.schema import EXITS, FRONT
 from mess.common.files import sha256, write_text
-from mess.common.records import read_record
+from mess.common.records import read_record, require_unaltered
 from mess.config import Config, load_config
 from mess.data import ClassTable, read_classes
 from mess.errors import CacheError, ConfigError, MessError, nearest
@@ -192,7 +192,10 @@ class Run:
         Raises MessError that names a key which is missing, or says that the file was altered.
         """
         again = f"Run {self.command('search')} again."
-        return read_record(self.search(search_id) / "result.json", SearchResult, again)
+        path = self.search(search_id) / "result.json"
+        result = read_record(path, SearchResult, again)
+        require_unaltered(result, path, again)
+        return result
 
     def front(self, search_id: str, result: SearchResult) -> list[dict[str, Any]]:
         """The rows of a search's front.parquet; raises CacheError where they are not its result's.

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
-from mess.common.records import Figures, as_record
+from mess.common.records import Figures, as_record, require_unaltered
 from mess.errors import BundleError
 
 MANIFEST = "manifest.json"
 BUNDLE_VERSION = 1
+
+_AGAIN = "Export the bundle again."
 
 
 class Input(TypedDict):
@@ -90,18 +92,20 @@ def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
     except ValueError as error:
-        raise BundleError(f"{file} is damaged: {error}. Export the bundle again.") from error
+        raise BundleError(f"{file} is damaged: {error}. {_AGAIN}") from error
     if not isinstance(manifest, dict):
-        raise BundleError(f"{file} is damaged: it is no JSON object. Export the bundle again.")
+        raise BundleError(f"{file} is damaged: it is no JSON object. {_AGAIN}")
     # Before the keys: another version may have others.
     version = manifest.get("bundle_version")
     if version != BUNDLE_VERSION:
         raise BundleError(
             f"{file} has bundle version {version}, this version of mess reads {BUNDLE_VERSION}."
         )
-    return checked_manifest(manifest, path, kind)
+    found = checked_manifest(manifest, path, kind)
+    require_unaltered(found, file, _AGAIN, BundleError)
+    return found
 
 
 def checked_manifest(manifest: object, path: Path, kind: type[_Kind]) -> _Kind:
     """A manifest that has what `kind` names; raises BundleError that names what is missing."""
-    return as_record(manifest, kind, path / MANIFEST, "Export the bundle again.", BundleError)
+    return as_record(manifest, kind, path / MANIFEST, _AGAIN, BundleError)

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 import pytest
 
-from mess.common.records import DIGEST, read_record, with_digest
+from mess.common.records import DIGEST, read_record, require_unaltered, with_digest
 from mess.errors import CacheError
 
 
@@ -78,14 +78,13 @@ def test_what_is_no_object_or_no_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_digest_is_of_the_content_and_not_of_its_layout(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
     signed = with_digest(GOOD | {"more": ("a", "b")})
-    assert read(path, signed) == GOOD | {"more": ["a", "b"], DIGEST: signed[DIGEST]}
+    assert signed == GOOD | {"more": ["a", "b"], DIGEST: signed[DIGEST]}
     assert with_digest(signed) == signed
-    path.write_text(json.dumps(dict(reversed(signed.items())), indent=7))
-    assert read_record(path, Whole, "Make it again.") == signed
+    again = json.loads(json.dumps(dict(reversed(signed.items())), indent=7))
+    require_unaltered(again, tmp_path, "Make it again.")
     # Without one it is of an earlier version.
-    assert read(path, GOOD) == GOOD
+    require_unaltered(GOOD, tmp_path, "Make it again.")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +101,4 @@ def test_a_digest_is_of_the_content_and_not_of_its_layout(tmp_path: Path) -> Non
 def test_what_was_altered_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "file.json"
     with pytest.raises(CacheError, match=r"file\.json was altered.*Make it again\."):
-        read(path, with_digest(GOOD) | change)
+        require_unaltered(with_digest(GOOD) | change, path, "Make it again.", CacheError)

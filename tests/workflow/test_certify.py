@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mess import workflow
+from mess import load_bundle, workflow
 from mess.cli.app import main
 from mess.common.progress import Silent
 from mess.errors import ConfigError, DataError, MessError
@@ -112,6 +112,22 @@ def test_a_plan_is_carried_out_once(run: Run, searched: Callable[..., Path]) -> 
     assert workflow.certify([bundle], max_error=0.9, reporter=told) == first
     assert any("Carried out before" in message for message in told.messages)
     assert len(list((run.path / "certificates").iterdir())) == 1
+
+
+def test_a_certificate_that_was_altered_is_refused(searched: Callable[..., Path]) -> None:
+    bundle = searched(**SEARCH)
+    found = workflow.certify([bundle], max_error=0.9)
+    path = Path(found["path"]) / "result.json"
+    content = json.loads(path.read_text())
+    content["tested"][0]["bounds"][0] /= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(MessError, match=r"result\.json was altered.*Remove it and certify again"):
+        workflow.certify([bundle], max_error=0.9)
+    # The next move mends it, and the bundle with its certificate is whole.
+    path.unlink()
+    again = workflow.certify([bundle], max_error=0.9)
+    assert again["tested"][0]["bounds"] == found["tested"][0]["bounds"]
+    assert load_bundle(bundle).facts.get("certificate", {})["plan"] == found["plan"]
 
 
 def test_images_that_chose_certify_nothing(searched: Callable[..., Path]) -> None:
