@@ -28,6 +28,7 @@ from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.manifest import MANIFEST
 from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.guarantees.claims import Claim, Ran
+from mess.search.guarantees.copies import joined
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.sampling_error import Counts
@@ -68,14 +69,15 @@ def certify_bundles(
     config = at_root(place.config, options.root)
     data = open_split(config.data, options.split, config.seed)
     require_trained_classes(place, data)
-    groups = groups_of(config.data.groups, data.ids)
+    images = data.image_fingerprints()
+    groups = joined(groups_of(config.data.groups, data.ids), list(images.values()))
     plan = Plan(
         tested=[bundle_digest(bundle.manifest) for bundle in bundles],
         limits=limits,
         confidence=options.confidence,
         split=options.split,
         root=None if options.root is None else str(config.data.root),
-        images=data.image_fingerprints(),
+        images=images,
         groups=[groups.names[group] for group in groups.of_image],
     )
     _require_others(place, bundles, plan, data)

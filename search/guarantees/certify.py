@@ -13,6 +13,7 @@ from mess.errors import CacheError
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.guarantees.claims import Claim, Picked, claims_of, counts_of, run
 from mess.search.guarantees.confidence import require_confidence
+from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.cross_fit import Outcome, cross_fit, narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.picking import margins_of, picks, whole_network
@@ -128,6 +129,7 @@ def certify_cross(
     Raises DataError for too few groups, ConfigError for what is no confidence.
     """
     require_confidence(confidence)
+    groups = without_copies(goal.tables, groups)
     groups.strength()  # refuses too few before anything is searched
     margins, claims, repeats = margins_of(goal.request), claims_of(goal), repeats_of(goal)
     folds = min(FOLDS, len(groups))
@@ -165,6 +167,7 @@ def certify_fresh(
     other exits or signals.
     """
     require_confidence(confidence)
+    groups = without_copies(fresh, groups)
     groups.strength()  # as above
     if (fresh.exit_ids, fresh.signal_names) != (goal.tables.exit_ids, goal.tables.signal_names):
         raise CacheError(

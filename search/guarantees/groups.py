@@ -67,9 +67,13 @@ class Groups:
     def strength(self) -> Strength:
         """How much a certificate from these groups is worth; raises DataError below `LEAST`."""
         if len(self) < LEAST:
+            images, groups = (
+                f"{count} {what}{'s' if count != 1 else ''}"
+                for count, what in ((self.images, "image"), (len(self), "group"))
+            )
             raise DataError(
-                f"{self.images} images in {len(self)} group{'s' if len(self) != 1 else ''} are too "
-                f"few to promise anything about new ones: at least {LEAST} groups are needed, "
+                f"{images} in {groups} are too few to promise anything about new ones: at least "
+                f"{LEAST} groups are needed, "
                 f"{STRONG} for a certificate that is not marked weak. Memoise images of more groups"
             )
         return "full" if len(self) >= STRONG else "weak"
