@@ -137,7 +137,7 @@ def print_policies(result: dict[str, Any]) -> None:
         got, score = row["predicted"], row["failure_prediction"]
         table.add_row(
             f"{name}{' *' * (row['search'] == result['best'])}"
-            f"{', not proven' * (not row['optimal'])}",
+            f"{', not proven' * (not row['optimal'] and 'certificate' not in row)}",
             str(len(row["exits"])),
             f"{got['miou']:.4f}",
             f"{got['macs'] / 1e6:,.1f}",
@@ -150,6 +150,10 @@ def print_policies(result: dict[str, Any]) -> None:
     for line in missing:
         say(line)
     say(f"* is the best: `mess export --search {result['best']}`. Fronts: {result['path']}")
+    best = next(row for row in result["policies"] if row.get("search") == result["best"])
+    if "certificate" in best or "expected" in best:
+        for line in new_images_lines(best):
+            say(line)
 
 
 def print_evaluation(report: dict[str, Any]) -> None:

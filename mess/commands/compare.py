@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from mess.cache.parquet import read_rows
 from mess.cache.schema import FRONT
@@ -41,6 +41,9 @@ class PolicyAnswer(TypedDict):
     optimal: bool
     failure_prediction: float | None
     """Of the best of the policy's signals; None where none of them tells anything."""
+    certificate: NotRequired[dict[str, Any]]
+    expected: NotRequired[dict[str, Any]]
+    """As result.json has them, where they were asked for."""
 
 
 class PolicyRefusal(TypedDict):
@@ -63,6 +66,8 @@ def compare_policies(
     signals: `mess.search.answers.failure_prediction.ranking` of every signal on this cache.
     best: the `search` that comes first by what was asked for.
     An interrupt (Ctrl-C) ends the comparison with the search at hand, whose row is not `optimal`.
+    With a confidence every answer is certified at one that lets all hold together with it, and the
+    best is the cheapest of them: whichever is taken, it was not taken by luck.
     """
     cache = place.open_cache(options.cache)
     members = known_policies(cache.manifest)
@@ -71,8 +76,9 @@ def compare_policies(
     answers: list[PolicyAnswer] = []
     rows: list[PolicyAnswer | PolicyRefusal] = []
     refusals: list[InfeasibleError] = []
-    for policy, shared in _searches(distinct(members), options.max_exits):
-        if answers and not answers[-1]["optimal"]:
+    searches = list(_searches(distinct(members), options.max_exits))
+    for policy, shared in searches:
+        if answers and not answers[-1]["optimal"] and "certificate" not in answers[-1]:
             break  # interrupted
         asked = replace(options, policy=policy, shared_threshold=shared)
         if policy in PAIR_SIGNALS and not cache.manifest["label_maps"]:
@@ -82,7 +88,7 @@ def compare_policies(
             # Signals belong to several policies, and to "any" again.
             scores = _ranked(cache, policy, reporter, team) | scores
         try:
-            results.append(search_run(place, asked, reporter, team))
+            results.append(search_run(place, asked, reporter, team, compared=len(searches)))
         except InfeasibleError as error:
             refusals.append(error)
             rows.append(_refusal(asked, str(error)))
@@ -125,7 +131,7 @@ def _refusal(asked: SearchOptions, reason: str) -> PolicyRefusal:
 
 
 def _row(asked: SearchOptions, result: FoundResult, scores: Sequence[float]) -> PolicyAnswer:
-    return {
+    row: PolicyAnswer = {
         "policy": str(asked.policy),
         "shared_threshold": asked.shared_threshold,
         "search": result["id"],
@@ -136,6 +142,11 @@ def _row(asked: SearchOptions, result: FoundResult, scores: Sequence[float]) -> 
         "optimal": result["search"]["optimal"],
         "failure_prediction": _finite(max(scores, key=_known)),
     }
+    if "certificate" in result:
+        row["certificate"] = result["certificate"]
+    if "expected" in result:
+        row["expected"] = result["expected"]
+    return row
 
 
 def _comparison(
@@ -154,7 +165,7 @@ def _comparison(
         "labels": labels_of(first),
         "baseline": first["baseline"],
         "constraints": constraints,
-        "best": min(answers, key=lambda row: _merit(row["predicted"], options.target))["search"],
+        "best": min(answers, key=lambda row: _merit(row, options.target))["search"],
         "policies": list(rows),
         "signals": {
             name: _finite(score)
@@ -181,11 +192,16 @@ def _write(
     return {"id": folder.name, "path": str(folder), **comparison}
 
 
-def _merit(predicted: Figures, target: str) -> tuple[float, float]:
+def _merit(row: PolicyAnswer, target: str) -> tuple[bool, float, float]:
     """What is smallest for the best answer."""
+    predicted, certificate = row["predicted"], row.get("certificate")
+    broken = certificate is not None and not certificate["holds"]
     if target == "accuracy":
-        return -predicted["miou"], predicted["macs"]
-    return predicted["latency_ms" if target == "latency" else target], -predicted["miou"]
+        # Of certified answers what is certain counts, not what was found.
+        miou = predicted["miou"] if certificate is None else certificate["least_miou"]
+        return broken, -miou, predicted["macs"]
+    cost = predicted["latency_ms" if target == "latency" else target]
+    return broken, cost, -predicted["miou"]
 
 
 def _front(place: Run, search_id: str) -> list[dict[str, Any]]:

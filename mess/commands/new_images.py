@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mess.commands.search_options import CROSS, SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.errors import DataError, MessError
+from mess.errors import DataError, InfeasibleError, MessError
 from mess.runs.freshness import require_current_data
 from mess.runs.groups import groups_of, shared_groups
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
@@ -65,23 +65,32 @@ def of_new_images(
     answer: Answer,
     costs: Mapping[str, Cost],
     reporter: Reporter,
+    compared: int = 1,
 ) -> Promised:
     """Certify, or tell what to expect; neither where neither is asked for.
 
     By itself nothing is told: it takes several searches, and no answer should wait for them.
+    compared: searches of which one will be taken. Each is told at the confidence at which all
+        together hold with the one asked for (Bonferroni): the one that looks best does, too.
+        Raises InfeasibleError where what can be certified breaks a limit on cost.
     """
     if options.confidence is None and not options.expect:
         return Promised(answer, {})
     cache = _judging(options)
     groups = _groups(place, cache)
     near = _near_identical(place, options, groups, reporter)
+    together = EXPECTED if options.confidence is None else options.confidence
+    confidence = 1 - (1 - together) / compared
+    if compared > 1:
+        near |= {"compared": compared, "confidence_together": together}
     if options.confidence is None:
-        certificate = _cross(place, answer.goal, groups, EXPECTED, reporter)
+        certificate = _cross(place, answer.goal, groups, confidence, reporter)
         return Promised(answer, {"expected": certificate.to_expected() | near})
     if options.certify == CROSS:
-        certificate = _cross(place, answer.goal, groups, options.confidence, reporter)
+        certificate = _cross(place, answer.goal, groups, confidence, reporter)
     else:
-        certificate = _fresh(place, options, answer.goal, costs, groups, reporter)
+        certificate = _fresh(place, options, answer.goal, costs, groups, confidence, reporter)
+    _require_affordable(answer.goal, certificate)
     told = {"cache": cache} | certificate.to_result() | near
     # What an answer's neighbours cost explains a search on its own images, not a certificate.
     return Promised(_within(answer, certificate), {"certificate": told, "explanation": {}})
@@ -144,10 +153,10 @@ def _fresh(
     goal: Goal,
     costs: Mapping[str, Cost],
     groups: Groups,
+    confidence: float,
     reporter: Reporter,
 ) -> Certificate:
     """Certify on another cache, of images that no search saw."""
-    assert options.confidence is not None
     cache = place.open_cache(options.certify)
     require_current_data(place, cache, reporter)
     tables, _ = policy_tables(cache, options.policy, reporter)
@@ -158,11 +167,28 @@ def _fresh(
             f"{len(both)} images of the cache {options.certify!r} are among those that were "
             "searched, and images that chose an answer cannot certify it. Memoise others."
         )
-    certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, options.confidence)
+    certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, confidence)
     if told := shared_groups(place.config.data.groups, groups, _groups(place, options.cache)):
         reporter.message(told)
         certificate = replace(certificate, strength="weak")
     return certificate
+
+
+def _require_affordable(goal: Goal, certificate: Certificate) -> None:
+    """Raise InfeasibleError where only the whole network is certified, and costs too much."""
+    whole = goal.baseline
+    if certificate.margin is not None or goal.affordable(whole.totals):
+        return
+    broken = " and ".join(
+        f"{metric} {whole.costs[metric]:.10g} (at most {limit:.10g})"
+        for metric, limit in goal.request.limits.items()
+        if whole.totals[metric] > goal.limits[metric]
+    )
+    raise InfeasibleError(
+        f"nothing that keeps the limits on cost can be certified at {certificate.confidence:g} "
+        f"from {certificate.images} images: nothing but the whole network can, which takes "
+        f"{broken}. Raise that limit or --max-error, lower --confidence, or memoise more images."
+    )
 
 
 def _within(answer: Answer, certificate: Certificate) -> Answer:

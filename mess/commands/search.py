@@ -53,11 +53,16 @@ class _Question:
 
 
 def search_run(
-    place: Run, options: SearchOptions, reporter: Reporter, team: Team | None = None
+    place: Run,
+    options: SearchOptions,
+    reporter: Reporter,
+    team: Team | None = None,
+    compared: int = 1,
 ) -> FoundResult:
     """Search, write result.json and front.parquet, and return the result with `id` and `path`.
 
-    Of a `team` that searches together the first process writes.
+    Of a `team` that searches together the first process writes. `compared` is the number of
+    searches of which one will be taken: what is said of new images then holds for all together.
     """
     if team and (options.expect or options.confidence is not None):
         raise MessError(
@@ -78,7 +83,7 @@ def search_run(
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
     assert answer
-    promised = of_new_images(place, options, answer, question.costs, reporter)
+    promised = of_new_images(place, options, answer, question.costs, reporter, compared)
     result = _write(question, answer, source, promised)
     if team:
         team.gather(json.dumps(result).encode())

@@ -127,10 +127,10 @@ class SearchOptions:
                 f"Name the cache of others, or leave --certify out: {CROSS} leaves each image out "
                 "of the search that it judges."
             )
-        if self.policy == ALL or self.algorithm != EXHAUSTIVE:
+        if self.algorithm != EXHAUSTIVE:
             raise MessError(
-                "what holds on new images is found by repeating one exhaustive search without part "
-                "of the images; name one --policy, and leave --algorithm out."
+                "what holds on new images is found by repeating an exhaustive search without part "
+                "of the images; leave --algorithm out."
             )
 
     def _check_optuna(self) -> None:

@@ -38,6 +38,7 @@ def new_images_lines(result: dict[str, Any]) -> list[str]:
 def _new_images_lines(result: dict[str, Any]) -> list[str]:
     if certificate := result.get("certificate"):
         lines = _certificate_lines(certificate, _UNITS[certificate["metric"]])
+        lines += _compared_lines(certificate)
         return [*lines, *near_identical_lines(certificate, certificate["images"])]
     if not (expected := result.get("expected")):
         return [
@@ -45,11 +46,24 @@ def _new_images_lines(result: dict[str, Any]) -> list[str]:
             "how much, --confidence 0.95 keeps the limits there."
         ]
     kept, error = expected["saving_kept"], _range(expected["error"])
+    together = expected.get("confidence_together", expected["confidence"])
     keeps = "" if kept is None else f"; that would keep {100 * max(0.0, kept):.0f}% of the saving"
     return [
         f"On new images like these {expected['images']} expect an error of {error}. To hold the "
-        f"limits there, too, add --confidence {expected['confidence']:g}{keeps}.",
+        f"limits there, too, add --confidence {together:g}{keeps}.",
+        *_compared_lines(expected),
         *near_identical_lines(expected, expected["images"]),
+    ]
+
+
+def _compared_lines(told: dict[str, Any]) -> list[str]:
+    """Where one of several answers is taken: what holds for whichever it is."""
+    if "compared" not in told:
+        return []
+    each, together = (f"{100 * told[k]:.4g}%" for k in ("confidence", "confidence_together"))
+    return [
+        f"Each of {told['compared']} searches that were compared is told at {each}, so that all "
+        f"hold together at {together}, whichever is taken."
     ]
 
 

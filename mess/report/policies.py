@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mess.common.files import write_text
-from mess.common.sentences import against
+from mess.common.sentences import against, new_images_lines
 from mess.report import figures as report_figures
 from mess.report.figures import FrontLine, Unit
 from mess.report.templates import templates
@@ -43,6 +43,7 @@ def write_comparison(
         .render(
             comparison=comparison,
             lines=lines,
+            promised=_promised(ordered[0].row),
             unit=unit,
             plotly=Markup(get_plotlyjs()),
             labels=comparison["labels"],
@@ -50,3 +51,9 @@ def write_comparison(
         )
     )
     write_text(path, page)
+
+
+def _promised(best: Mapping[str, Any]) -> list[str]:
+    """What the best answer's row says of new images, if anything was asked."""
+    asked = "certificate" in best or "expected" in best
+    return new_images_lines(dict(best)) if asked else []

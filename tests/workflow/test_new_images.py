@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,13 +17,16 @@ from mess.cache.parquet import read_rows, write_rows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import IMAGES
 from mess.cli.app import main
+from mess.cli.tables import print_policies
+from mess.commands.search import search_run
 from mess.commands.search_options import SearchOptions
 from mess.common.files import sha256, write_text
 from mess.common.progress import Silent
 from mess.common.sentences import new_images_lines
 from mess.config import load_config
-from mess.errors import CacheError, ConfigError, DataError, MessError
+from mess.errors import CacheError, ConfigError, DataError, InfeasibleError, MessError
 from mess.runs.run import Run
+from mess.search.exact.workers import Team
 from tests.seeds import seeded
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
@@ -231,6 +234,95 @@ def test_accuracy_is_certified_as_it_comes(run: Run) -> None:
     assert f"mIoU at least {certificate['least_miou']:.4f}" in new_images_lines(found)[0]
 
 
+def test_accuracy_within_several_limits_is_certified_with_all_of_them_kept(run: Run) -> None:
+    asked: dict[str, Any] = {"target": "accuracy", "max_exits": 2}
+    free = workflow.search(run.path, **asked)
+    limits = {"max_macs": "0.8x", "max_params": free["predicted"]["params"] - 1.0}
+    limits["max_latency"] = free["predicted"]["latency_ms"]
+    found = workflow.search(run.path, **asked, **limits, confidence=0.9)
+    got = found["predicted"]
+    assert got["macs"] <= 0.8 * found["baseline"]["macs"]
+    assert got["params"] <= limits["max_params"]
+    assert got["latency_ms"] <= limits["max_latency"]
+    # There is no limit on accuracy to stay within, so the answer is that of the plain search.
+    assert found["certificate"]["margin"] == 0
+    assert found["exits"] == workflow.search(run.path, **asked, **limits)["exits"]
+
+
+def test_what_is_certified_breaks_no_limit_on_cost(run: Run) -> None:
+    """The whole network needs no test, but is no answer where it costs too much."""
+    asked: dict[str, Any] = {"setting": "budgeted", "target": "macs"}
+    found = workflow.search(run.path, **asked, max_error=0.2)
+    params = float(found["predicted"]["params"])
+    assert params < found["baseline"]["params"]
+    # What is lost is within the limit, and nothing is left for not knowing it exactly.
+    barely = asked | {"max_error": found["error"] + 1e-6, "max_params": params}
+    assert workflow.search(run.path, **barely)["exits"] == found["exits"]
+    whole = f"params {found['baseline']['params']}"
+    with pytest.raises(InfeasibleError, match=rf"{whole} \(at most .*lower --confidence"):
+        workflow.search(run.path, **barely, confidence=0.9)
+    del barely["max_params"]
+    assert workflow.search(run.path, **barely, confidence=0.9)["certificate"]["holds"]
+
+
+def test_policies_are_certified_together(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--policy", "all", "--target", "macs", "--max-exits", "2", "--max-error", "0.3"]
+    monkeypatch.setattr("sys.argv", ["mess", "search", "--run", str(run.path), *words,
+                                     "--confidence", "0.9", "--json"])  # fmt: skip
+    with pytest.raises(SystemExit):
+        main()
+    found = json.loads(capsys.readouterr().out)
+    rows = found["policies"]
+    assert len(rows) > 2
+    each = 1 - 0.1 / len(rows)
+    for row in rows:
+        certificate = row["certificate"]
+        assert (certificate["compared"], certificate["confidence_together"]) == (len(rows), 0.9)
+        assert certificate["confidence"] == pytest.approx(each)
+        assert certificate["holds"]
+        assert certificate["bounds"][0] <= 0.3
+        assert run.result(row["search"]).get("certificate") == certificate
+    best = min(rows, key=lambda row: (row["predicted"]["macs"], -row["predicted"]["miou"]))
+    assert found["best"] == best["search"]
+    alone = workflow.search(
+        run.path, policy=best["policy"], **TWO_EXITS, max_error=0.3, confidence=each
+    )
+    assert alone["exits"] == run.result(best["search"])["exits"]
+    assert alone["certificate"]["bounds"] == best["certificate"]["bounds"]
+    print_policies(found)
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"Each of {len(rows)} searches that were compared is told at" in told
+    assert "so that all hold together at 90%, whichever is taken" in told
+    assert "not proven" not in told
+    assert "all hold together at 90%" in (Path(found["path"]) / "comparison.html").read_text()
+
+
+def test_what_to_expect_of_every_policy_is_told_together(run: Run) -> None:
+    found = workflow.search(run.path, policy="all", **TWO_EXITS, max_error=0.3, expect=True)
+    rows = found["policies"]
+    for row in rows:
+        assert row["expected"]["confidence"] == pytest.approx(1 - 0.05 / len(rows))
+        assert row["expected"]["confidence_together"] == 0.95
+    assert "add --confidence 0.95;" in new_images_lines(rows[0])[0]
+
+
+@pytest.mark.parametrize("asked", [{"confidence": 0.9}, {"expect": True}])
+def test_processes_that_search_together_promise_nothing(run: Run, asked: dict[str, Any]) -> None:
+    options = SearchOptions(max_error=0.1, target="macs", **asked)
+    with pytest.raises(MessError, match="torchrun divides a search without.*leave them out"):
+        search_run(run, options, Silent(), cast(Team, object()))
+
+
+def test_fresh_images_that_are_too_few_are_refused(run: Run, tmp_path: Path) -> None:
+    write_video(run, tmp_path / "video", frames=1)
+    workflow.memoise(run.path, name="video", root=tmp_path / "video")
+    set_groups(run, "^(scene)")
+    with pytest.raises(DataError, match="10 images in 1 group are too few"):
+        workflow.search(run.path, **TWO_EXITS, max_error=0.3, confidence=0.9, certify="video")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -239,8 +331,7 @@ def test_accuracy_is_certified_as_it_comes(run: Run) -> None:
         ({"confidence": float("nan")}, "between 0.5 and 1"),
         ({"certify": "test"}, "add --confidence"),
         ({"confidence": 0.9, "expect": True}, "leave one out"),
-        ({"confidence": 0.9, "policy": "all"}, "name one --policy"),
-        ({"expect": True, "policy": "all"}, "name one --policy"),
+        ({"confidence": 1}, "between 0.5 and 1, got 1$"),
         ({"confidence": 0.9, "algorithm": "optuna"}, "leave --algorithm out"),
     ],
 )
