@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mess.commands.search_options import CROSS, SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.errors import DataError, InfeasibleError, MessError
+from mess.errors import DataError, MessError
 from mess.runs.freshness import require_current_data
 from mess.runs.groups import groups_of, shared_groups
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
@@ -72,7 +72,6 @@ def of_new_images(
     By itself nothing is told: it takes several searches, and no answer should wait for them.
     compared: searches of which one will be taken. Each is told at the confidence at which all
         together hold with the one asked for (Bonferroni): the one that looks best does, too.
-        Raises InfeasibleError where what can be certified breaks a limit on cost.
     """
     if options.confidence is None and not options.expect:
         return Promised(answer, {})
@@ -90,7 +89,6 @@ def of_new_images(
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
     else:
         certificate = _fresh(place, options, answer.goal, costs, groups, confidence, reporter)
-    _require_affordable(answer.goal, certificate)
     told = {"cache": cache} | certificate.to_result() | near
     # What an answer's neighbours cost explains a search on its own images, not a certificate.
     return Promised(_within(answer, certificate), {"certificate": told, "explanation": {}})
@@ -172,23 +170,6 @@ def _fresh(
         reporter.message(told)
         certificate = replace(certificate, strength="weak")
     return certificate
-
-
-def _require_affordable(goal: Goal, certificate: Certificate) -> None:
-    """Raise InfeasibleError where only the whole network is certified, and costs too much."""
-    whole = goal.baseline
-    if certificate.margin is not None or goal.affordable(whole.totals):
-        return
-    broken = " and ".join(
-        f"{metric} {whole.costs[metric]:.10g} (at most {limit:.10g})"
-        for metric, limit in goal.request.limits.items()
-        if whole.totals[metric] > goal.limits[metric]
-    )
-    raise InfeasibleError(
-        f"nothing that keeps the limits on cost can be certified at {certificate.confidence:g} "
-        f"from {certificate.images} images: nothing but the whole network can, which takes "
-        f"{broken}. Raise that limit or --max-error, lower --confidence, or memoise more images."
-    )
 
 
 def _within(answer: Answer, certificate: Certificate) -> Answer:
