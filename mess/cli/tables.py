@@ -153,7 +153,7 @@ def print_policies(result: dict[str, Any]) -> None:
     best = next(row for row in result["policies"] if row.get("search") == result["best"])
     if "certificate" in best or "expected" in best:
         for line in new_images_lines(best):
-            say(line)
+            say(against(line, result["labels"]))
 
 
 def print_evaluation(report: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def write_comparison(
         .render(
             comparison=comparison,
             lines=lines,
-            promised=_promised(ordered[0].row),
+            promised=_promised(ordered[0].row, comparison["labels"]),
             unit=unit,
             plotly=Markup(get_plotlyjs()),
             labels=comparison["labels"],
@@ -53,7 +53,7 @@ def write_comparison(
     write_text(path, page)
 
 
-def _promised(best: Mapping[str, Any]) -> list[str]:
+def _promised(best: Mapping[str, Any], labels: str) -> list[str]:
     """What the best answer's row says of new images, if anything was asked."""
     asked = "certificate" in best or "expected" in best
-    return new_images_lines(dict(best)) if asked else []
+    return [against(line, labels) for line in new_images_lines(dict(best))] if asked else []
