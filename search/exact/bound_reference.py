@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mess.search.exact.kernel_inputs import ByDepth
 from mess.search.exact.resolution import EXACT, Resolution, hurdles
-from mess.search.kernels.arrays import EPSILON, MEAN, Bound
-from mess.search.kernels.bound import MARGIN
+from mess.search.kernels.arrays import EPSILON, MEAN, Bound, Slots
+from mess.search.kernels.bound import MARGIN, scores
 from mess.search.kernels.second_order import GROUPS, fill_free_norms
 from mess.search.problem.definition import Configuration
 from mess.search.problem.findings import NOTHING
@@ -38,18 +38,17 @@ def bound_around(
     answer = np.asarray([choice.exit for choice in reference])[goal.evaluate(reference).answer]
     # `argsort` of a permutation is its inverse: the place by depth of an exit of the tables.
     position = np.argsort(by_depth.order_E)[answer]
-    images = np.arange(goal.tables.images)
-    counts, exits = by_depth.counts, by_depth.exits(steps)
-    # Single precision would no longer be exact once a class has more than 2^24 pixels in the split.
-    hits0 = counts.hits_EIC[position, images].sum(axis=0, dtype=np.float64)
-    extra0 = counts.extra_EIC[position, images].sum(axis=0, dtype=np.float64)
-    union0 = by_depth.label_C + extra0
+    slots, exits = by_depth.slots, by_depth.exits(steps)
+    hits0, extra0 = (
+        _labelled_sums(slots, counts_SE, position) for counts_SE in (slots.hits_SE, slots.extra_SE)
+    )
+    union0 = slots.label_C[: slots.labelled] + extra0
     iou0 = hits0 / union0
     gain, loss = 1 / union0, iou0 / union0
-    score = by_depth.share * (counts.hits_EIC @ gain - counts.extra_EIC @ loss)
+    score_IE = scores(slots, by_depth.share * gain, by_depth.share * loss)
     free_shape = (*steps.number.shape, 2, 4, GROUPS)
     bound = Bound(
-        score_IE=np.ascontiguousarray(score.T, dtype=np.float32),
+        score_IE=score_IE.astype(np.float32),
         gain_C=gain,
         loss_C=loss,
         above_C=gain,
@@ -64,11 +63,22 @@ def bound_around(
         need=0.0,
         slope=0.0,
         front=goal.metrics.index(goal.front_metric),
-        rounding=_rounding(goal, steps, float(np.abs(score).sum(axis=1).max())),
+        rounding=_rounding(goal, steps, float(np.abs(score_IE).sum(axis=0).max())),
     )
     # Threads write to parts of their own. `list` waits, and raises what any of them raised.
-    list(pool.map(lambda exit_: fill_free_norms(counts, bound, exits, exit_), range(len(score))))
+    early = range(goal.tables.exits)
+    list(pool.map(lambda exit_: fill_free_norms(slots, bound, exits, exit_), early))
     return bound
+
+
+def _labelled_sums(
+    slots: Slots, counts_SE: NDArray[np.float32], position_I: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Sums by labelled class, each image answered by an exit."""
+    position_S = np.repeat(position_I, np.diff(slots.start_I))
+    # Single precision would no longer be exact once a class has more than 2^24 pixels in the split.
+    answered_S = counts_SE[np.arange(len(position_S)), position_S].astype(np.float64)
+    return np.bincount(slots.class_S, answered_S, minlength=len(slots.label_C))[: slots.labelled]
 
 
 def reaching(bound: Bound, miou: int) -> Bound:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from mess.search.exact.bound_reference import along, bands, bound_around, reaching
-from mess.search.exact.kernel_inputs import ByDepth, pack_aim, pack_pixels
+from mess.search.exact.kernel_inputs import ByDepth, pack_aim
 from mess.search.exact.resolution import EXACT, Resolution, hurdles
 from mess.search.exact.shared_threshold import one_threshold_space, with_one_threshold
-from mess.search.exact.workers import Workers, run_rounds
-from mess.search.kernels.arrays import MEAN, NOBODY, Aim, Bound, Prices
+from mess.search.exact.workers import ROUND, Workers, run_rounds
+from mess.search.kernels.arrays import MEAN, Aim, Bound, Prices
 from mess.search.kernels.bound import rows_that_matter
 from mess.search.kernels.evaluate import evaluate_rows
+from mess.search.kernels.one_early import scan_one_early
 from mess.search.problem.definition import Configuration
 from mess.search.problem.findings import NOTHING, Arrays, Findings, Scan
 from mess.search.problem.goal import Goal
@@ -65,26 +66,38 @@ class EarlyExitSearch:
 
     def __init__(self, goal: Goal, by_depth: ByDepth, space: EarlyExits, workers: Workers) -> None:
         self._goal, self._by_depth, self._space, self._workers = goal, by_depth, space, workers
-        self._pixels = pack_pixels(goal.tables)
+        # Without a copy where tables are as caches hold them; kernels are compiled for these alone.
+        self._hits_EIC, self._predicted_EIC = (
+            np.ascontiguousarray(counts, dtype=np.int32)
+            for counts in (goal.tables.intersection, goal.tables.predicted)
+        )
         self._sorted_prices = by_depth.sorted_prices(space.prices)
         self._exits = by_depth.exits(space.steps)
 
     def run_all(self, found: Findings, collect: bool, done: Callable[[float], None]) -> None:
         """One early exit: every threshold."""
-        aim, point = pack_aim(self._goal, collect), self._goal.tables.point
-        number = self._space.steps.number
+        aim, by_depth = pack_aim(self._goal, collect), self._by_depth
 
-        def scan(third: int, best: Arrays, front: FrontArrays) -> Scan:
-            lasts = np.flatnonzero(point > point[third])
-            signals = np.flatnonzero(number[third])
-            rows = np.full((len(lasts) * len(signals), 11), NOBODY, dtype=np.int64)
-            rows[:, 6], rows[:, 7] = third, np.repeat(signals, len(lasts))
-            rows[:, 8], rows[:, 9] = 0, number[third, rows[:, 7]]
-            rows[:, 10] = np.tile(lasts, len(signals))
-            return self._evaluate(aim, rows, best, front)
+        def scan(early: int, best: Arrays, front: FrontArrays) -> Scan:
+            return Scan._make(
+                scan_one_early(
+                    by_depth.slots,
+                    by_depth.share,
+                    self._sorted_prices,
+                    aim,
+                    self._exits,
+                    by_depth.order_E,
+                    early,
+                    best,
+                    front,
+                )
+            )
 
-        thirds = np.flatnonzero(point < point.max()).tolist()
-        self._rounds(found, thirds, scan, done)
+        early = np.flatnonzero(by_depth.after_E < len(by_depth.after_E))
+        # Exits of all depths first: they soon have a front that rules out most of what follows.
+        rounds = -(-len(early) // ROUND)
+        tasks = [exit_ for start in range(rounds) for exit_ in early[start::rounds].tolist()]
+        self._rounds(found, tasks, scan, done)
 
     def run_best(self, found: Findings, done: Callable[[float], None]) -> None:
         """Several early exits, for the best configuration within the limits.
@@ -161,7 +174,7 @@ class EarlyExitSearch:
         """Evaluate what the bound does not rule out, nor the hurdles to `clear`."""
         space, exits = self._space, self._exits._replace(number_EK=task.number_EK)
         rows, bounded = rows_that_matter(
-            self._by_depth.counts,
+            self._by_depth.slots,
             bound,
             self._sorted_prices._replace(limit_M=limit_M),
             exits,
@@ -179,9 +192,20 @@ class EarlyExitSearch:
         return scanned._replace(bounded=bounded)
 
     def _evaluate(self, aim: Aim, rows: Arrays, best: Arrays, front: FrontArrays) -> Scan:
-        steps, prices = self._space.steps, self._space.prices
+        steps = self._space.steps
         return Scan._make(
-            evaluate_rows(self._pixels, prices, aim, steps.bins, steps.number, rows, best, front)
+            evaluate_rows(
+                self._by_depth.slots,
+                self._hits_EIC,
+                self._predicted_EIC,
+                self._space.prices,
+                aim,
+                steps.bins,
+                steps.number,
+                rows,
+                best,
+                front,
+            )
         )
 
     def _rounds(

@@ -7,23 +7,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.search.kernels.arrays import MEAN, NOBODY, P90, STORED, Aim, Counts, Exits, Pixels, Prices
+from mess.search.kernels.arrays import (
+    MEAN,
+    NOBODY,
+    P90,
+    STORED,
+    Aim,
+    Exits,
+    Prices,
+    Slots,
+)
 from mess.search.problem.costs import LATENCY, PARAMS
 from mess.search.problem.findings import NOTHING, Arrays
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import ACCURACY
 from mess.search.problem.tables import Tables
 from mess.search.problem.thresholds import Thresholds
-
-
-def pack_pixels(tables: Tables) -> Pixels:
-    """Counts for the kernels, classes that have labels first."""
-    label = tables.label.sum(axis=0, dtype=np.int64)
-    order = np.argsort(label == 0, kind="stable")
-    # Indexing may leave the classes outermost; kernels are compiled once, for C order.
-    hits = np.ascontiguousarray(tables.intersection[:, :, order], dtype=np.int32)
-    extra = np.ascontiguousarray(tables.predicted[:, :, order], dtype=np.int32) - hits
-    return Pixels(hits, extra, label[order].astype(np.float64), int((label > 0).sum()))
 
 
 def pack_prices(goal: Goal) -> Prices:
@@ -57,20 +56,18 @@ def pack_aim(goal: Goal, collect: bool) -> Aim:
 
 
 class ByDepth(NamedTuple):
-    """The tables as the bound reads them: exits by rising point, classes that have labels.
+    """The tables as the kernels read them: exits by rising point.
 
     order_E: the exit's index in the tables; point_E: its point, from 0; after_E: the first exit
         behind that point.
-    label_C: labelled pixels of the classes; share: 1 / least number of classes that count in the
-        mIoU of any configuration.
-    least_C: a lower bound of a class's union in any configuration.
+    least_C: a lower bound of a labelled class's union in any configuration.
+    share: 1 / least number of classes that count in the mIoU of any configuration.
     """
 
     order_E: NDArray[np.int64]
     point_E: NDArray[np.int64]
     after_E: NDArray[np.int64]
-    counts: Counts
-    label_C: NDArray[np.float64]
+    slots: Slots
     least_C: NDArray[np.float64]
     share: float
 
@@ -81,19 +78,13 @@ class ByDepth(NamedTuple):
         point = tables.point[order]
         label = tables.label.sum(axis=0, dtype=np.int64)
         labelled = label > 0
-        hits = tables.intersection[order][:, :, labelled]
-        extra = tables.predicted[order][:, :, labelled] - hits
         # A class without labels counts where something is predicted as it, whoever answers.
         stray = tables.predicted[:, :, ~labelled].min(axis=0) > 0
         return cls(
             order_E=order,
             point_E=np.asarray(point - 1, dtype=np.int64),
             after_E=np.searchsorted(point, point, side="right"),
-            counts=Counts(
-                np.ascontiguousarray(hits, dtype=np.float32),
-                np.ascontiguousarray(extra, dtype=np.float32),
-            ),
-            label_C=label[labelled].astype(np.float64),
+            slots=_slots(tables, order, label),
             least_C=tables.least_union[labelled].astype(np.float64),
             share=1.0 / (int(labelled.sum()) + int(stray.any(axis=0).sum())),
         )
@@ -125,3 +116,25 @@ class ByDepth(NamedTuple):
         for column in (0, 3, 6, 10):
             rows[:, column] = index[rows[:, column]]
         return rows
+
+
+def _slots(tables: Tables, order_E: Arrays, label_C: Arrays) -> Slots:
+    order_C = np.argsort(label_C == 0, kind="stable")
+    image_S, class_S = np.nonzero(tables.predicted.any(axis=0)[:, order_C])
+    column_S = order_C[class_S]
+    hits_SE = np.empty((len(class_S), tables.exits), dtype=np.float32)
+    extra_SE = np.empty_like(hits_SE)
+    # One exit at a time: arrays of all in the tables' order would double the memory.
+    for position, exit_ in enumerate(order_E):
+        hits_SE[:, position] = tables.intersection[exit_, image_S, column_S]
+        extra_SE[:, position] = tables.predicted[exit_, image_S, column_S]
+    extra_SE -= hits_SE
+    return Slots(
+        start_I=np.searchsorted(image_S, np.arange(tables.images + 1)),
+        class_S=class_S,
+        hits_SE=hits_SE,
+        extra_SE=extra_SE,
+        label_C=label_C[order_C].astype(np.float64),
+        labelled=int((label_C > 0).sum()),
+        column_C=order_C,
+    )

@@ -81,9 +81,9 @@ def run_rounds(
             batch = tasks[start : start + ROUND]
             best, front = found.best_array(offset), found.front_arrays(offset)
             mine = batch[team.rank :: team.count] if team else batch
-            results = pool.map(partial(scan, best=best, front=front), mine)
-            for result in _of_all(list(results), team, len(batch)) if team else results:
-                found.merge(result, offset, decode, count=done is not None)
+            results = list(pool.map(partial(scan, best=best, front=front), mine))
+            scans = _of_all(results, team, len(batch)) if team else results
+            found.merge(scans, offset, decode, count=done is not None)
             if done:
                 done(start + len(batch))
 

@@ -1,6 +1,6 @@
 """What the compiled loops read.
 
-Suffixes of array names: E exits, I images, C classes, K signals, M metrics, N points.
+Suffixes of array names: E exits, I images, C classes, K signals, M metrics, N points, S slots.
 """
 
 from __future__ import annotations
@@ -20,13 +20,28 @@ EPSILON = 2.0**-23
 """Distance from 1 to the next number in single precision: twice what one rounding may lose."""
 
 
-class Pixels(NamedTuple):
-    """Pixel counts, labelled classes first: classes without labels only count if predicted."""
+class Slots(NamedTuple):
+    """Pixel counts where there are any: most classes are not on most images.
 
-    hits_EIC: NDArray[np.int32]
-    extra_EIC: NDArray[np.int32]
+    A slot is an image with a class that some exit predicts there. Classes that have labels come
+    first: those without only count if predicted. Exits by rising point, and innermost, so that what
+    is deeper than an exit lies together.
+
+    start_I: shape (I + 1,), where the slots of each image begin; class_S: the class of each,
+        rising.
+    hits_SE, extra_SE: pixels that are correct, and wrongly predicted as the class. Whole numbers,
+        exact in single precision: `Tables` holds fewer than 2^24 of a class and image.
+    label_C: labelled pixels of each class; labelled: how many classes have some; column_C: the
+        index of each in the tables.
+    """
+
+    start_I: NDArray[np.int64]
+    class_S: NDArray[np.int64]
+    hits_SE: NDArray[np.float32]
+    extra_SE: NDArray[np.float32]
     label_C: NDArray[np.float64]
     labelled: int
+    column_C: NDArray[np.int64]
 
 
 class Prices(NamedTuple):
@@ -50,17 +65,6 @@ class Aim(NamedTuple):
     front: int
     collect: bool
     miou: int
-
-
-class Counts(NamedTuple):
-    """Pixels of the labelled classes: `hits_EIC` correct, `extra_EIC` wrongly predicted as it.
-
-    Exact in single precision: `Tables` holds fewer than 2^24 of a class and image.
-    """
-
-    # Whole numbers, which single precision holds exactly up to 2^24 pixels of a class in an image.
-    hits_EIC: NDArray[np.float32]
-    extra_EIC: NDArray[np.float32]
 
 
 class Exits(NamedTuple):

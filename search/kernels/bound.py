@@ -90,7 +90,28 @@ class Sums(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def rows_that_matter(counts, bound, prices, exits, first, signal, seconds, front):
+def scores(slots, gain_C, loss_C):
+    """The score of every exit on every image, shape (I, E), in double precision."""
+    start_I, class_S, hits_SE, extra_SE = (
+        slots.start_I,
+        slots.class_S,
+        slots.hits_SE,
+        slots.extra_SE,
+    )
+    score_IE = np.zeros((len(start_I) - 1, hits_SE.shape[1]))
+    for i in range(len(score_IE)):
+        for s in range(start_I[i], start_I[i + 1]):
+            c = class_S[s]
+            # Classes without labels come last.
+            if c >= slots.labelled:
+                break
+            for exit_ in range(hits_SE.shape[1]):
+                score_IE[i, exit_] += gain_C[c] * hits_SE[s, exit_] - loss_C[c] * extra_SE[s, exit_]
+    return score_IE
+
+
+@njit(cache=True, nogil=True)
+def rows_that_matter(slots, bound, prices, exits, first, signal, seconds, front):
     """Rows that may hold a configuration that matters, with `first` and each of `seconds` early.
 
     `front` are its costs and mIoUs in steps: a configuration then only matters if it is not behind
@@ -110,7 +131,7 @@ def rows_that_matter(counts, bound, prices, exits, first, signal, seconds, front
             if early.rows1 * early.rows2 == 0:
                 continue
             # Rows do not depend on the deepest exit: made once for all that may follow.
-            rows = _rows(counts, bound, exits, early)
+            rows = _rows(slots, bound, exits, early)
             for third in range(rows.deeper, len(exits.point_E)):
                 first_last = exits.after_E[third]
                 lanes = len(exits.point_E) - first_last
@@ -131,11 +152,11 @@ def rows_that_matter(counts, bound, prices, exits, first, signal, seconds, front
 
 
 @njit(cache=True, nogil=True)
-def _rows(counts, bound, exits, early):
+def _rows(slots, bound, exits, early):
     deeper = exits.after_E[early.second]
     order_I, start_R = sort_by_row(early)
     score_R, left_R2 = early_scores(bound, early)
-    fixed_4RL = fixed_norms(counts, bound, early, deeper)
+    fixed_4RL = fixed_norms(slots, bound, early, deeper)
     points = bound.most_free_EK24GN.shape[5]
     most_4RN = largest_by_point(fixed_4RL, exits.point_E[deeper:], points)
     return Rows(early, deeper, order_I, start_R, score_R, left_R2, fixed_4RL, most_4RN)

@@ -1,5 +1,7 @@
 """mIoU and cost of every configuration of given rows, compiled; no Python object is touched inside.
 
+Pixels are read where the tables have them: one exit's counts on an image, which lie side by side.
+
 Suffixes of array names: E exits, I images, C classes, K signals, M metrics, F front, Q rows (a
 choice of exits and of all thresholds but the deepest early exit's), T columns: those thresholds.
 """
@@ -33,12 +35,15 @@ class Row(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def evaluate_rows(pixels, prices, aim, bins_EKI, number_EK, rows_Q, best, front):
+def evaluate_rows(
+    slots, hits_EIC, predicted_EIC, prices, aim, bins_EKI, number_EK, rows_Q, best, front
+):
     """Every threshold of the deepest early exit of each of `rows_Q`, as `rows_that_matter` gives.
 
-    `best` and `front` are what is known already; a configuration's code orders
-    configurations lexicographically by (exit, signal, threshold). Returns the fields of `Scan`;
-    `pruned` counts configurations whose cost alone ruled them out.
+    Exits and classes of the counts `hits_EIC` and `predicted_EIC` are as the tables number them.
+    `best` and `front` are what is known already; a configuration's code orders configurations
+    lexicographically by (exit, signal, threshold). Returns the fields of `Scan`; `pruned` counts
+    configurations whose cost alone ruled them out.
     """
     best = best.copy()
     cost_F, miou_F, code_F = front[0].copy(), front[1].copy(), front[2].copy()
@@ -55,8 +60,10 @@ def evaluate_rows(pixels, prices, aim, bins_EKI, number_EK, rows_Q, best, front)
         pruned += len(wanted_T) - wanted
         if not wanted:
             continue
-        hits_TC, extra_TC = _changes(pixels, row, bins_EKI, answer_I)
-        miou_T = _mious(pixels, hits_TC, extra_TC, wanted_T)
+        hits_TC, extra_TC = _changes(
+            hits_EIC, predicted_EIC, slots.column_C, row, bins_EKI, answer_I
+        )
+        miou_T = _mious(slots, hits_TC, extra_TC, wanted_T)
         for t in range(len(wanted_T)):
             if not wanted_T[t]:
                 continue
@@ -136,33 +143,38 @@ def _wanted(prices, aim, total_MT, best):
 
 
 @njit(cache=True, nogil=True)
-def _changes(pixels, row, bins_EKI, answer_I):
+def _changes(hits_EIC, predicted_EIC, column_C, row, bins_EKI, answer_I):
     """Counts at the first column, and what each later column changes; shapes (T, C)."""
-    third, last = row.exit_3[2], row.last
-    columns, classes = row.stop - row.start, pixels.hits_EIC.shape[2]
+    third, last, columns, classes = row.exit_3[2], row.last, row.stop - row.start, len(column_C)
     # Whole numbers in double precision: differences and running sums are exact.
-    hits_TC, extra_TC = np.zeros((columns, classes)), np.zeros((columns, classes))
+    hits_TC, predicted_TC = np.zeros((columns, classes)), np.zeros((columns, classes))
     for i in range(len(answer_I)):
         exit_ = answer_I[i]
         for c in range(classes):
-            hits_TC[0, c] += pixels.hits_EIC[exit_, i, c]
-            extra_TC[0, c] += pixels.extra_EIC[exit_, i, c]
+            hits_TC[0, c] += hits_EIC[exit_, i, c]
+            predicted_TC[0, c] += predicted_EIC[exit_, i, c]
         t = bins_EKI[third, row.signal_3[2], i] - row.start
         if exit_ == third and t < columns:
             for c in range(classes):
-                hits_TC[t, c] += pixels.hits_EIC[last, i, c] - pixels.hits_EIC[third, i, c]
-                extra_TC[t, c] += pixels.extra_EIC[last, i, c] - pixels.extra_EIC[third, i, c]
-    return hits_TC, extra_TC
+                hits_TC[t, c] += hits_EIC[last, i, c] - hits_EIC[third, i, c]
+                predicted_TC[t, c] += predicted_EIC[last, i, c] - predicted_EIC[third, i, c]
+    # Only now in the order of the slots' classes: side by side they are summed several at a time.
+    ordered_TC, extra_TC = np.empty_like(hits_TC), np.empty_like(hits_TC)
+    for t in range(columns):
+        for c, column in enumerate(column_C):
+            ordered_TC[t, c] = hits_TC[t, column]
+            extra_TC[t, c] = predicted_TC[t, column] - hits_TC[t, column]
+    return ordered_TC, extra_TC
 
 
-# Without Python's check for division by 0, which cannot be: labelled classes have pixels.
+# Without Python's check for division by 0, which cannot be: labelled classes have slots.
 @njit(cache=True, nogil=True, error_model="numpy")
-def _mious(pixels, hits_TC, extra_TC, wanted_T):
+def _mious(slots, hits_TC, extra_TC, wanted_T):
     """MIoU in steps of the running sums over the columns, shape (T,), where it is wanted."""
     columns, classes = hits_TC.shape
     miou_T = np.zeros(columns, dtype=np.int64)
     # Filled up with zeros, so that four sums at a time come out even.
-    iou_C = np.zeros((pixels.labelled + 3) // 4 * 4)
+    iou_C = np.zeros((slots.labelled + 3) // 4 * 4)
     for t in range(columns):
         if t:
             for c in range(classes):
@@ -170,20 +182,26 @@ def _mious(pixels, hits_TC, extra_TC, wanted_T):
                 extra_TC[t, c] += extra_TC[t - 1, c]
         if not wanted_T[t]:
             continue
-        for c in range(pixels.labelled):
-            iou_C[c] = hits_TC[t, c] / (pixels.label_C[c] + extra_TC[t, c])
-        # Four sums at a time: one would wait for each addition.
-        a = b = c_ = d = 0.0
-        for c in range(0, len(iou_C), 4):
-            a, b = a + iou_C[c], b + iou_C[c + 1]
-            c_, d = c_ + iou_C[c + 2], d + iou_C[c + 3]
+        for c in range(slots.labelled):
+            iou_C[c] = hits_TC[t, c] / (slots.label_C[c] + extra_TC[t, c])
         # A class without labels that is predicted somewhere has IoU 0 and counts in the mean.
-        present = pixels.labelled
-        for c in range(pixels.labelled, classes):
+        present = slots.labelled
+        for c in range(slots.labelled, classes):
             present += extra_TC[t, c] > 0
-        # Half to even, as `miou_steps` rounds.
-        miou_T[t] = np.int64(np.rint((a + b + c_ + d) / present * MIOU_STEPS))
+        miou_T[t] = mean_in_steps(iou_C, present)
     return miou_T
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def mean_in_steps(iou_C, present):
+    """The mIoU in steps, of IoUs filled up to a multiple of four, if so many classes count."""
+    # Four sums at a time: one would wait for each addition.
+    a = b = c_ = d = 0.0
+    for c in range(0, len(iou_C), 4):
+        a, b = a + iou_C[c], b + iou_C[c + 1]
+        c_, d = c_ + iou_C[c + 2], d + iou_C[c + 3]
+    # Half to even, as `miou_steps` rounds.
+    return np.int64(np.rint((a + b + c_ + d) / present * MIOU_STEPS))
 
 
 @njit(cache=True, nogil=True)

@@ -136,21 +136,36 @@ def rest_scores(bound, rows, exit_):
 
 
 @njit(cache=True, nogil=True)
-def passed_counts(counts_IC, bin1_I, rows1, bin2_I, rows2):
-    """Sums, shape (R, C), over the images that neither of two exits answers on each row."""
-    classes = counts_IC.shape[1]
+def passed_counts(slots, counts_SE, exits, bin1_I, rows1, bin2_I, rows2):
+    """Sums over the images that neither of two exits answers on each row, of labelled classes.
+
+    Returns shape (R, C, L), for the exits from the first of `exits` to before the second.
+    """
+    start, stop = exits
+    start_I, class_S = slots.start_I, slots.class_S
     # Whole numbers in double precision: sums are exact in whatever order they are taken.
-    out_RC = np.zeros((rows1 * rows2, classes))
+    out_RCL = np.zeros((rows1 * rows2, slots.labelled, stop - start))
     for i in range(len(bin1_I)):
-        if bin1_I[i] < rows1 and bin2_I[i] < rows2:
-            row = bin1_I[i] * rows2 + bin2_I[i]
-            for c in range(classes):
-                out_RC[row, c] += counts_IC[i, c]
+        if bin1_I[i] >= rows1 or bin2_I[i] >= rows2:
+            continue
+        row = bin1_I[i] * rows2 + bin2_I[i]
+        for s in range(start_I[i], start_I[i + 1]):
+            c = class_S[s]
+            # Classes without labels come last.
+            if c >= slots.labelled:
+                break
+            for lane in range(stop - start):
+                out_RCL[row, c, lane] += counts_SE[s, start + lane]
     for row in range(rows1 * rows2):
         if row % rows2:
-            for c in range(classes):
-                out_RC[row, c] += out_RC[row - 1, c]
+            _add_row(out_RCL, row, row - 1)
     for row in range(rows2, rows1 * rows2):
-        for c in range(classes):
-            out_RC[row, c] += out_RC[row - rows2, c]
-    return out_RC
+        _add_row(out_RCL, row, row - rows2)
+    return out_RCL
+
+
+@njit(cache=True, nogil=True)
+def _add_row(out_RCL, row, other):
+    for c in range(out_RCL.shape[1]):
+        for lane in range(out_RCL.shape[2]):
+            out_RCL[row, c, lane] += out_RCL[other, c, lane]

@@ -41,6 +41,9 @@ from mess.search.kernels.rows import passed_counts
 GROUPS = 8
 """Most groups of the deepest early exit's thresholds; the second order is bounded in each."""
 
+LANES = 32
+"""Last exits that are looked at together: what is summed for them stays near the processor."""
+
 SAFE = np.float32(1.001)
 """Covers what norms and their products lose to single precision; sums are in double."""
 
@@ -127,54 +130,70 @@ def free_parts(norms_24GX, group, x):
 
 # `fastmath` is safe: labelled classes have unions above 0, so nothing here is infinite or NaN.
 @njit(cache=True, nogil=True, fastmath=True)
-def fixed_norms(counts, bound, early, deeper):
+def fixed_norms(slots, bound, early, deeper):
     """Norms of the fixed part of every row, if each of the exits from `deeper` on answers the rest.
 
     Returns shape (4, R, L).
     """
-    exits, _, classes = counts.hits_EIC.shape
-    hits_RC, extra_RC = _row_counts(counts.hits_EIC, early), _row_counts(counts.extra_EIC, early)
-    bins = (early.bin1_I, early.rows1, early.bin2_I, early.rows2)
-    out_4RL = np.empty((4, len(hits_RC), exits - deeper), dtype=np.float32)
-    for last in range(deeper, exits):
-        last_hits_RC = passed_counts(counts.hits_EIC[last], *bins)
-        last_extra_RC = passed_counts(counts.extra_EIC[last], *bins)
-        for row in range(len(hits_RC)):
-            z_below = y_above = z_above = y_below = 0.0
+    exits, classes = slots.hits_SE.shape[1], slots.labelled
+    hits_RC = _row_counts(slots, slots.hits_SE, early)
+    extra_RC = _row_counts(slots, slots.extra_SE, early)
+    rows = len(hits_RC)
+    out_4RL = np.empty((4, rows, exits - deeper), dtype=np.float32)
+    for start in range(deeper, exits, LANES):
+        lasts = (start, min(start + LANES, exits))
+        bins = (early.bin1_I, early.rows1, early.bin2_I, early.rows2)
+        last_hits_RCL = passed_counts(slots, slots.hits_SE, lasts, *bins)
+        last_extra_RCL = passed_counts(slots, slots.extra_SE, lasts, *bins)
+        lanes = lasts[1] - start
+        square_4L = np.empty((4, lanes))
+        for row in range(rows):
+            square_4L[:] = 0
             for c in range(classes):
-                extra = extra_RC[row, c] + last_extra_RC[row, c] - bound.extra0_C[c]
-                hits = hits_RC[row, c] + last_hits_RC[row, c] - bound.hits0_C[c]
-                # At the reference z is 0, and z is linear: it is what the changes from there make
-                # of it.
-                z = bound.gain_C[c] * hits - bound.loss_C[c] * extra
-                z_below += min(z, 0.0) ** 2
-                z_above += max(z, 0.0) ** 2
-                y_above += (bound.above_C[c] * max(extra, 0.0)) ** 2
-                y_below += (bound.below_C[c] * min(extra, 0.0)) ** 2
-            out_4RL[0, row, last - deeper] = SAFE * np.sqrt(z_below)
-            out_4RL[1, row, last - deeper] = SAFE * np.sqrt(y_above)
-            out_4RL[2, row, last - deeper] = SAFE * np.sqrt(z_above)
-            out_4RL[3, row, last - deeper] = SAFE * np.sqrt(y_below)
+                hits = hits_RC[row, c] - bound.hits0_C[c]
+                extra = extra_RC[row, c] - bound.extra0_C[c]
+                gain, loss, above, below = _weights(bound, c)
+                for lane in range(lanes):
+                    y = extra + last_extra_RCL[row, c, lane]
+                    # At the reference z is 0, and z is linear: it is what the changes from there
+                    # make of it.
+                    z = gain * (hits + last_hits_RCL[row, c, lane]) - loss * y
+                    square_4L[0, lane] += min(z, 0.0) ** 2
+                    square_4L[1, lane] += (above * max(y, 0.0)) ** 2
+                    square_4L[2, lane] += max(z, 0.0) ** 2
+                    square_4L[3, lane] += (below * min(y, 0.0)) ** 2
+            for k in range(4):
+                for lane in range(lanes):
+                    norm = SAFE * np.sqrt(square_4L[k, lane])
+                    out_4RL[k, row, start - deeper + lane] = norm
     return out_4RL
 
 
 @njit(cache=True, nogil=True)
-def _row_counts(counts_EIC, early):
+def _weights(bound, c):
+    return bound.gain_C[c], bound.loss_C[c], bound.above_C[c], bound.below_C[c]
+
+
+@njit(cache=True, nogil=True)
+def _row_counts(slots, counts_SE, early):
     """Sums, shape (R, C), over what the early exits of each row answer."""
     rows1, rows2 = early.rows1, early.rows2
+    bin1_I, bin2_I = early.bin1_I, early.bin2_I
     # A plain 1 is a type of its own to numba: `passed_counts` would be compiled once more.
-    nowhere_I, one = np.zeros_like(early.bin1_I), np.int64(1)
-    out_RC = np.zeros((rows1 * rows2, counts_EIC.shape[2]))
+    nowhere_I, one = np.zeros_like(bin1_I), np.int64(1)
+    out_RC = np.zeros((rows1 * rows2, slots.labelled))
     # Who leaves at the second exit: whoever passes the first, but not both.
-    reach2_RC = passed_counts(counts_EIC[early.second], early.bin1_I, rows1, nowhere_I, one)
-    pass2_RC = passed_counts(counts_EIC[early.second], early.bin1_I, rows1, early.bin2_I, rows2)
+    at2 = (early.second, early.second + 1)
+    reach2_RC1 = passed_counts(slots, counts_SE, at2, bin1_I, rows1, nowhere_I, one)
+    pass2_RC1 = passed_counts(slots, counts_SE, at2, bin1_I, rows1, bin2_I, rows2)
     for row in range(rows1 * rows2):
-        out_RC[row] += reach2_RC[row // rows2] - pass2_RC[row]
+        out_RC[row] += reach2_RC1[row // rows2, :, 0] - pass2_RC1[row, :, 0]
     if early.first != NOBODY:
-        pass1_RC = passed_counts(counts_EIC[early.first], early.bin1_I, rows1, nowhere_I, one)
-        all1_C = passed_counts(counts_EIC[early.first], nowhere_I, one, nowhere_I, one)[0]
+        at1 = (early.first, early.first + 1)
+        pass1_RC1 = passed_counts(slots, counts_SE, at1, bin1_I, rows1, nowhere_I, one)
+        all1_1C1 = passed_counts(slots, counts_SE, at1, nowhere_I, one, nowhere_I, one)
         for row in range(rows1 * rows2):
-            out_RC[row] += all1_C - pass1_RC[row // rows2]
+            out_RC[row] += all1_1C1[0, :, 0] - pass1_RC1[row // rows2, :, 0]
     return out_RC
 
 
@@ -190,72 +209,89 @@ def largest_by_point(norms_4RL, point_L, points):
 
 
 @njit(cache=True, nogil=True)
-def fill_free_norms(counts, bound, exits, deepest):
+def fill_free_norms(slots, bound, exits, deepest):
     """Fill the bound's free norms of the exit `deepest` before every deeper last exit."""
-    # In double precision: z is a difference, and may be far smaller than either side of it.
-    sums_G4C = np.empty((GROUPS + 1, 4, counts.hits_EIC.shape[2]))
+    first, exit_count = exits.after_E[deepest], len(exits.point_E)
     for signal in range(exits.bins_EKI.shape[1]):
         columns = exits.number_EK[deepest, signal]
         if columns == 0:
             continue
-        for last in range(exits.after_E[deepest], len(exits.point_E)):
-            _sum_changes(
-                counts, bound, exits.bins_EKI[deepest, signal], columns, deepest, last, sums_G4C
-            )
-            norms_24G = bound.free_EK24GE[deepest, signal, :, :, :, last]
-            _norms(sums_G4C, bound.above_C, bound.below_C, norms_24G)
-            most_24G = bound.most_free_EK24GN[deepest, signal, :, :, :, exits.point_E[last]]
-            most_24G[:] = np.maximum(most_24G, norms_24G)
+        free_24GE = bound.free_EK24GE[deepest, signal]
+        for start in range(first, exit_count, LANES):
+            lasts = (start, min(start + LANES, exit_count))
+            bin_I = exits.bins_EKI[deepest, signal]
+            sums_G4CL = _sum_changes(slots, bound, bin_I, columns, deepest, lasts)
+            _norms(sums_G4CL, bound.above_C, bound.below_C, lasts, free_24GE)
+        most_24GN = bound.most_free_EK24GN[deepest, signal]
+        for last in range(first, exit_count):
+            most_24G = most_24GN[:, :, :, exits.point_E[last]]
+            most_24G[:] = np.maximum(most_24G, free_24GE[:, :, :, last])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _sum_changes(counts, bound, bin_I, columns, deepest, last, sums_G4C):
-    """Fill the changes of each sign if `deepest` answers instead of `last`, by piece of the images.
+def _sum_changes(slots, bound, bin_I, columns, deepest, lasts):
+    """The changes of each sign if `deepest` answers instead of a last exit, by piece of the images.
 
     Piece 0 leaves at no threshold, piece g + 1 at the first threshold of group g but not at that of
     the next group.
     """
-    width = group_width(columns)
-    sums_G4C[:] = 0
+    width, (start, stop) = group_width(columns), lasts
+    hits_SE, extra_SE, class_S, start_I = (
+        slots.hits_SE,
+        slots.extra_SE,
+        slots.class_S,
+        slots.start_I,
+    )
+    # In double precision: z is a difference, and may be far smaller than either side of it.
+    sums_G4CL = np.zeros((GROUPS + 1, 4, slots.labelled, stop - start))
     for i in range(len(bin_I)):
         # At most `columns` thresholds are reached, which is GROUPS * width or less: no piece is
         # missing.
-        piece_4C = sums_G4C[(bin_I[i] + width - 1) // width]
-        early_hits_C, last_hits_C = counts.hits_EIC[deepest, i], counts.hits_EIC[last, i]
-        early_extra_C, last_extra_C = counts.extra_EIC[deepest, i], counts.extra_EIC[last, i]
-        for c in range(sums_G4C.shape[2]):
-            y = early_extra_C[c] - last_extra_C[c]
-            z = bound.gain_C[c] * (early_hits_C[c] - last_hits_C[c]) - bound.loss_C[c] * y
-            piece_4C[0, c] -= min(z, 0.0)
-            piece_4C[1, c] += max(y, np.float32(0))
-            piece_4C[2, c] += max(z, 0.0)
-            piece_4C[3, c] -= min(y, np.float32(0))
-    for g in range(len(sums_G4C)):
-        for c in range(sums_G4C.shape[2]):
-            sums_G4C[g, 1, c] *= bound.above_C[c]
-            sums_G4C[g, 3, c] *= bound.below_C[c]
+        piece = (bin_I[i] + width - 1) // width
+        for s in range(start_I[i], start_I[i + 1]):
+            c = class_S[s]
+            # Classes without labels come last.
+            if c >= slots.labelled:
+                break
+            gain, loss, above, below = _weights(bound, c)
+            early_hits, early_extra = hits_SE[s, deepest], extra_SE[s, deepest]
+            for lane in range(stop - start):
+                y = np.float64(early_extra - extra_SE[s, start + lane])
+                z = gain * (early_hits - hits_SE[s, start + lane]) - loss * y
+                sums_G4CL[piece, 0, c, lane] -= min(z, 0.0)
+                sums_G4CL[piece, 1, c, lane] += above * max(y, 0.0)
+                sums_G4CL[piece, 2, c, lane] += max(z, 0.0)
+                sums_G4CL[piece, 3, c, lane] -= below * min(y, 0.0)
+    return sums_G4CL
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _norms(sums_G4C, above_C, below_C, out_24G):
+def _norms(sums_G4CL, above_C, below_C, lasts, out_24GE):
     """Norms of the sums over the pieces that may leave, and over those that may stay, by group."""
-    classes = sums_G4C.shape[2]
-    early_4C = np.zeros((4, classes))
+    _, _, classes, lanes = sums_G4CL.shape
+    one_C = np.ones(classes)
+    early_4CL = np.zeros((4, classes, lanes))
     # Who leaves at the first threshold of a group leaves at those of earlier groups as well.
     for group in range(GROUPS - 1, -1, -1):
-        early_4C += sums_G4C[group + 1]
+        early_4CL += sums_G4CL[group + 1]
         for k in range(4):
-            out_24G[0, k, group] = SAFE * np.sqrt((early_4C[k] ** 2).sum())
-    late_4C = sums_G4C[0].copy()
+            _norm(early_4CL[k], one_C, lasts, out_24GE[0, k, group])
+    late_4CL = sums_G4CL[0].copy()
+    # Seen from the early exit, what one side gains the other loses.
+    scales = (one_C, below_C / above_C, one_C, above_C / below_C)
     for group in range(GROUPS):
         # Of this piece some leave at the last threshold after all: more to choose from is still a
         # bound.
-        late_4C += sums_G4C[group + 1]
+        late_4CL += sums_G4CL[group + 1]
         for k in range(4):
-            # Seen from the early exit, what one side gains the other loses.
-            scale_C = np.ones(classes)
-            if k == 1:
-                scale_C = below_C / above_C
-            elif k == 3:
-                scale_C = above_C / below_C
-            out_24G[1, (k + 2) % 4, group] = SAFE * np.sqrt(((late_4C[k] * scale_C) ** 2).sum())
+            _norm(late_4CL[k], scales[k], lasts, out_24GE[1, (k + 2) % 4, group])
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _norm(sum_CL, scale_C, lasts, out_E):
+    square_L = np.zeros(sum_CL.shape[1])
+    for c in range(len(sum_CL)):
+        for lane in range(len(square_L)):
+            square_L[lane] += (sum_CL[c, lane] * scale_C[c]) ** 2
+    for lane in range(len(square_L)):
+        out_E[lasts[0] + lane] = SAFE * np.sqrt(square_L[lane])

@@ -6,7 +6,7 @@ they found as such, which is decoded here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,20 +77,34 @@ class Findings:
         return cost, miou, code
 
     def merge(
-        self, scan: Scan, offset: int, decode: Callable[[int], Configuration], count: bool = True
+        self,
+        scans: Sequence[Scan],
+        offset: int,
+        decode: Callable[[int], Configuration],
+        count: bool = True,
     ) -> None:
-        """Take over what a kernel found, and `count` its configurations."""
-        if count:
-            self.evaluated += int(scan.evaluated)
-            self.pruned += int(scan.pruned)
-            self.bounded += int(scan.bounded)
-        objective, tie, code = (int(value) for value in scan.best)
-        # Otherwise it is what the kernel was given: nothing, or the best of a search with other
-        # exits.
-        if code not in (-1, NOTHING):
-            self.offer(Rank(objective, tie, offset + code), decode(code))
-        for cost, miou, code in zip(*(a.tolist() for a in scan[4:]), strict=True):
+        """Take over what kernels found, and `count` their configurations."""
+        for scan in scans:
+            if count:
+                self.evaluated += int(scan.evaluated)
+                self.pruned += int(scan.pruned)
+                self.bounded += int(scan.bounded)
+            objective, tie, code = (int(value) for value in scan.best)
+            # Otherwise it is what the kernel was given: nothing, or the best of a search with other
+            # exits.
+            if code not in (-1, NOTHING):
+                self.offer(Rank(objective, tie, offset + code), decode(code))
+        # To decode takes longer than to find, and most of what one kernel found another one beats.
+        for cost, miou, code in _front_of(scans).tolist():
             self.front.insert(FrontPoint(cost, miou, offset + code, decode(code)))
+
+
+def _front_of(scans: Sequence[Scan]) -> Arrays:
+    """Cost, mIoU and code of what no other point of these scans beats, shape (points, 3)."""
+    points = np.concatenate([np.stack([scan.cost, scan.miou, scan.code], axis=1) for scan in scans])
+    points = points[np.lexsort((points[:, 2], -points[:, 1], points[:, 0]))]
+    least = np.maximum.accumulate(np.append(-1, points[:-1, 1]))[: len(points)]
+    return points[points[:, 1] > least]
 
 
 def _code(order: int, offset: int) -> int:

@@ -69,7 +69,7 @@ def ruled_out_beside_kept(seed: int, classes: int) -> int:
         (second, s2, r2), (third, s3, t), (last, _, _) = chosen[-3:]
         first, s1, r1 = chosen[0] if early == 3 else (NOBODY, 0, 0)
         rows, pruned = rows_that_matter(
-            by_depth.counts,
+            by_depth.slots,
             reaching(bound, miou),
             prices,
             by_depth.exits(steps),
@@ -99,9 +99,7 @@ def test_what_is_stored_too_dear_is_ruled_out_where_nothing_else_is_limited() ->
         limited = prices._replace(limit_M=np.full_like(prices.limit_M, NOTHING))
         limited.limit_M[goal.metrics.index("params")] = limit
         seconds, exits = np.array([0]), by_depth.exits(steps)
-        rows, _ = rows_that_matter(
-            by_depth.counts, bound, limited, exits, NOBODY, 0, seconds, EMPTY
-        )
+        rows, _ = rows_that_matter(by_depth.slots, bound, limited, exits, NOBODY, 0, seconds, EMPTY)
         return len(rows)
 
     assert kept(0) == 0 < kept(NOTHING)
