@@ -120,7 +120,7 @@ class ByDepth(NamedTuple):
 
 def _slots(tables: Tables, order_E: Arrays, label_C: Arrays) -> Slots:
     order_C = np.argsort(label_C == 0, kind="stable")
-    image_S, class_S = np.nonzero(tables.predicted.any(axis=0)[:, order_C])
+    image_S, class_S = np.nonzero(np.any(tables.predicted, axis=0)[:, order_C])
     column_S = order_C[class_S]
     hits_SE = np.empty((len(class_S), tables.exits), dtype=np.float32)
     extra_SE = np.empty_like(hits_SE)

@@ -66,8 +66,8 @@ class Least(NamedTuple):
     first of them, or below: whatever costs as much or more has to be at least as accurate.
     """
 
-    base: int
-    shift: int
+    base: np.int64
+    shift: np.int64
     parts_B: NDArray[np.int64]
 
 
@@ -276,7 +276,7 @@ def _least_by_cost(cost_F, miou_F, share, labelled):
     parts_B = np.full(_BUCKETS + 1, -(2**62), dtype=np.int64)
     base, shift = np.int64(0), np.int64(0)
     if len(cost_F):
-        base = cost_F[0]
+        base = np.int64(cost_F[0])
         while (cost_F[-1] - base) >> shift >= _BUCKETS - 1:
             shift += 1
     least = Least(base, shift, parts_B)
