@@ -351,6 +351,7 @@ def part_rows(batches: Sequence[PredictedImages], gap: Gap, settings: MemoiseCon
         intersection=column("intersection"),
         predicted=column("predicted"),
         agreement=column("agreement"),
+        lost=column("lost"),
         signals=column("signals"),
         label_map=maps("label_map", gap.exits if settings.label_maps else ()),
         confidence_map=maps("confidence_map", settings.confidence_maps),

@@ -31,6 +31,8 @@ class _Resolution(NamedTuple):
     grid: Grid
     labels: Reference
     finals: Reference
+    rights: Reference
+    """Where the final exit is right; void elsewhere."""
 
 
 class _Pending(NamedTuple):
@@ -66,6 +68,8 @@ class CompiledStatistics:
         self._final_BHW = self._classified(_channels_last(final_BChw))
         if against_final:
             self._label_BHW = self._final_BHW
+        right_BHW = self._final_BHW == self._label_BHW
+        self._right_BHW = np.where(right_BHW, self._label_BHW, np.uint8(VOID))
         self._resolutions: dict[tuple[int, int], _Resolution] = {}
         self._measure = CompiledMeasure(wanted, self._size)
         self._found: dict[str, ExitPrediction] = {}
@@ -108,11 +112,11 @@ class CompiledStatistics:
             return
         grid = Grid.of(native, self._size)
         starts = grid.rows.start, grid.columns.start
-        labels, finals = (
+        labels, finals, rights = (
             Reference(class_BHW, cell_counts(*starts, class_BHW, self._classes))
-            for class_BHW in (self._label_BHW, self._final_BHW)
+            for class_BHW in (self._label_BHW, self._final_BHW, self._right_BHW)
         )
-        self._resolutions[native] = _Resolution(grid, labels, finals)
+        self._resolutions[native] = _Resolution(grid, labels, finals, rights)
 
     def _counted(self, pending: _Pending) -> ExitPrediction:
         images, *native, classes = pending.logits_BhwC.shape
@@ -121,13 +125,15 @@ class CompiledStatistics:
             hits_BC=np.zeros((images, classes), dtype=np.int32),
             predicted_BC=np.zeros((images, classes), dtype=np.int32),
             agreement_B=np.zeros(images, dtype=np.int32),
+            lost_B=np.zeros(images, dtype=np.int32),
             leader_Bhw=np.empty((images, *native), dtype=np.uint8),
         )
-        count(pending.logits_BhwC, at.grid, at.labels, at.finals, tally)
+        count(pending.logits_BhwC, at.grid, at.labels, at.finals, at.rights, tally)
         return ExitPrediction(
             intersection=tally.hits_BC,
             predicted=tally.predicted_BC,
             agreement=tally.agreement_B,
+            lost=tally.lost_B,
             signals=pending.signals(tally.leader_Bhw),
             label_map=tally.leader_Bhw,
             confidence_map=pending.confidence_map,

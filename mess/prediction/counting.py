@@ -53,12 +53,14 @@ class Tally(NamedTuple):
 
     hits_BC, predicted_BC: correct and all pixels predicted as each class, void left out.
     agreement_B: pixels with the other exit's class, void or not.
+    lost_B: labelled pixels that the other exit gets right and this one wrong.
     leader_Bhw: class at each native position.
     """
 
     hits_BC: NDArray[np.int32]
     predicted_BC: NDArray[np.int32]
     agreement_B: NDArray[np.int32]
+    lost_B: NDArray[np.int32]
     leader_Bhw: NDArray[np.uint8]
 
 
@@ -84,10 +86,11 @@ def cell_counts(row_start, column_start, class_BHW, classes):
 
 
 @njit(cache=True, nogil=True)
-def count(logits_BhwC, grid, labels, others, out):
+def count(logits_BhwC, grid, labels, others, rights, out):
     """Fill in the tallies of a batch.
 
-    `labels` and `others` are `Reference`s: what is true, and what another exit answers.
+    `labels`, `others` and `rights` are `Reference`s: what is true, what another exit answers, and
+    what it answers where that is true, void elsewhere.
     """
     rows, columns = grid.rows.start, grid.columns.start
     block_HW, scratch = _scratch(grid, logits_BhwC.shape[3])
@@ -95,8 +98,9 @@ def count(logits_BhwC, grid, labels, others, out):
     for i in range(len(logits_BhwC)):
         hits_C, predicted_C, leader_hw = out.hits_BC[i], out.predicted_BC[i], out.leader_Bhw[i]
         label_HW, other_HW = labels.class_BHW[i], others.class_BHW[i]
+        right_HW = rights.class_BHW[i]
         slack = _leaders(logits_BhwC[i], leader_hw, lead_hw)
-        agreement = 0
+        agreement = lost = 0
         for r in range(len(rows) - 1):
             for c in range(len(columns) - 1):
                 if _uniform(leader_hw, lead_hw, r, c, slack):
@@ -104,6 +108,9 @@ def count(logits_BhwC, grid, labels, others, out):
                     hits_C[leader] += labels.cells.classes_BhwC[i, r, c, leader]
                     predicted_C[leader] += labels.cells.valid_Bhw[i, r, c]
                     agreement += others.cells.classes_BhwC[i, r, c, leader]
+                    # Where the other exit is right with the same class this one is right, too.
+                    lost += rights.cells.valid_Bhw[i, r, c]
+                    lost -= rights.cells.classes_BhwC[i, r, c, leader]
                     continue
                 _interpolate(logits_BhwC[i], r, c, grid, slack, scratch, block_HW)
                 for y in range(rows[r], rows[r + 1]):
@@ -113,7 +120,10 @@ def count(logits_BhwC, grid, labels, others, out):
                         if label != VOID:
                             predicted_C[found] += 1
                             hits_C[found] += found == label
+                            right = right_HW[y, x]
+                            lost += right != VOID and right != found
         out.agreement_B[i] += agreement
+        out.lost_B[i] += lost
 
 
 @njit(cache=True, nogil=True)

@@ -34,6 +34,7 @@ class TensorStatistics:
         self._final_BHW = interpolated(final_BChw, self._size).argmax(1)
         if against_final:
             self._label_BHW = self._final_BHW
+        self._right_BHW = self._final_BHW == self._label_BHW
         self._names: list[str] = []
         self._counts: list[Tensor] = []
         self._signals: list[Tensor] = []
@@ -48,10 +49,11 @@ class TensorStatistics:
         # One more class takes the pixels that do not count.
         counted_BHW = torch.where(self._label_BHW == VOID, classes, class_BHW)
         correct_BHW = torch.where(hit_BHW, class_BHW, classes)
-        agreement_B = (class_BHW == self._final_BHW).sum((1, 2), dtype=torch.int32)
+        sums = [class_BHW == self._final_BHW, self._right_BHW & ~hit_BHW]
         columns = [_histogram(values, classes + 1) for values in (correct_BHW, counted_BHW)]
+        columns += [each.sum((1, 2), dtype=torch.int32).view(images, 1) for each in sums]
         self._names.append(exit_id)
-        self._counts.append(torch.cat([*columns, agreement_B.view(images, 1)], dim=1))
+        self._counts.append(torch.cat(columns, dim=1))
         maps = PixelMaps(logits_BChw)
         self._signals.append(measure(maps, self._wanted, self._size))
         self._maps.append(maps.labels_Bhw.to(torch.uint8))
@@ -64,13 +66,15 @@ class TensorStatistics:
         maps = torch.cat([labels.flatten() for labels in self._maps]).cpu().numpy()
         ends = np.cumsum([labels.numel() for labels in self._maps])[:-1]
         confidences = {name: values.cpu().numpy() for name, values in self._confidences.items()}
-        # Of E exits. A row X is C + 1 correct and C + 1 counted pixels, and the agreement: 2 C + 3.
-        classes = (counts_EBX.shape[2] - 3) // 2
+        # Of E exits. A row X is C + 1 correct and C + 1 counted pixels, the agreement and what is
+        # lost: 2 C + 4.
+        classes = (counts_EBX.shape[2] - 4) // 2
         return {
             name: ExitPrediction(
                 intersection=counts_BX[:, :classes],
-                predicted=counts_BX[:, classes + 1 : -2],
-                agreement=counts_BX[:, -1],
+                predicted=counts_BX[:, classes + 1 : -3],
+                agreement=counts_BX[:, -2],
+                lost=counts_BX[:, -1],
                 signals=signals_BK,
                 label_map=flat.reshape(labels.shape),
                 confidence_map=confidences.get(name),

@@ -82,6 +82,7 @@ def _first(prediction: ExitPrediction, count: int) -> ExitPrediction:
         intersection=prediction.intersection[:count],
         predicted=prediction.predicted[:count],
         agreement=prediction.agreement[:count],
+        lost=prediction.lost[:count],
         signals=prediction.signals[:count],
         label_map=prediction.label_map[:count],
         confidence_map=None if confidence is None else confidence[:count],

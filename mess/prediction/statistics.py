@@ -24,6 +24,8 @@ class ExitPrediction:
     """(B, C): pixels predicted as each class, void left out."""
     agreement: NDArray[np.int32]
     """(B,): pixels whose class equals the final exit's, void or not."""
+    lost: NDArray[np.int32]
+    """(B,): labelled pixels that the final exit gets right and this one wrong."""
     signals: NDArray[np.float32]
     """(B, K)."""
     label_map: NDArray[np.uint8]

@@ -115,6 +115,22 @@ def test_agreement_counts_pixels_of_the_final_exits_class_void_or_not(
     assert partly
 
 
+def test_lost_are_labelled_pixels_that_the_final_exit_alone_gets_right(
+    network: OverprovisionedNetwork,
+) -> None:
+    some = False
+    for (images, labels, _), predictions in collected(network):
+        truth = labels.numpy()
+        final = classes_at_input(native_logits(network, FINAL, images))
+        for exit_id, found in predictions.items():
+            ours = classes_at_input(native_logits(network, exit_id, images))
+            expected = ((final == truth) & (ours != truth) & (truth != 255)).sum((1, 2))
+            np.testing.assert_array_equal(found.lost, expected)
+            some |= bool(found.lost.any())
+        assert not predictions[FINAL].lost.any()
+    assert some
+
+
 def test_signals_and_label_maps_are_those_at_native_resolution(
     network: OverprovisionedNetwork,
 ) -> None:

@@ -101,6 +101,9 @@ def check(make: Make, label_BHW: Tensor, final: Tensor, exits: dict[str, Tensor]
             assert abs(prediction.intersection[i] - hits_C).sum() <= 2 * unsure_B[i]
             agreement = (found_HW == finals[i]).sum()
             assert abs(prediction.agreement[i] - agreement) <= unsure_B[i] + final_unsure_B[i]
+            right = valid & (finals[i] == truth_BHW[i])
+            lost = (right & (found_HW != truth_BHW[i])).sum()
+            assert abs(prediction.lost[i] - lost) <= unsure_B[i] + final_unsure_B[i]
         at_native = np.where(logits_BChw.isnan(), -np.inf, logits_BChw.numpy())
         np.testing.assert_array_equal(prediction.label_map, at_native.argmax(1))
         if not logits_BChw.isnan().any():
@@ -116,7 +119,7 @@ def check(make: Make, label_BHW: Tensor, final: Tensor, exits: dict[str, Tensor]
 
 def check_types(prediction: ExitPrediction) -> None:
     assert prediction.intersection.dtype == prediction.predicted.dtype == np.int32
-    assert prediction.agreement.dtype == np.int32
+    assert prediction.agreement.dtype == prediction.lost.dtype == np.int32
     assert prediction.signals.dtype == np.float32
     assert prediction.label_map.dtype == np.uint8
 
@@ -148,6 +151,29 @@ def test_counts_are_those_of_the_plain_definition(
         coarse = F.avg_pool2d(other, 2, ceil_mode=True)
         exits = {"other": other, "coarse": coarse, "final": final}
         check(make, labels(seed, 4, 7, full), final, exits)
+
+
+@pytest.mark.parametrize("full", [(90, 120), (61, 83), (12, 15)])
+def test_lost_pixels_where_a_class_leads_all_over_a_cell_and_where_not(
+    compiled: Make, full: tuple[int, int]
+) -> None:
+    """Labels are mostly what the final exit says: it is right, and the others are wrong in part."""
+    final = logits(6, 3, 5, (12, 15), rough=0.05)
+    label_BHW = torch.from_numpy(full_size(final, full).argmax(1))
+    doubtful = torch.rand(label_BHW.shape, generator=torch.Generator().manual_seed(seeded(6)))
+    label_BHW[doubtful < 0.2] = VOID
+    label_BHW[doubtful > 0.9] = 0
+    smooth = final + logits(7, 3, 5, (12, 15), rough=0.05)
+    check(compiled, label_BHW, final, {"smooth": smooth, "rough": smooth + final.round()})
+    statistics = compiled(label_BHW, final)
+    statistics.add("final", final, confidence_map=False)
+    statistics.add("none", torch.full_like(final, torch.nan), confidence_map=False)
+    found = statistics.collect()
+    assert not found["final"].lost.any()
+    # What is no number answers class 0: what the final exit gets right of the others is lost.
+    hits = found["final"].intersection
+    np.testing.assert_array_equal(found["none"].lost, hits[:, 1:].sum(axis=1))
+    assert found["none"].lost.any()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 21, 150])
