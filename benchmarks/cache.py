@@ -334,6 +334,7 @@ def write_made_up(store: PredictionStore, tables: Tables) -> float:
             intersection=hits[:, some].swapaxes(0, 1),
             predicted=(hits + wrong)[:, some].swapaxes(0, 1),
             agreement=hits[:, some].sum(axis=2).T.astype(np.int32),
+            lost=(hits[-1:, some] - hits[:, some]).clip(min=0).sum(axis=2).T.astype(np.int32),
             signals=signals[:, some].swapaxes(0, 1),
             label_map=nothing,
             confidence_map=nothing,

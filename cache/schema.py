@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-# Raise it with any change to what a cache's files mean: readers refuse every other number.
-SCHEMA_VERSION = 2
+# Raise it with any change to what a cache's files mean: readers refuse what they do not know.
+SCHEMA_VERSION = 3
+
+BEFORE_LOST = 2
+"""The version that had no `lost` pixels: it is still read, by all that goes without them."""
+
+PAIRS_VERSION = 2
+"""Of signals that compare exits, which changed less."""
 
 
 def _list(kind: pa.DataType) -> pa.DataType:
@@ -56,12 +62,19 @@ PREDICTIONS = pa.schema(
         pa.field("intersection", _list(pa.int32()), nullable=False),
         pa.field("predicted", _list(pa.int32()), nullable=False),
         pa.field("agreement", pa.int32(), nullable=False),
+        pa.field("lost", pa.int32(), nullable=False),
         pa.field("signals", _list(pa.float32()), nullable=False),
         pa.field("label_map", pa.binary()),
         pa.field("confidence_map", pa.binary()),
     ]
 )
 """The maps are null where they were not asked for."""
+
+PREDICTIONS_OF = {
+    SCHEMA_VERSION: PREDICTIONS,
+    BEFORE_LOST: PREDICTIONS.remove(PREDICTIONS.get_field_index("lost")),
+}
+"""By version, of all that are read."""
 
 PAIRS = _schema(
     exit_a=pa.string(),

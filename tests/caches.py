@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
+from mess.cache.content import STEM, SUFFIX, find_parts
+from mess.cache.parquet import read_facts, write_table
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.writer import CacheWriter, Gap, Identity
+from mess.cache.schema import BEFORE_LOST
+from mess.common.files import write_named_by_content
 
 Prediction = Mapping[str, Any]
 """Columns of a row of predictions/*.parquet, the ids left out."""
@@ -40,10 +45,26 @@ def rows_of(identity: Identity, gap: Gap, predict: Predict) -> PartRows:
         intersection=column("intersection", np.int32),
         predicted=column("predicted", np.int32),
         agreement=column("agreement", np.int32),
+        lost=column("lost", np.int32),
         signals=column("signals", np.float32)[:, :, chosen],
         label_map=column("label_map", object),
         confidence_map=column("confidence_map", object),
     )
+
+
+def made_before_lost(store: PredictionStore) -> None:
+    """Make a complete cache what the version wrote that did not count lost pixels."""
+    for path in find_parts(store.parts_folder):
+        table = pq.read_table(path)
+        facts = read_facts(path) | {"schema_version": BEFORE_LOST}
+        path.unlink()
+        write_named_by_content(
+            store.parts_folder,
+            STEM,
+            SUFFIX,
+            lambda to, table=table, facts=facts: write_table(to, table.drop(["lost"]), facts),
+        )
+    store.write_manifest({**store.manifest(), "schema_version": BEFORE_LOST})
 
 
 def fill(

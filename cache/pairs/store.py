@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mess.cache.content import STEM, SUFFIX, find_parts, matches, repeated_strings, require_whole
 from mess.cache.parquet import read_facts, read_table, write_table
-from mess.cache.schema import PAIRS, SCHEMA_VERSION
+from mess.cache.schema import PAIRS, PAIRS_VERSION
 from mess.common.files import write_named_by_content
 from mess.errors import CacheError, DamagedPartError
 
@@ -107,7 +107,7 @@ class PairStore:
     ) -> Path:
         """Write a part atomically; `exits` and `images` give the fingerprints of all ids."""
         facts = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": PAIRS_VERSION,
             "signal": signal,
             "exits_a": {exit_id: exits[exit_id] for exit_id in block.exits_a},
             "exits_b": {exit_id: exits[exit_id] for exit_id in block.exits_b},
@@ -141,7 +141,7 @@ def open_pair_part(path: Path) -> PairPart:
 def describe_pair_part(path: Path) -> PairPart | None:
     """What a part says it is of, its content unchecked; None from another version."""
     facts = read_facts(path)
-    if facts.pop("schema_version", None) != SCHEMA_VERSION:
+    if facts.pop("schema_version", None) != PAIRS_VERSION:
         return None
     return PairPart(path=path, **facts)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mess.cache.content import STEM, SUFFIX, remedy, repeated_strings, require_whole
 from mess.cache.parquet import read_facts, read_table, write_table
-from mess.cache.schema import PREDICTIONS, SCHEMA_VERSION
+from mess.cache.schema import PREDICTIONS, PREDICTIONS_OF, SCHEMA_VERSION
 from mess.common.files import write_named_by_content
 from mess.errors import DamagedPartError
 
@@ -43,6 +43,8 @@ class PartRows:
     """(I, E, C)."""
     agreement: NDArray[np.int32]
     """(I, E)."""
+    lost: NDArray[np.int32]
+    """(I, E)."""
     signals: NDArray[np.float32]
     """(I, E, K)."""
     label_map: Maps
@@ -56,13 +58,13 @@ class Part:
     """A part on disk: whose rows it holds, and the fingerprints of what they were computed from."""
 
     path: Path
+    schema_version: int
     exits: Mapping[str, str]
     images: Mapping[str, str]
     signal_names: tuple[str, ...]
     label_maps: bool
     confidence_maps: tuple[str, ...]
     """Exits that have them."""
-
 
 def write_part(
     folder: Path, rows: PartRows, exits: Mapping[str, str], images: Mapping[str, str]
@@ -99,32 +101,35 @@ def open_part(path: Path) -> Part:
 def describe_part(path: Path) -> Part | None:
     """What a part says it is of, its content unchecked; None from another version."""
     facts = read_facts(path)
-    if facts.pop("schema_version", None) != SCHEMA_VERSION:
+    if facts.get("schema_version") not in PREDICTIONS_OF:
         return None
     facts["signal_names"] = tuple(facts["signal_names"])
     facts["confidence_maps"] = tuple(facts["confidence_maps"])
     return Part(path=path, **facts)
 
 
-def read_counts(
-    part: Part, names: Sequence[str] = ("intersection", "predicted", "agreement", "signals")
-) -> dict[str, NDArray[Any]]:
-    """Some of the numbers, as in `PartRows`."""
-    table = read_table(part.path, PREDICTIONS, names)
+_COUNTS = ("intersection", "predicted", "agreement", "lost", "signals")
+
+
+def read_counts(part: Part, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Some of the numbers, or all that the part has, as in `PartRows`."""
+    schema = PREDICTIONS_OF[part.schema_version]
+    names = [name for name in _COUNTS if name in schema.names] if names is None else names
+    table = read_table(part.path, schema, names)
     rows = len(part.images), len(part.exits)
     counts = {}
     for name in names:
         # Rows need no sorting: `_table` writes them image by image, in the order of the facts.
         values = _values(table[name])
         counts[name] = values.reshape(*rows, values.size // (rows[0] * rows[1]))
-    if "agreement" in counts:
-        counts["agreement"] = counts["agreement"][:, :, 0]
-    return counts
+    # One number a row, not a list of them.
+    return {n: v[:, :, 0] if n in ("agreement", "lost") else v for n, v in counts.items()}
 
 
 def read_maps(part: Part, column: str) -> Maps:
     """`label_map` or `confidence_map` as in `PartRows`."""
-    maps = read_table(part.path, PREDICTIONS, [column])[column].to_pylist()
+    schema = PREDICTIONS_OF[part.schema_version]
+    maps = read_table(part.path, schema, [column])[column].to_pylist()
     # Without dtype object numpy makes bytes strings of one width, which lose their last zeros.
     out = np.empty(len(maps), dtype=np.object_)
     out[:] = maps
@@ -132,7 +137,7 @@ def read_maps(part: Part, column: str) -> Maps:
 
 
 def read_rows_of(part: Part) -> PartRows:
-    """Everything in a part."""
+    """Everything in a part of the current version."""
     return PartRows(
         images=tuple(part.images),
         exits=tuple(part.exits),
@@ -156,6 +161,7 @@ def excerpt(
         intersection=rows.intersection[block],
         predicted=rows.predicted[block],
         agreement=rows.agreement[block],
+        lost=rows.lost[block],
         signals=rows.signals[block][:, :, signals],
         label_map=rows.label_map[block],
         confidence_map=rows.confidence_map[block],
@@ -164,7 +170,7 @@ def excerpt(
 
 def row_ids(part: Part) -> Iterator[tuple[str, str]]:
     """Image and exit of every row, as the rows themselves say."""
-    table = read_table(part.path, PREDICTIONS, ["image_id", "exit_id"])
+    table = read_table(part.path, PREDICTIONS_OF[part.schema_version], ["image_id", "exit_id"])
     yield from zip(table["image_id"].to_pylist(), table["exit_id"].to_pylist(), strict=True)
 
 
@@ -177,6 +183,7 @@ def _table(rows: PartRows) -> pa.Table:
         "intersection": _lists(rows.intersection, "intersection"),
         "predicted": _lists(rows.predicted, "predicted"),
         "agreement": pa.array(rows.agreement.ravel(), pa.int32()),
+        "lost": pa.array(rows.lost.ravel(), pa.int32()),
         "signals": _lists(rows.signals, "signals"),
         "label_map": pa.array(rows.label_map.ravel().tolist(), pa.binary()),
         "confidence_map": pa.array(rows.confidence_map.ravel().tolist(), pa.binary()),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mess.cache.content import find_parts, matches, remedy
 from mess.cache.parquet import read_table
 from mess.cache.predictions.parts import Part, open_part, read_counts, read_maps
-from mess.cache.schema import IMAGES, SCHEMA_VERSION
+from mess.cache.schema import BEFORE_LOST, IMAGES, PREDICTIONS_OF, SCHEMA_VERSION
 from mess.common.files import sha256, write_json
 from mess.common.metrics import MASKS
 from mess.common.records import as_record, digest_of
@@ -69,6 +69,8 @@ class Predictions:
     """(E, I, C)."""
     signals: NDArray[np.float32]
     """(E, I, K)."""
+    lost: NDArray[np.int32] | None
+    """(E, I); None from a cache that was made before they were counted."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class PredictionStore:
             raise CacheError(f"{path} is damaged: {error}. Run {self.remedy} again.") from error
         # Before the checksum: what another version wrote was not altered.
         version = recorded.get("schema_version") if isinstance(recorded, dict) else None
-        if version != SCHEMA_VERSION:
+        if version not in PREDICTIONS_OF:
             raise CacheError(
                 f"{self.directory} has schema version {version}, this version of mess reads "
                 f"{SCHEMA_VERSION}. Run {self.remedy} again."
@@ -232,10 +234,16 @@ class Snapshot:
             "predicted": np.empty(shape, np.int32),
             "signals": np.empty((*shape[:2], len(names)), np.float32),
         }
+        version = self.manifest["schema_version"]
+        if version > BEFORE_LOST:
+            arrays["lost"] = np.empty(shape[:2], np.int32)
         filled = np.zeros(shape[:2], np.bool_)
         for part in self.parts():
             overlap = Overlap.of(part, exits, images)
             if not overlap or not set(names) <= set(part.signal_names):
+                continue
+            # What an unfinished `mess memoise` has not replaced yet: it lacks columns.
+            if part.schema_version < version:
                 continue
             counts = read_counts(part, list(arrays))
             columns = [part.signal_names.index(name) for name in names]
@@ -257,6 +265,7 @@ class Snapshot:
             exit_ids=tuple(exits),
             image_ids=tuple(images),
             label=label.reshape(len(images), shape[2]),
+            lost=arrays.pop("lost", None),
             **arrays,
         )
 

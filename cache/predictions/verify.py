@@ -55,6 +55,7 @@ def verify(store: PredictionStore) -> Verification:
         wanted_maps = set(manifest["confidence_maps"]) & set(part.exits)
         whole = (
             part.signal_names == names
+            and part.schema_version == manifest["schema_version"]
             and part.label_maps == manifest["label_maps"]
             and set(part.confidence_maps) == wanted_maps
             and len(overlap.exits) == len(part.exits)
@@ -95,7 +96,7 @@ def missing(store: PredictionStore) -> int:
     filled = np.zeros((len(exits), len(images)), np.bool_)
     for path in find_parts(store.parts_folder):
         part = describe_part(path)
-        if part is not None:
+        if part is not None and part.schema_version >= held.manifest["schema_version"]:
             overlap = Overlap.of(part, exits, images)
             filled[np.ix_(overlap.exits, overlap.images)] = True
     return int((~filled).sum())
@@ -121,7 +122,9 @@ def unneeded(store: PredictionStore) -> list[Path]:
     files |= set(unneeded_pairs(pairs, exits, images, len(held.manifest["classes"])))
     for path in parquet_files(store.parts_folder):
         try:
-            needed = bool(Overlap.of(open_part(path), exits, images))
+            part = open_part(path)
+            current = part.schema_version >= held.manifest["schema_version"]
+            needed = current and bool(Overlap.of(part, exits, images))
         except DamagedPartError:
             needed = False
         if not needed:
@@ -159,6 +162,10 @@ def _faults(
             # Void is left out of both, so every labelled pixel is predicted as some class.
             if (predicted[i].sum(axis=1) != label.sum()).any():
                 yield f"the predictions for image {image_id} are not as many as its labelled pixels"
+            # Lost pixels are labelled ones that this exit gets wrong.
+            lost = counts.get("lost", np.zeros_like(counts["agreement"]))[i]
+            if (lost < 0).any() or (lost + hits[i].sum(axis=1) > label.sum()).any():
+                yield f"more pixels of image {image_id} are lost than are wrong"
         # Void counts here: two exits can be compared without labels.
         if (counts["agreement"][i] > image["height"] * image["width"]).any():
             yield f"exits agree on more pixels than image {image_id} has"

@@ -27,7 +27,7 @@ from mess.cache.predictions.parts import (
     write_part,
 )
 from mess.cache.predictions.store import CacheManifest, Overlap, PredictionStore
-from mess.cache.schema import IMAGES
+from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.common.files import sha256
 from mess.common.metrics import MASKS
 from mess.errors import CacheError, DamagedPartError
@@ -300,14 +300,19 @@ class CacheWriter:
         return Overlap.of(part, exits, self.identity.images)
 
     def _whole_parts(self) -> Iterator[Part]:
-        """The parts that can be used; each is read through once, for its name is its content."""
+        """The parts that can be used; each is read through once, for its name is its content.
+
+        One of an earlier version cannot: what it lacks takes the network to run again, which gives
+        all the rest, too.
+        """
         for path in find_parts(self.store.parts_folder):
             if path not in self._opened:
                 try:
                     self._opened[path] = open_part(path)
                 except DamagedPartError:
                     continue
-            yield self._opened[path]
+            if self._opened[path].schema_version == SCHEMA_VERSION:
+                yield self._opened[path]
 
     def _recorded(self) -> CacheManifest | None:
         """The manifest if it is of this identity and the images are as it says."""
@@ -317,7 +322,7 @@ class CacheWriter:
         except CacheError:
             return None
         images = {row["image_id"]: row["fingerprint"] for row in rows}
-        expected = self.identity.to_json()
+        expected = {"schema_version": SCHEMA_VERSION} | self.identity.to_json()
         # Equal dicts may differ in order, and the order of the images is that of the axes.
         same = images == dict(self.identity.images) and list(images) == list(self.identity.images)
         whole = all("thumbnail" in row for row in rows)

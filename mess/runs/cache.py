@@ -41,4 +41,5 @@ class RunCache(Snapshot):
             predicted=found.predicted,
             signals=found.signals,
             signal_names=tuple(signal["name"] for signal in self.manifest["signals"]),
+            lost=found.lost,
         )

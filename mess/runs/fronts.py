@@ -57,7 +57,7 @@ def dependencies(
         "version": __version__,
         "weights": manifest["weights"],
         "data": manifest["data"],
-        "tables": _fingerprint(_parts(goal.tables)),
+        "tables": _fingerprint(_searched(goal.tables)),
         "costs": costs_fingerprint(costs),
         "excluded": dict(excluded),
         "setting": request.setting,
@@ -196,6 +196,11 @@ def _seal(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 def _parts(value: Tables | Cost) -> dict[str, Any]:
     found = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: part for name, part in found.items() if part is not None}
+
+
+def _searched(tables: Tables) -> dict[str, Any]:
+    """All but lost pixels, which no front hangs on: counted afterwards, they change nothing."""
+    return {name: part for name, part in _parts(tables).items() if name != "lost"}
 
 
 def _fingerprint(parts: Mapping[str, Any]) -> str:

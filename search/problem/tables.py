@@ -28,6 +28,8 @@ class Tables:
         value at b when a is the selected exit before; NaN where a is not shallower than b. Such a
         signal decides alone: `signal_names` has its name, and K of `signals` is 0. The first
         selected exit is then only compared with.
+    lost: shape (E, I), labelled pixels that the final exit gets right and this one wrong; None from
+        a cache that was made before they were counted.
     """
 
     exit_ids: tuple[str, ...]
@@ -38,6 +40,7 @@ class Tables:
     signals: NDArray[np.float32]
     signal_names: tuple[str, ...]
     pairs: NDArray[np.float32] | None = None
+    lost: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         # Names first: `points` looks for the network's own head among them.
@@ -45,6 +48,7 @@ class Tables:
         self._check_shapes()
         self._check_points()
         self._check_counts()
+        self._check_lost()
         if self.pairs is not None:
             holes = self.follows & np.isnan(self.pairs).any(axis=2)
             if holes.any():
@@ -107,6 +111,7 @@ class Tables:
             predicted=self.predicted[:, images],
             signals=self.signals[:, images],
             pairs=None if self.pairs is None else self.pairs[:, :, images],
+            lost=None if self.lost is None else self.lost[:, images],
         )
 
     def observed(self, exit_: int, signal: int, before: int | None) -> NDArray[np.float32]:
@@ -147,11 +152,14 @@ class Tables:
                 raise CacheError(
                     f"a signal that compares exits decides alone, got {len(self.signal_names)}"
                 )
+        if self.lost is not None:
+            expected["lost"] = (exits, images)
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
                 raise CacheError(f"{name} must have shape {shape}, got {got}")
         kinds = {"point": "i", "label": "i", "intersection": "i", "predicted": "i", "signals": "f"}
+        kinds |= {"lost": "i"} if self.lost is not None else {}
         for name, kind in kinds.items():
             dtype = getattr(self, name).dtype
             if dtype.kind != kind:
@@ -193,3 +201,20 @@ class Tables:
                     f"{np.broadcast_to(limit, self.intersection.shape)[exit_, image, class_]}; "
                     "memoise the split again"
                 )
+
+    def _check_lost(self) -> None:
+        if self.lost is None:
+            return
+        hits_EI = self.intersection.sum(axis=2, dtype=np.int64)
+        final_I, wrong_EI = hits_EI[self.final], self.label.sum(axis=1) - hits_EI
+        least_EI = np.maximum(final_I - hits_EI, 0)
+        most_EI = np.minimum(final_I, wrong_EI)
+        most_EI[self.final] = 0
+        wrong = np.argwhere((self.lost < least_EI) | (self.lost > most_EI))
+        if len(wrong):
+            exit_, image = wrong[0]
+            raise CacheError(
+                f"exit {self.exit_ids[exit_]!r}, image {image}: {self.lost[exit_, image]} lost "
+                f"pixels, and by its hits they are between {least_EI[exit_, image]} and "
+                f"{most_EI[exit_, image]}; memoise the split again"
+            )

@@ -53,6 +53,7 @@ def prediction(exit_id: str, image_id: str, identity: Identity = IDENTITY) -> Pr
         "predicted": hits + wrong,
         "agreement": int(rng.integers(0, 99)),
         "signals": signals,
+        "lost": int(rng.integers(0, wrong.sum() + 1)),
         "label_map": rng.bytes(7),
         "confidence_map": rng.bytes(5) if exit_id in identity.confidence_maps else None,
     }
@@ -101,6 +102,8 @@ def assert_true(found: Predictions, identity: Identity = IDENTITY) -> None:
             np.testing.assert_array_equal(found.intersection[e, i], expected["intersection"])
             np.testing.assert_array_equal(found.predicted[e, i], expected["predicted"])
             np.testing.assert_array_equal(found.signals[e, i], np.float32(expected["signals"]))
+            assert found.lost is not None
+            assert found.lost[e, i] == expected["lost"]
 
 
 def part_files(store: PredictionStore) -> list[Path]:

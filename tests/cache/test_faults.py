@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[PredictionStore], object], int]] = {
     ),
     "manifest of a later version": (
         lambda s: edit_manifest(
-            s, lambda text: text.replace('"schema_version": 2', '"schema_version": 3')
+            s, lambda text: text.replace('"schema_version": 3', '"schema_version": 4')
         ),
         0,
     ),
@@ -318,6 +318,7 @@ def test_what_an_unfinished_cache_can_still_use_is_needed(store: PredictionStore
         ("intersection", "more correct pixels than"),
         ("predicted", "not as many as its labelled pixels"),
         ("agreement", "agree on more pixels than"),
+        ("lost", "are lost than are wrong"),
         ("signals", "a signal is not a number"),
     ],
 )

@@ -204,7 +204,7 @@ def test_a_part_under_anothers_name_is_passed_over(pair_store: PairStore) -> Non
 def test_parts_of_another_version_are_passed_over(
     pair_store: PairStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs, "SCHEMA_VERSION", 99)
+    monkeypatch.setattr(pairs, "PAIRS_VERSION", 99)
     assert_holds(pair_store, set())
     assert "of another version" in verify_pairs(pair_store, len(CLASSES)).faults[0]
     assert count_pairs(pair_store, EXITS, IMAGES) == 0

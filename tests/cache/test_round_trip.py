@@ -36,6 +36,7 @@ def grids(draw: st.DrawFn) -> dict[tuple[str, str], Prediction]:
             "intersection": numbers(np.int32, classes, INT32),
             "predicted": numbers(np.int32, classes, INT32),
             "agreement": draw(INT32),
+            "lost": draw(INT32),
             "signals": numbers(np.float32, signals, FLOAT32),
             # Any bytes; numpy likes to lose zeros at the end.
             "label_map": draw(st.binary(max_size=8)) + b"\0",
@@ -72,7 +73,7 @@ def test_what_was_written_is_read(
     for e, exit_id in enumerate(found.exit_ids):
         for i, image_id in enumerate(found.image_ids):
             expected = grid[exit_id, image_id]
-            for name in ("intersection", "predicted", "signals"):
+            for name in ("intersection", "predicted", "lost", "signals"):
                 np.testing.assert_array_equal(getattr(found, name)[e, i], expected[name])
             assert maps[exit_id, image_id] == expected["label_map"]
 

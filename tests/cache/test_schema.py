@@ -47,6 +47,7 @@ FROZEN = {
         "intersection": "list<element: int32 not null>",
         "predicted": "list<element: int32 not null>",
         "agreement": "int32",
+        "lost": "int32",
         "signals": "list<element: float not null>",
         "label_map": "binary?",
         "confidence_map": "binary?",
@@ -112,7 +113,7 @@ def test_manifest_keys_are_what_was_published(store: PredictionStore) -> None:
         "complete",
         "checksum",
     }
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert manifest["complete"] is True
     assert manifest["native_shapes"]["final"] == [4, 6]
 

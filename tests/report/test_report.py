@@ -133,6 +133,7 @@ def memoised(trained: Run) -> Run:
             "intersection": [60, 20, 10] if early else [60, 30, 10],
             "predicted": [60, 20, 20] if early else [60, 30, 10],
             "agreement": 90 if early else 100,
+            "lost": 10 if early else 0,
             "signals": [image / IMAGES] * signals,
             "label_map": compress(np.full(SHAPE, image % 3, np.uint8)),
             "confidence_map": None,

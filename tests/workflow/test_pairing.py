@@ -79,6 +79,7 @@ def memoise(run: Run, identity: Identity = IDENTITY) -> None:
             "intersection": [0] * CLASSES,
             "predicted": [2, 0, 0, 0, 0],
             "agreement": 0,
+            "lost": 0,
             "signals": [],
             "label_map": compress(some) if identity.label_maps else None,
             "confidence_map": None,

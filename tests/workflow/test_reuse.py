@@ -87,6 +87,10 @@ def predictions(
                 "label_map": None,
                 "confidence_map": None,
             }
+    for (_, image_id), row in made.items():
+        # As few as there can be.
+        fewer = made["final", image_id]["intersection"].sum() - row["intersection"].sum()
+        row["lost"] = max(0, int(fewer))
     return made
 
 
