@@ -66,6 +66,7 @@ class Part:
     confidence_maps: tuple[str, ...]
     """Exits that have them."""
 
+
 def write_part(
     folder: Path, rows: PartRows, exits: Mapping[str, str], images: Mapping[str, str]
 ) -> Path:

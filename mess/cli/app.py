@@ -198,6 +198,7 @@ def search(
     target: Annotated[Target, typer.Option(help="Minimised; accuracy is maximised.")] = "latency",
     max_error: Annotated[float | None, typer.Option(help="mIoU that may be lost.")] = None,
     min_miou: Annotated[float | None, typer.Option(help="mIoU to reach, in [0, 1].")] = None,
+    max_lost: Annotated[float | None, typer.Option(help="Share of lost pixels.")] = None,
     max_latency: Annotated[float | None, typer.Option(help="Milliseconds.")] = None,
     max_macs: Annotated[str | None, typer.Option(help="Or 0.5x the baseline's.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,

@@ -98,7 +98,10 @@ def print_search(result: dict[str, Any]) -> None:
     if "certificate" in result:
         margin = result["certificate"]["margin"]
         certainty = "the safest"
-        if margin is not None:
+        if margin is not None and "lost" in result["certificate"]:
+            best = "most accurate" if result["target"] == "accuracy" else "cheapest"
+            certainty = f"the {best} that is certified"
+        elif margin is not None:
             nearly = "" if found["optimal"] else "within 0.0005 mIoU or 0.5% of the cost of "
             with_margin = f" with a margin of {margin:.4f} mIoU" if margin else ""
             certainty = f"{nearly}the best{with_margin}"

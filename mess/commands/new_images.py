@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from mess.commands.fresh_images import cache_groups, fresh_tables, has_searched_groups
+from mess.commands.lost_pixels import with_lost_pixels
 from mess.commands.search_options import CROSS, SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.errors import DataError, MessError
-from mess.runs.freshness import require_current_data
-from mess.runs.groups import groups_of, shared_groups
+from mess.errors import MessError
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
-from mess.runs.policies import policy_tables
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.exact.resolution import EXACT
@@ -76,7 +75,7 @@ def of_new_images(
     if options.confidence is None and not options.expect:
         return Promised(answer, {})
     cache = _judging(options)
-    groups = _groups(place, cache)
+    groups = cache_groups(place, cache)
     near = _near_identical(place, options, groups, reporter)
     together = EXPECTED if options.confidence is None else options.confidence
     confidence = 1 - (1 - together) / compared
@@ -85,6 +84,12 @@ def of_new_images(
     if options.confidence is None:
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
         return Promised(answer, {"expected": certificate.to_expected() | near})
+    if options.max_lost is not None:
+        answer, told = with_lost_pixels(
+            place, options, answer, costs, groups, options.max_lost, confidence, reporter
+        )
+        told = {"cache": cache} | told | near
+        return Promised(answer, {"certificate": told, "explanation": {}})
     if options.certify == CROSS:
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
     else:
@@ -97,10 +102,6 @@ def of_new_images(
 def _judging(options: SearchOptions) -> str:
     """The cache of the images that judge an answer."""
     return options.cache if options.certify == CROSS else options.certify
-
-
-def _groups(place: Run, cache: str) -> Groups:
-    return groups_of(place.config.data.groups, place.open_cache(cache).predictions.image_ids)
 
 
 def _near_identical(
@@ -155,19 +156,9 @@ def _fresh(
     reporter: Reporter,
 ) -> Certificate:
     """Certify on another cache, of images that no search saw."""
-    cache = place.open_cache(options.certify)
-    require_current_data(place, cache, reporter)
-    tables, _ = policy_tables(cache, options.policy, reporter)
-    searched = place.open_cache(options.cache).image_fingerprints.values()
-    both = set(searched) & set(cache.image_fingerprints.values())
-    if both:
-        raise DataError(
-            f"{len(both)} images of the cache {options.certify!r} are among those that were "
-            "searched, and images that chose an answer cannot certify it. Memoise others."
-        )
+    tables = fresh_tables(place, options, reporter)
     certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, confidence)
-    if told := shared_groups(place.config.data.groups, groups, _groups(place, options.cache)):
-        reporter.message(told)
+    if has_searched_groups(place, options, groups, reporter):
         certificate = replace(certificate, strength="weak")
     return certificate
 

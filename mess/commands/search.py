@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from mess.cache.parquet import write_rows
 from mess.cache.schema import FRONT
+from mess.commands.lost_pixels import require_lost_pixels
 from mess.commands.new_images import Promised, is_fast, of_new_images, require_same_labels
 from mess.commands.search_options import OPTUNA, SearchOptions
 from mess.common.files import sha256, write_json
@@ -74,6 +75,7 @@ def search_run(
             "command several times at once: they share the study."
         )
     require_same_labels(place, options)
+    require_lost_pixels(place, options)
     question = _ask(place, options, reporter, team)
     try:
         answer, source = _answer(question, reporter, team)
@@ -196,6 +198,9 @@ def _write(
     name = _name(question.goal.request, question.policy)
     if options.confidence is not None:
         name += f"-confidence-{options.confidence:g}"
+    if options.max_lost is not None:
+        result["constraints"]["max_lost"] = options.max_lost
+        name += f"-max-lost-{options.max_lost:g}"
     folder = new_folder(place.path / "searches", name)
     rows = answer.front_rows()
     # The result last: a folder without one is no search.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from mess.errors import MessError, nearest
 from mess.runs.policies import ALL
 from mess.runs.results import CALIBRATION
-from mess.search.guarantees.confidence import require_confidence
+from mess.search.guarantees.confidence import require_confidence, require_max_lost
 from mess.search.problem.request import ACCURACY, LATENCY, Request
 from mess.search.problem.settings import SETTINGS, InputDependent, find_setting
 from mess.signals.registry import PAIR_SIGNALS
@@ -26,6 +26,8 @@ _ALIKE = {field.name for field in fields(Request)} - {"max_latency_ms", "max_mac
 class SearchOptions:
     """The keywords of `mess.workflow.search`; those of a `Request` mean what they mean there.
 
+    max_lost: with a confidence alone: the share of a new image's labelled pixels that the final
+        exit gets right and the answer wrong, on average.
     max_latency: in ms.
     max_macs: a number, or "0.5x" of the baseline's.
     checkpoints: each "COST=MIOU", in the unit of the target; for target accuracy in that of the
@@ -47,6 +49,7 @@ class SearchOptions:
     target: str = LATENCY
     max_error: float | None = None
     min_miou: float | None = None
+    max_lost: float | None = None
     max_latency: float | None = None
     max_macs: str | float | None = None
     max_params: float | None = None
@@ -77,14 +80,15 @@ class SearchOptions:
         else:
             self._check_exhaustive()
         self.request(1.0)  # what cannot be read is refused before anything is computed
-        if self.target != ACCURACY and not (
-            self.checkpoints or self.max_error is not None or self.min_miou is not None
-        ):
+        kept = (self.max_error, self.min_miou, self.max_lost)
+        if self.target != ACCURACY and not (self.checkpoints or any(v is not None for v in kept)):
             raise MessError(
                 f"target {self.target} without an accuracy to keep gives the cheapest exit, "
                 "however bad. Give --max-error (such as 0.01) or --min-miou; or, for anytime, "
                 "--checkpoint."
             )
+        if self.max_lost is not None:
+            self._check_lost(self.max_lost)
         self._check_certificate()
         if self.policy == ALL:
             self._check_comparison()
@@ -131,6 +135,20 @@ class SearchOptions:
             raise MessError(
                 "what holds on new images is found by repeating an exhaustive search without part "
                 "of the images; leave --algorithm out."
+            )
+
+    def _check_lost(self, limit: float) -> None:
+        require_max_lost(limit)
+        if self.confidence is None:
+            raise MessError(
+                f"max_lost {limit:g} is a promise of new images, which takes a confidence: add "
+                "--confidence, such as 0.95. Of the searched images alone, ask --max-error."
+            )
+        if find_setting(self.setting).every_exit_answers:
+            raise MessError(
+                f"max_lost {limit:g} is of the last answer, which in the {self.setting} setting is "
+                "the final exit's own and loses nothing. Choose another --setting, or ask for what "
+                "is delivered with --max-error or --checkpoint."
             )
 
     def _check_optuna(self) -> None:

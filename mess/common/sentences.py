@@ -96,18 +96,15 @@ def _count_of(found: dict[str, Any], images: int) -> str:
 
 def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
     confidence = f"{100 * certificate['confidence']:g}%"
-    count, groups = certificate["images"], certificate["groups"]
+    count, groups, lost = certificate["images"], certificate["groups"], certificate.get("lost")
     images = f"{count} images" if groups == count else f"{count} images in {groups} groups"
-    cross = certificate["method"] == "cross"
-    how = "each left out of the search that it judged" if cross else "which no search saw"
-    naive, whole = certificate["uncertified"], certificate["margin"] is None
-    without = ""
-    if certificate["margin"] != 0:
-        without = (
-            f" Without --confidence the answer costs {_amount(naive['cost']['value'], unit)}, and "
-            f"is expected to lose {_range(naive['error'])} on new images."
-        )
-    if whole:
+    how = {
+        "cross": "each left out of the search that it judged",
+        "fresh": "which no search saw",
+        "split": f"left out of the search of {certificate.get('searched')} others",
+    }[certificate["method"]]
+    without = "" if certificate["margin"] == 0 else _without(certificate, unit)
+    if certificate["margin"] is None:
         nothing = "Nothing but the whole network can be certified"
         lines = [f"{nothing} at {confidence} from {images}, {how}.{without}"]
     elif not certificate["holds"]:
@@ -117,19 +114,31 @@ def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
         ]
     else:
         bounds = _bounds(certificate) or f"mIoU at least {certificate['least_miou']:.4f}"
+        expected = f"expected error {_range(certificate['error'])}"
+        if lost:
+            expected += f", lost pixels {lost['value']:.4f}"
         lines = [
             f"Certified at {confidence} for images like these: {bounds}. From {images}, {how}; "
-            f"expected error {_range(certificate['error'])}.{without}"
+            f"{expected}.{without}"
         ]
+    if lost:
+        unit_of_mean = "an image" if groups == count else "a group's images"
+        lines.append(
+            "Lost pixels are those that the whole network gets right and the answer wrong, as a "
+            f"share of the labelled pixels of {unit_of_mean}, on average."
+        )
     if certificate["strength"] == "weak":
         lines.append(_weakness(groups))
-    if not certificate["holds"] and whole:
+    if not certificate["holds"] and certificate["margin"] is None:
         lines.append("Not even the whole network keeps every limit for certain.")
     if needed := certificate["images_needed"]:
         offers = ", ".join(
             f"{_amount(offer['cost'], unit)} from about {offer['images']:,}" for offer in needed
         )
-        lines.append(f"More images like these would certify cheaper answers: {offers}.")
+        in_all = ", the searched half included" if certificate["method"] == "split" else ""
+        lines.append(f"More images like these would certify cheaper answers: {offers}{in_all}.")
+    elif lost and certificate["margin"] is None:
+        lines.append("More images like these would certify nothing cheaper, either.")
     return lines
 
 
@@ -170,11 +179,25 @@ def _weakness(groups: int) -> str:
 
 def _bounds(told: dict[str, Any]) -> str:
     """What each limit's figure is certain to keep, and what was asked."""
-    return " and ".join(
-        f"{'error at most' if 'max_error' in limit else 'mIoU at least'} {bound:.4f}"
-        f"{_at_checkpoint(limit)} (asked {limit.get('max_error', limit.get('min_miou')):g})"
-        for limit, bound in zip(told["limits"], told["bounds"], strict=True)
-    )
+    return " and ".join(map(_kept, told["limits"], told["bounds"]))
+
+
+def _kept(limit: dict[str, Any], bound: float) -> str:
+    """A limit that is certified, and its bound."""
+    if "max_lost" in limit:
+        return f"lost pixels at most {limit['max_lost']:g} (bound {bound:.4f})"
+    figure = "error at most" if "max_error" in limit else "mIoU at least"
+    asked = limit.get("max_error", limit.get("min_miou"))
+    return f"{figure} {bound:.4f}{_at_checkpoint(limit)} (asked {asked:g})"
+
+
+def _without(certificate: dict[str, Any], unit: str) -> str:
+    """What the answer would be if its limits had to hold on the searched images alone."""
+    naive = certificate["uncertified"]
+    answer = f" Without --confidence the answer costs {_amount(naive['cost']['value'], unit)}, and"
+    if lost := certificate.get("lost"):
+        return f"{answer} its lost pixels are {lost['uncertified']:.4f} there."
+    return f"{answer} is expected to lose {_range(naive['error'])} on new images."
 
 
 def _at_checkpoint(limit: dict[str, Any]) -> str:

@@ -117,11 +117,12 @@ def count(logits_BhwC, grid, labels, others, rights, out):
                     for x in range(columns[c], columns[c + 1]):
                         found, label = block_HW[y - rows[r], x - columns[c]], label_HW[y, x]
                         agreement += found == other_HW[y, x]
+                        right = right_HW[y, x]
+                        # Not `and`, whose branch nothing foretells.
+                        lost += (right != VOID) & (right != found)
                         if label != VOID:
                             predicted_C[found] += 1
                             hits_C[found] += found == label
-                            right = right_HW[y, x]
-                            lost += right != VOID and right != found
         out.agreement_B[i] += agreement
         out.lost_B[i] += lost
 

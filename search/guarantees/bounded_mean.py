@@ -18,6 +18,8 @@ from mess.search.guarantees.confidence import require_confidence
 _LARGEST_BET = 0.9
 """Of what may be bet at all: an image that loses everything must not end the game."""
 
+_MOST_NEEDED = 2**18
+
 _STEPS = 60
 """Halvings of an interval: beyond them means differ by less than rounding."""
 
@@ -33,14 +35,42 @@ def betting_bound(losses_N: NDArray[np.floating], confidence: float) -> float:
 
     losses: shape (N,), in [0, 1], in an order that has nothing to do with them.
     """
+    return _largest(_betting_test(_checked(losses_N, confidence), confidence))
+
+
+def losses_needed(losses_N: NDArray[np.floating], limit: float, confidence: float) -> float:
+    """About how many losses like these bring the betting bound to `limit`; infinite if none do.
+
+    As if the same came again and again, to 1% of their number. More than a quarter of a million
+    are none.
+    """
     losses = _checked(losses_N, confidence)
+
+    def enough(count: int) -> bool:
+        return _betting_test(np.resize(losses, count), confidence)(limit)
+
+    if losses.mean() >= limit:
+        return np.inf
+    low = high = len(losses)
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > _MOST_NEEDED:
+            return np.inf
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return float(high)
+
+
+def _betting_test(losses: NDArray[np.float64], confidence: float) -> Callable[[float], bool]:
+    """Whether a mean is rejected."""
     log_limit = -np.log1p(-confidence)
     bets = _bets(losses, log_limit)
 
     def rejected(mean: float) -> bool:
         return bool(np.log1p(bets * (mean - losses)).cumsum().max() >= log_limit)
 
-    return _largest(rejected)
+    return rejected
 
 
 def _bets(losses: NDArray[np.float64], log_limit: float) -> NDArray[np.float64]:

@@ -169,11 +169,7 @@ def certify_fresh(
     require_confidence(confidence)
     groups = without_copies(fresh, groups)
     groups.strength()  # as above
-    if (fresh.exit_ids, fresh.signal_names) != (goal.tables.exit_ids, goal.tables.signal_names):
-        raise CacheError(
-            "the fresh images were memoised with other exits or signals than the searched ones; "
-            "run `mess memoise` for both"
-        )
+    require_same_parts(goal.tables, fresh)
     margins, claims = margins_of(goal.request), claims_of(goal)
     there = Goal.of(fresh, ticks, goal.request)
     chosen = picks(goal, margins, workers)
@@ -186,6 +182,15 @@ def certify_fresh(
         FRESH, goal, there, groups, confidence, claims, margins, chosen, tested, None,
         None,
     )  # fmt: skip
+
+
+def require_same_parts(searched: Tables, fresh: Tables) -> None:
+    """Raise CacheError where what was picked on some tables cannot be run on others."""
+    if (fresh.exit_ids, fresh.signal_names) != (searched.exit_ids, searched.signal_names):
+        raise CacheError(
+            "the fresh images were memoised with other exits or signals than the searched ones; "
+            "run `mess memoise` for both"
+        )
 
 
 _FOLDS_STREAM = (0x666F6C64,)
@@ -228,7 +233,7 @@ def _certificate(
         holds=at.holds(claims, confidence) and (margin is None or index is not None),
         images=groups.images,
         groups=len(groups),
-        strength=_strength(groups, at),
+        strength=strength_of(groups, at),
         folds=folds,
         repeats=repeats,
         metric=goal.front_metric,
@@ -237,7 +242,7 @@ def _certificate(
     )
 
 
-def _strength(groups: Groups, tested: Outcome) -> Strength:
+def strength_of(groups: Groups, tested: Outcome) -> Strength:
     """Weak where the groups are few, or so much hangs on few of them that a bound is uncertain."""
     skewed = any(figure.is_skewed for figure in tested.figures or (tested.miou,))
     return "weak" if skewed else groups.strength()
@@ -257,15 +262,25 @@ def _images_needed(
     """
     found: dict[float, int] = {}
     for each in tested:
-        times = 1.0
-        for claim, figure in zip(claims, each.figures, strict=True):
-            room = claim.limit - figure.value
-            reach = figure.upper(confidence) - figure.value
-            times = max(times, np.inf if room <= 0 else (reach / room) ** 2)
+        times = times_needed(each, claims, confidence)
         if each.cost.value < cost and 1 < times < np.inf:
             images = int(np.ceil(times * groups.images))
             found[each.cost.value] = min(images, found.get(each.cost.value, images))
-    # Of those the ones that save more for more images, a few.
+    return few_offers(found)
+
+
+def times_needed(tested: Outcome, claims: Sequence[Claim], confidence: float) -> float:
+    """How many times as many images would certify the claims, at least 1."""
+    times = 1.0
+    for claim, figure in zip(claims, tested.figures, strict=True):
+        room = claim.limit - figure.value
+        reach = figure.upper(confidence) - figure.value
+        times = max(times, np.inf if room <= 0 else (reach / room) ** 2)
+    return times
+
+
+def few_offers(found: Mapping[float, int]) -> tuple[tuple[float, int], ...]:
+    """Some of the costs that so many images would certify: cheaper ones for more images."""
     kept: list[tuple[float, int]] = []
     for saved, images in sorted(found.items(), key=lambda item: (item[1], item[0])):
         if not kept or saved < kept[-1][0]:

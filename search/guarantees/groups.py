@@ -55,6 +55,10 @@ class Groups:
         """Number of images, I."""
         return len(self.of_image)
 
+    def subset(self, images: NDArray[np.integer]) -> Self:
+        """The groups of some images alone, by their indices."""
+        return type(self).of([self.names[group] for group in self.of_image[images]])
+
     def sums(self, values_IX: NDArray[np.generic]) -> NDArray[np.float64]:
         """Sums over the images of each group, shape (G, ...), of values of shape (I, ...)."""
         if len(self) == self.images:

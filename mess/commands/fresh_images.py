@@ -1,0 +1,43 @@
+"""Images that certify what others proposed. No torch."""
+
+from __future__ import annotations
+
+from mess.commands.search_options import SearchOptions
+from mess.common.progress import Reporter
+from mess.errors import DataError
+from mess.runs.freshness import require_current_data
+from mess.runs.groups import groups_of, shared_groups
+from mess.runs.policies import policy_tables
+from mess.runs.run import Run
+from mess.search.guarantees.groups import Groups
+from mess.search.problem.tables import Tables
+
+
+def cache_groups(place: Run, cache: str) -> Groups:
+    """The groups of a cache's images."""
+    return groups_of(place.config.data.groups, place.open_cache(cache).predictions.image_ids)
+
+
+def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tables:
+    """Those of the cache that certifies; raises DataError where a search saw its images."""
+    cache = place.open_cache(options.certify)
+    require_current_data(place, cache, reporter)
+    tables, _ = policy_tables(cache, options.policy, reporter)
+    searched = place.open_cache(options.cache).image_fingerprints.values()
+    both = set(searched) & set(cache.image_fingerprints.values())
+    if both:
+        raise DataError(
+            f"{len(both)} images of the cache {options.certify!r} are among those that were "
+            "searched, and images that chose an answer cannot certify it. Memoise others."
+        )
+    return tables
+
+
+def has_searched_groups(
+    place: Run, options: SearchOptions, groups: Groups, reporter: Reporter
+) -> bool:
+    """Whether fresh images are of groups that were searched, which is said and weakens them."""
+    searched = cache_groups(place, options.cache)
+    if told := shared_groups(place.config.data.groups, groups, searched):
+        reporter.message(told)
+    return told is not None
