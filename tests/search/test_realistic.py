@@ -23,6 +23,17 @@ THRESHOLDS = 16
 PER_EXIT = {1: None, 2: 16, 3: 6}
 
 
+def lost_pixels(
+    rng: np.random.Generator, label: NDArray[np.int64], hits: NDArray[np.int32], final: int
+) -> NDArray[np.int32]:
+    """At least what the final exit has more hits, at most what it hits and the others miss."""
+    least = np.maximum(hits[final] - hits, 0).sum(axis=2)
+    most = np.minimum(hits[final], label - hits).sum(axis=2)
+    lost = least + np.floor(0.3 * rng.random(least.shape) * (most - least))
+    lost[final] = 0
+    return lost.astype(np.int32)
+
+
 def network(seed: int, classes: int = 7) -> tuple[Tables, dict[str, Cost]]:
     """Four points of two exits: deeper ones fail less, on the same difficult images."""
     rng = np.random.default_rng(seeded(seed))
@@ -50,6 +61,7 @@ def network(seed: int, classes: int = 7) -> tuple[Tables, dict[str, Cost]]:
         predicted=hits + extra.astype(np.int32),
         signals=signals[:, :, : 1 + seed % 2],
         signal_names=("sure", "coarse")[: 1 + seed % 2],
+        lost=lost_pixels(np.random.default_rng(seeded(seed + 1)), label, hits, final=0),
     )
 
     def cost(unit: float, latency: bool) -> Cost:

@@ -9,7 +9,11 @@ import pytest
 from scipy import stats
 
 from mess.errors import DataError
-from mess.search.guarantees.bounded_mean import betting_bound, hoeffding_bentkus_bound
+from mess.search.guarantees.bounded_mean import (
+    betting_bound,
+    hoeffding_bentkus_bound,
+    losses_needed,
+)
 from tests.seeds import seeded
 
 BOUNDS = [betting_bound, hoeffding_bentkus_bound]
@@ -90,3 +94,46 @@ def test_what_is_no_loss_is_refused(bound: Bound) -> None:
         bound(np.array([np.nan]), 0.9)
     with pytest.raises(DataError, match="N >= 1"):
         bound(np.array([]), 0.9)
+
+
+@pytest.mark.parametrize("images", [2, 10, 25])
+def test_the_whole_of_few_images_is_bet_where_nothing_is_lost(images: int) -> None:
+    """Up to 29 losses the bet is the largest there is throughout: (1 + 0.9 m)^n = 1 / (1 - c)."""
+    assert betting_bound(np.zeros(images), 0.95) == pytest.approx(
+        min(1.0, (20 ** (1 / images) - 1) / 0.9), rel=1e-9
+    )
+
+
+def test_losses_of_one_size_are_bounded_by_a_closed_form() -> None:
+    """Two losses of 0.2 at 60%: both bets are 0.9 and (1 + 0.9 (m - 0.2))^2 = 2.5."""
+    found = betting_bound(np.full(2, 0.2), 0.6)
+    assert found == pytest.approx((np.sqrt(2.5) - 1) / 0.9 + 0.2, rel=1e-9)
+
+
+def test_so_many_losses_are_needed_and_no_fewer() -> None:
+    """Where nothing is lost; and as a bound of as many of the same."""
+    for losses in (np.zeros(40), np.random.default_rng(seeded(4)).beta(0.5, 99.5, 40)):
+        count = losses_needed(losses, 0.02, 0.95)
+        assert betting_bound(np.resize(losses, int(count)), 0.95) <= 0.02
+        assert betting_bound(np.resize(losses, int(0.97 * count)), 0.95) > 0.02
+    assert losses_needed(np.zeros(40), 0.5, 0.95) == 40
+    assert losses_needed(np.full(40, 0.02), 0.02, 0.95) == np.inf
+    assert losses_needed(np.full(40, 0.01999), 0.02, 0.95) == np.inf
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("images", [10, 60])
+def test_a_bound_holds_for_few_images_that_seldom_lose_much(bound: Bound, images: int) -> None:
+    """What a normal limit gets wrong: of 10 images often none is one that loses nearly all."""
+    rng = np.random.default_rng(seeded(5))
+    broken = normal = 0
+    for _ in range(400):
+        losses = 0.9 * (rng.random(images) < 0.1) + rng.beta(1, 99, images)
+        losses = losses.clip(max=1)
+        broken += bound(losses, 0.9) < 0.1
+        spread = losses.std(ddof=1) / np.sqrt(images)
+        normal += losses.mean() + stats.t.ppf(0.9, images - 1) * spread < 0.1
+    # 40 of 400 are allowed; five standard deviations are 30.
+    assert broken <= 70
+    # Without such an image, a third of the draws of 10, it bounds what the others lose.
+    assert normal > 70 or images == 60
