@@ -1,20 +1,22 @@
 """How often promises are broken, and what keeping them costs, where the truth is known.
 
-    python benchmarks/guarantees.py [--parts images classes limits groups exits] [--draws N]
+    python benchmarks/guarantees.py [--parts images classes limits groups exits lost] [--draws N]
         [--workers N] [--output FILE]
 
 A population of 20,000 images, whose exits, signals and class frequencies look like a trained
 network's (`random_caches.py`), is all the images there are. A draw takes some of them at random,
-searches those, and holds what it finds against the whole population, in four ways:
+searches those, and holds what it finds against the whole population, in five ways:
 
 - naive: the answer that keeps the limit on the images drawn, as without `--confidence`.
 - split: searched on one half, certified on the other.
 - cross: certified by cross-fitting, on all of them.
+- lost: searched on one half, and on the other at most so many lost pixels are certified, by a bound
+  that holds for every number of images. Broken is that limit, not the error's. Part `lost` alone.
 - oracle: the cheapest configuration of all that keeps the limit in the population.
 
 `broken` is the share of draws whose answer loses more than the limit in the population, with the
 95% interval of that share; a certificate at 95% may break in 5%. `saving` is the mean of what is
-saved there, in the oracle's saving. `refused` is how often nothing but the whole network was
+saved there, in the oracle's saving (of lost pixels, the cheapest point of the front that keeps them). `refused` is how often nothing but the whole network was
 certified, which saves nothing and breaks nothing.
 
 Groups are images next to each other in difficulty, as frames of a video are: draws take whole
@@ -38,11 +40,13 @@ from random_caches import CacheSize, random_cache
 from results import Results, Row, machine_facts
 from scipy.special import betaincinv
 
-from mess.search.exact.cover import cover
+from mess.search.exact.cover import collect, cover
+from mess.search.exact.resolution import EXACT
 from mess.search.exact.workers import Workers
 from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
 from mess.search.guarantees.groups import LEAST, Groups
-from mess.search.guarantees.picking import picks
+from mess.search.guarantees.lost_pixels import SPLIT, certify_lost, halves, lost_shares
+from mess.search.guarantees.picking import picks, whole_network
 from mess.search.problem.costs import MACS, to_ticks
 from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import Goal
@@ -66,6 +70,8 @@ class Case:
     thresholds: int = 64
     error: float = 0.01
     group: int = 1
+    lost: float | None = None
+    """The limit on lost pixels, and then nothing but these is promised."""
 
 
 CASES = [
@@ -75,14 +81,18 @@ CASES = [
     *(Case(part="groups", images=n, group=g) for n, g in ((1000, 10), (500, 10), (500, 25))),
     Case(part="groups", images=500, group=50),
     Case(part="exits", images=240, architectures=1, max_exits=3, thresholds=16),
+    *(Case(part="lost", images=n, lost=0.02) for n in (500, 1000, 1500)),
+    *(Case(part="lost", images=1000, lost=0.02, group=g) for g in (2, 10)),
+    Case(part="lost", images=120, lost=0.1),
 ]
 
 
 class Truth(NamedTuple):
-    """What a configuration loses and costs in the population."""
+    """What a configuration loses and costs in the population; `lost` is the mean over groups."""
 
     error: float
     cost: float
+    lost: float
 
 
 def main() -> None:
@@ -106,27 +116,33 @@ def main() -> None:
 def measure(case: Case, draws: int, workers: int) -> Row:
     """Shares and means over the draws, by way."""
     whole = population(case)
-    best = cover(whole.goal, collect=False).found.best
-    assert best
-    oracle = whole.truth(best[1])
+    oracle = whole.oracle()
     # The tables are large: forked processes share what was made before.
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         found = list(pool.map(partial(draw, case), range(draws), chunksize=4))
     saving = whole.goal.baseline.costs[MACS] - oracle.cost
     ways = {}
     for way in found[0]:
-        errors = np.array([each[way]["error"] for each in found])
-        costs = np.array([each[way]["cost"] for each in found])
-        broken = int((errors > case.error + 1e-12).sum())
+        errors, costs, lost = (
+            np.array([each[way][name] for each in found]) for name in ("error", "cost", "lost")
+        )
+        over = errors > case.error + 1e-12 if case.lost is None else lost > case.lost + 1e-12
+        broken = int(over.sum())
         ways[way] = {
             "broken": broken / draws,
             "interval": interval(broken, draws),
             "error": float(errors.mean()),
+            "lost": float(lost.mean()),
             "saving": float((whole.goal.baseline.costs[MACS] - costs).mean() / saving),
             "refused": float(np.mean([each[way]["refused"] for each in found])),
         }
     saved = whole.goal.baseline.costs[MACS] / oracle.cost
-    return {"oracle_saves": saved, "oracle_error": oracle.error, "ways": ways}
+    return {
+        "oracle_saves": saved,
+        "oracle_error": oracle.error,
+        "oracle_lost": oracle.lost,
+        "ways": ways,
+    }
 
 
 def draw(case: Case, number: int) -> dict[str, Row]:
@@ -134,6 +150,8 @@ def draw(case: Case, number: int) -> dict[str, Row]:
     rng = np.random.default_rng([number, 7])
     whole, count = population(case), case.images // case.group
     drawn, groups = whole.draw(rng, count)
+    if case.lost is not None:
+        return draw_lost(whole, drawn, groups, case.lost, number)
     half = groups.of_image < count // 2
     goal = whole.on(drawn)
     (naive,) = picks(goal, (0.0,), ONE)
@@ -149,6 +167,36 @@ def draw(case: Case, number: int) -> dict[str, Row]:
     return found
 
 
+def draw_lost(
+    whole: Population, drawn: NDArray[np.intp], groups: Groups, limit: float, number: int
+) -> dict[str, Row]:
+    """The cheapest that keeps the limit where it was searched, and what is certified."""
+    searched, certifies = halves(groups, number)
+    on_searched, there = whole.on(drawn[searched]), whole.on(drawn[certifies])
+    theirs = groups.subset(certifies)
+    found = certify_lost(
+        on_searched, there, theirs, limit, CONFIDENCE, number, method=SPLIT, workers=ONE
+    )
+    goal = whole.on(drawn)
+    naive = cheapest_that_loses(goal, Groups.alone(len(drawn)), limit)
+    return {"naive": whole.row(naive), "lost": whole.certified(found.certificate)}
+
+
+def cheapest_that_loses(goal: Goal, groups: Groups, limit: float) -> Configuration:
+    """At most so many pixels, of the points of the front; the whole network where none does."""
+    for point in collect(goal, EXACT, ONE):
+        if lost_share(goal, point.payload, groups) <= limit:
+            return point.payload
+    return whole_network(goal).configuration
+
+
+def lost_share(goal: Goal, configuration: Configuration, groups: Groups) -> float:
+    """The mean over groups."""
+    exits = np.array([choice.exit for choice in configuration])
+    answer = goal.evaluate(configuration).answer
+    return float(lost_shares(goal.tables, exits[answer], groups).mean())
+
+
 class Population:
     """All the images there are, in groups."""
 
@@ -158,9 +206,10 @@ class Population:
         self.tables = self._in_groups(tables)
         self.costs = costs
         self.request = Request(
-            target=MACS, max_error=case.error, max_exits=case.max_exits,
-            thresholds=case.thresholds,
+            target=MACS, max_error=case.error if case.lost is None else None,
+            max_exits=case.max_exits, thresholds=case.thresholds,
         )  # fmt: skip
+        self.groups = Groups.of([str(image // case.group) for image in range(POPULATION)])
         self.goal = Goal.of(self.tables, to_ticks(tables, costs), self.request)
         self._known: dict[Configuration, Truth] = {}
 
@@ -184,12 +233,22 @@ class Population:
         tables = self.tables.subset(images)
         return Goal.of(tables, to_ticks(tables, self.costs), self.request)
 
+    def oracle(self) -> Truth:
+        """The best of who knows the population."""
+        if self._case.lost is not None:
+            return self.truth(cheapest_that_loses(self.goal, self.groups, self._case.lost))
+        best = cover(self.goal, collect=False).found.best
+        assert best
+        return self.truth(best[1])
+
     def truth(self, configuration: Configuration) -> Truth:
         """What it loses and costs in the population."""
         if configuration not in self._known:
             found = self.goal.evaluate(configuration)
             self._known[configuration] = Truth(
-                self.goal.baseline.miou - found.miou, found.costs[MACS]
+                self.goal.baseline.miou - found.miou,
+                found.costs[MACS],
+                lost_share(self.goal, configuration, self.groups),
             )
         return self._known[configuration]
 
@@ -227,9 +286,11 @@ def line(row: Row) -> str:
     question = (
         f"{row['images']} images"
         + (f" in groups of {row['group']}" if row["group"] > 1 else "")
-        + f", {row['classes']} classes, {row['max_exits']} exits, {row['error']:g}"
+        + f", {row['classes']} classes, {row['max_exits']} exits, "
+        + (f"{row['error']:g}" if row["lost"] is None else f"lost pixels {row['lost']:g}")
     )
-    cells = [question, *(figures(way) for way in ("naive", "split", "cross"))]
+    shown = ("naive", "split", "cross") if row["lost"] is None else ("naive", "lost")
+    cells = [question, *(figures(way) for way in shown)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -194,10 +194,16 @@ def _kept(limit: dict[str, Any], bound: float) -> str:
 def _without(certificate: dict[str, Any], unit: str) -> str:
     """What the answer would be if its limits had to hold on the searched images alone."""
     naive = certificate["uncertified"]
-    answer = f" Without --confidence the answer costs {_amount(naive['cost']['value'], unit)}, and"
+    costs = f"costs {_amount(naive['cost']['value'], unit)}, and"
     if lost := certificate.get("lost"):
-        return f"{answer} its lost pixels are {lost['uncertified']:.4f} there."
-    return f"{answer} is expected to lose {_range(naive['error'])} on new images."
+        return (
+            f" What keeps the limits where it was searched {costs} on these its lost pixels are "
+            f"{lost['uncertified']:.4f}."
+        )
+    return (
+        f" Without --confidence the answer {costs} is expected to lose {_range(naive['error'])} on "
+        "new images."
+    )
 
 
 def _at_checkpoint(limit: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mess.cache import schema
 from mess.cache.parquet import write_rows
 from mess.cache.predictions import verify as integrity
 from mess.cache.predictions.parts import open_part, read_maps
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import CacheWriter
 from mess.common.files import sha256
 from mess.errors import CacheError
@@ -30,7 +30,7 @@ from tests.cache.conftest import (
     part_files,
     prediction,
 )
-from tests.caches import rows_of
+from tests.caches import made_before_lost, rows_of
 
 
 def test_what_was_written_is_read(store: PredictionStore) -> None:
@@ -228,3 +228,51 @@ def test_a_cache_that_does_not_exist_says_what_to_run(tmp_path: Path) -> None:
     ) as refusal:
         PredictionStore(tmp_path / "none").read({})
     assert str(tmp_path / "none") in str(refusal.value)
+
+
+def test_a_cache_from_before_lost_pixels_is_read_without_them(store: PredictionStore) -> None:
+    whole = store.read({})[0]
+    made_before_lost(store)
+    found, manifest = store.read({})
+    assert (found.lost, manifest["schema_version"]) == (None, 2)
+    for name in ("label", "intersection", "predicted", "signals"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert store.label_maps(["image-1"])
+    assert integrity.verify(store).faults == ()
+    assert integrity.missing(store) == 0
+    assert integrity.unneeded(store) == []
+
+
+def test_lost_pixels_are_added_to_all_of_a_cache_or_none(store: PredictionStore) -> None:
+    made_before_lost(store)
+    old = part_files(store)
+    writer, gaps = begin(store, IDENTITY)
+    assert sum(len(gap.images) * len(gap.exits) for gap in gaps) == len(EXITS) * len(IMAGES)
+    first, *others = gaps
+    writer.write(first, rows_of(IDENTITY, first, prediction))
+    # A kill in between: nobody reads it, what is written stays, and the rest is computed.
+    with pytest.raises(CacheError, match="is unfinished"):
+        store.read({})
+    with pytest.raises(CacheError, match="has no prediction of"):
+        _ = Snapshot(store, None).predictions
+    assert integrity.missing(store) == sum(len(gap.images) for gap in others) * len(EXITS)
+    assert integrity.unneeded(store) == sorted(old)
+    assert fill(store) == sum(len(gap.images) for gap in others) * len(EXITS)
+    assert_true(store.read({})[0])
+    assert not set(old) & set(part_files(store))
+    assert integrity.verify(store).faults == ()
+
+
+def test_an_old_part_in_a_new_cache_is_a_fault(store: PredictionStore, tmp_path: Path) -> None:
+    other = PredictionStore(tmp_path / "other")
+    fill(other)
+    made_before_lost(other)
+    first, *_ = part_files(store)
+    old, *_ = part_files(other)
+    first.unlink()
+    old.rename(store.parts_folder / old.name)
+    with pytest.raises(CacheError, match="has no prediction of"):
+        store.read({})
+    assert "holds what the cache is not made for" in integrity.verify(store).faults[0]
+    assert fill(store) == 2 * len(EXITS)
+    assert_true(store.read({})[0])

@@ -197,6 +197,71 @@ def test_a_weak_certificate_from_fresh_images_at_checkpoints() -> None:
     assert second == "The certificate is weak: 9 groups tell little about others."
 
 
+def lost_certificate(**changes: Any) -> dict[str, Any]:
+    return (
+        certificate(
+            method="split",
+            limits=[{"max_lost": 0.02, "checkpoint": None}],
+            bounds=[0.0173],
+            lost={"value": 0.0101, "hoeffding_bentkus": 0.0432, "uncertified": 0.0251},
+            images=120,
+            groups=120,
+            searched=121,
+        )
+        | changes
+    )
+
+
+WHAT_IS_LOST = (
+    "Lost pixels are those that the whole network gets right and the answer wrong, as a share of "
+    "the labelled pixels of an image, on average."
+)
+
+
+def test_lost_pixels_in_sentences() -> None:
+    assert new_images_lines({"certificate": lost_certificate()}) == [
+        "Certified at 95% for images like these: lost pixels at most 0.02 (bound 0.0173). From 120 "
+        "images, left out of the search of 121 others; expected error 0.0036 (-0.0033 to 0.0104), "
+        "lost pixels 0.0101. What keeps the limits where it was searched costs 1.98 ms, and on "
+        "these its lost pixels are 0.0251.",
+        WHAT_IS_LOST,
+        "More images like these would certify cheaper answers: 2.28 ms from about 1,250, the "
+        "searched half included.",
+    ]
+    limits = [{"max_error": 0.01, "checkpoint": None}, {"max_lost": 0.02, "checkpoint": None}]
+    both = lost_certificate(
+        method="fresh", limits=limits, bounds=[0.0093, 0.0173], groups=30, margin=0.0
+    )
+    first, second, third = new_images_lines({"certificate": both})
+    assert "error at most 0.0093 (asked 0.01) and lost pixels at most 0.02 (bound" in first
+    assert "From 120 images in 30 groups, which no search saw" in first
+    assert first.endswith("lost pixels 0.0101.")
+    assert second == WHAT_IS_LOST.replace("an image", "a group's images")
+    assert third.endswith("from about 1,250.")
+
+
+def test_where_nothing_cheaper_loses_as_little() -> None:
+    told = lost_certificate(margin=None, images_needed=[])
+    assert new_images_lines({"certificate": told}) == [
+        "Nothing but the whole network can be certified at 95% from 120 images, left out of the "
+        "search of 121 others. What keeps the limits where it was searched costs 1.98 ms, and on "
+        "these its lost pixels are 0.0251.",
+        WHAT_IS_LOST,
+        "More images like these would certify nothing cheaper, either.",
+    ]
+
+
+def test_a_certified_answer_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    told = result() | {"target": "macs", "certificate": lost_certificate()}
+    told["search"] |= {"optimal": False, "gap": None}
+    print_search(told)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the cheapest that is certified among 9 configurations" in words
+    print_search(told | {"target": "accuracy"})
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the most accurate that is certified among 9 configurations" in words
+
+
 def test_where_only_the_whole_network_holds() -> None:
     lines = new_images_lines({"certificate": certificate(margin=None, holds=False)})
     assert lines[0].startswith("Nothing but the whole network can be certified at 95% from 240")

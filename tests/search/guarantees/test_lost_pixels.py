@@ -100,7 +100,8 @@ def test_halves_are_drawn_whatever_the_size_of_a_group() -> None:
 def test_too_few_groups_to_divide_are_refused() -> None:
     with pytest.raises(DataError, match="60 images in 11 groups.*at least 12.*--certify"):
         halves(Groups.of([str(image % 11) for image in range(60)]), 0)
-    assert halves(Groups.of([str(image % 12) for image in range(60)]), 0)
+    searched, certifies = halves(Groups.of([str(image % 12) for image in range(60)]), 0)
+    assert len(searched) == len(certifies) == 30
 
 
 def halves_of(seed: int, request: Request = CHEAPEST) -> tuple[Goal, Goal]:
@@ -267,18 +268,18 @@ def test_promises_hold_where_the_searched_images_alone_break_them(grouped: int) 
         images = (drawn[:, None] + np.arange(grouped)).ravel()
         groups = Groups.of([str(n // grouped) for n in range(60)])
         searched, certifies = halves(groups, draw)
-        goals = [
+        goal, there = (
             Goal.of(tables.subset(images[half]), whole.ticks, CHEAPEST)
             for half in (searched, certifies)
-        ]
+        )
         found = certify_lost(
-            *goals, groups.subset(certifies), limit, 0.9, seed=draw, workers=ONE
+            goal, there, groups.subset(certifies), limit, 0.9, seed=draw, workers=ONE
         ).certificate
         broken += truth(found.picked) > limit
         saved += found.margin is not None
         # What is the cheapest of those that keep the limit where they were searched.
-        front = collect(goals[0], EXACT, ONE)
-        kept = [p for p in front if shares_of(goals[0], Picked(p.payload)).mean() <= limit]
+        front = collect(goal, EXACT, ONE)
+        kept = [p for p in front if shares_of(goal, Picked(p.payload)).mean() <= limit]
         naive += bool(kept) and truth(Picked(kept[0].payload)) > limit
     # 10 of 100 may be broken; five standard deviations more are 15.
     assert broken <= 25
