@@ -16,8 +16,9 @@ searches those, and holds what it finds against the whole population, in five wa
 
 `broken` is the share of draws whose answer loses more than the limit in the population, with the
 95% interval of that share; a certificate at 95% may break in 5%. `saving` is the mean of what is
-saved there, in the oracle's saving (of lost pixels, the cheapest point of the front that keeps them). `refused` is how often nothing but the whole network was
-certified, which saves nothing and breaks nothing.
+saved there, in the oracle's saving; of lost pixels the oracle is the cheapest point of the front
+that keeps them. `refused` is how often nothing but the whole network was certified, which saves
+nothing and breaks nothing.
 
 Groups are images next to each other in difficulty, as frames of a video are: draws take whole
 groups. Every figure is in FILE as soon as it is measured: given again, the command goes on.
