@@ -95,6 +95,7 @@ def test_the_command_certifies_on_the_half_that_it_did_not_search(run: Run) -> N
         signal = tables.signals[
             tables.exit_ids.index(row["exit_id"]), :, tables.signal_names.index(str(row["signal"]))
         ]
+        assert row["threshold"] is not None
         leaves = signal >= row["threshold"]
         answer = np.where(leaves[:, None, None], answers[row["exit_id"]], answer)
     lost = ((answers[FINAL] == mask) & (answer != mask) & (mask != VOID)).sum((1, 2))
@@ -113,7 +114,7 @@ def test_the_same_command_gives_the_same_certificate_and_bundles_carry_it(run: R
     found, again = (workflow.search(run.path, **asked) for _ in range(2))
     assert found["certificate"] == again["certificate"]
     bundle = load_bundle(workflow.export(run.path))
-    assert bundle.facts["certificate"] == found["certificate"]
+    assert bundle.manifest.get("certificate") == found["certificate"]
     page = workflow.report(run.path).read_text()
     assert "lost pixels at most 0.3" in page
     assert re.search(r"Certified\s+among", page)
@@ -139,7 +140,8 @@ def test_images_that_no_search_saw_certify_both_limits(run: Run) -> None:
     # The searched images certify nothing, under whatever name.
     workflow.memoise(run.path, name="again", split="calibration")
     with pytest.raises(DataError, match="40 images of the cache 'again' are among those"):
-        workflow.search(run.path, **asked | {"certify": "again"})
+        asked["certify"] = "again"
+        workflow.search(run.path, **asked)
 
 
 def test_a_limit_that_so_few_images_cannot_certify_leaves_the_whole_network(run: Run) -> None:
@@ -151,7 +153,7 @@ def test_a_limit_that_so_few_images_cannot_certify_leaves_the_whole_network(run:
     first, *_, last = new_images_lines(found)
     assert "Nothing but the whole network can be certified at 95% from 20 images" in first
     if certificate["images_needed"]:
-        # A loss of nothing takes 164 images that certify, and as many that are searched.
+        # A loss of nothing takes about 170 images that certify, and as many that are searched.
         assert min(offer["images"] for offer in certificate["images_needed"]) > 320
         assert "the searched half included" in last
 
@@ -201,7 +203,6 @@ def test_a_cache_from_before_lost_pixels_says_how_to_add_them(run: Run) -> None:
         ({"confidence": 95}, "did you mean 0.95"),
         ({"expect": True}, "add --confidence"),
         ({"confidence": 0.9, "setting": "anytime"}, "in the anytime setting is the final exit's"),
-        ({"confidence": 0.9, "policy": "all"}, "name one --policy"),
         ({"confidence": 0.9, "certify": "calibration"}, "cannot certify what they chose"),
     ],
 )
