@@ -78,7 +78,9 @@ def _labelled_sums(
     position_S = np.repeat(position_I, np.diff(slots.start_I))
     # Single precision would no longer be exact once a class has more than 2^24 pixels in the split.
     answered_S = counts_SE[np.arange(len(position_S)), position_S].astype(np.float64)
-    return np.bincount(slots.class_S, answered_S, minlength=len(slots.label_C))[: slots.labelled]
+    sums_C = np.zeros(len(slots.label_C))
+    np.add.at(sums_C, slots.class_S, answered_S)
+    return sums_C[: slots.labelled]
 
 
 def reaching(bound: Bound, miou: int) -> Bound:
