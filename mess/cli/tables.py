@@ -9,7 +9,15 @@ from rich.table import Table
 
 from mess.cli.terminal import out, say
 from mess.common.metrics import MASKS
-from mess.common.sentences import against, explanation_lines, labels_of, new_images_lines
+from mess.common.sentences import (
+    against,
+    against_best_lines,
+    explanation_lines,
+    interval_lines,
+    labels_of,
+    new_images_lines,
+    policy_name,
+)
 
 
 def print_exits(rows: Sequence[dict[str, Any]]) -> None:
@@ -133,7 +141,7 @@ def print_policies(result: dict[str, Any]) -> None:
     baseline = result["baseline"]
     missing = []
     for row in result["policies"]:
-        name = f"{row['policy']}{', one threshold' * row['shared_threshold']}"
+        name = policy_name(row)
         if "infeasible" in row:
             missing.append(f"{name}: {row['infeasible']}")
             continue
@@ -150,7 +158,8 @@ def print_policies(result: dict[str, Any]) -> None:
         )
     out.print(table)
     # Below the table: a reason is a sentence, which no column has room for.
-    for line in missing:
+    told = [against(line, result.get("labels", MASKS)) for line in against_best_lines(result)]
+    for line in (*missing, *told):
         say(line)
     say(f"* is the best: `mess export --search {result['best']}`. Fronts: {result['path']}")
     best = next(row for row in result["policies"] if row.get("search") == result["best"])
@@ -172,6 +181,11 @@ def print_evaluation(report: dict[str, Any]) -> None:
     if report["split"] is None:
         images = f"{report['images']} images in {report['root']}"
     say(f"{images}{shares}. Bundle: {report['bundle']}")
+    intervals = report["intervals"]
+    if intervals["strength"] is not None:
+        out.print(_classes(intervals["classes"], labels))
+    for line in interval_lines(intervals):
+        say(against(line, labels))
     if "agreement" in report:
         agreement = report["agreement"]
         latency = agreement["predicted_latency_ms"]
@@ -182,6 +196,22 @@ def print_evaluation(report: dict[str, Any]) -> None:
             f"{'' if latency is None else f', {latency:.2f} ms'}."
         )
         say(against(told, labels))
+
+
+def _classes(rows: Sequence[dict[str, Any]], labels: str) -> Table:
+    """The IoU of every class, and what is lost in it; rare ones without intervals."""
+    table = Table("class")
+    for name in ("groups", against("IoU", labels), "95%", "run to its end", "lost", "95%"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [row["class"], str(row["groups"])]
+        for key in ("iou", "baseline", "error"):
+            value, low, high = (row[key][end] for end in ("value", "low", "high"))
+            cells.append("" if value is None else f"{value:.4f}")
+            if key != "baseline":
+                cells.append("" if low is None else f"{low:.4f} to {high:.4f}")
+        table.add_row(*cells)
+    return table
 
 
 def _comparison(ours: dict[str, Any], baseline: dict[str, Any], labels: str) -> Table:

@@ -18,9 +18,10 @@ from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
 from mess.data import SegmentationData, open_split
 from mess.errors import CacheError, DataError, MessError
-from mess.runs.bundles import load_baseline, newest_bundle, require_size
+from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_size
 from mess.runs.data_sets import at_root, require_trained_classes
 from mess.runs.groups import groups_of, shared_groups
+from mess.runs.intervals import rare_names
 from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
@@ -31,7 +32,6 @@ from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.copies import joined
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
-from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.costs import MACS
 
 RUN_FOR_REAL = "run"
@@ -204,10 +204,11 @@ def _judge(
 
     def ran(index: int, images: NDArray[np.intp]) -> Ran:
         del images  # all of them: nothing is left out
-        return Ran((_counts(ours[index]),), np.array(ours[index].macs_I))
+        return Ran((counts_of_run(ours[index]),), np.array(ours[index].macs_I))
 
-    judged = outcomes_on(range(len(ours)), ran, _counts(whole), groups, claims)
+    judged = outcomes_on(range(len(ours)), ran, counts_of_run(whole), groups, claims)
     last = narrowest(judged, claims, plan.confidence)
+    rare = rare_names(np.stack(whole.label), groups, whole.bundle.facts["classes"])
     # What comes after the first that fails was not tested, whatever it would have shown.
     tested = judged[: 1 if last is None else last + 2]
     return [
@@ -229,14 +230,10 @@ def _judge(
             "exit_rates": outcome.exit_rates,
             "images": groups.images,
             "groups": len(groups),
+            "rare_classes": rare,
         }
         for outcome, each in zip(ours, tested, strict=False)
     ]
-
-
-def _counts(outcome: Outcome) -> Counts:
-    stacked = (np.stack(part) for part in (outcome.intersection, outcome.predicted, outcome.label))
-    return Counts.of(*stacked)
 
 
 def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> None:

@@ -10,15 +10,16 @@ from typing import Any, NotRequired, TypedDict
 
 from mess.cache.parquet import read_rows
 from mess.cache.schema import FRONT
-from mess.commands.search import search_run
+from mess.commands.search import search_and_measure
 from mess.commands.search_options import SearchOptions
 from mess.common.files import write_json
 from mess.common.progress import Reporter
 from mess.common.records import Figures
-from mess.common.sentences import labels_of
+from mess.common.sentences import labels_of, policy_name
 from mess.errors import InfeasibleError
 from mess.report.policies import PolicyLine, write_comparison
 from mess.runs.cache import RunCache
+from mess.runs.intervals import Measured, groups_or_reason, held_against
 from mess.runs.policies import known_policies, policy_tables
 from mess.runs.results import FoundResult
 from mess.runs.run import Run, new_folder
@@ -44,6 +45,8 @@ class PolicyAnswer(TypedDict):
     certificate: NotRequired[dict[str, Any]]
     expected: NotRequired[dict[str, Any]]
     """As result.json has them, where they were asked for."""
+    against_best: NotRequired[dict[str, Any]]
+    """What it loses to the best and costs more, with intervals, paired image by image."""
 
 
 class PolicyRefusal(TypedDict):
@@ -65,6 +68,8 @@ def compare_policies(
     policies: a row a search, `PolicyAnswer` or `PolicyRefusal`.
     signals: `mess.search.answers.failure_prediction.ranking` of every signal on this cache.
     best: the `search` that comes first by what was asked for.
+    intervals: what `against_best` of the rows rests on. These images chose every answer, and that
+        is not corrected for.
     An interrupt (Ctrl-C) ends the comparison with the search at hand, whose row is not `optimal`.
     With a confidence every answer is certified at one that lets all hold together with it, and the
     best is the cheapest of them: whichever is taken, it was not taken by luck.
@@ -74,6 +79,7 @@ def compare_policies(
     scores: dict[str, float] = {}
     results: list[FoundResult] = []
     answers: list[PolicyAnswer] = []
+    measured: dict[str, Measured] = {}
     rows: list[PolicyAnswer | PolicyRefusal] = []
     refusals: list[InfeasibleError] = []
     searches = list(_searches(distinct(members), options.max_exits))
@@ -88,19 +94,26 @@ def compare_policies(
             # Signals belong to several policies, and to "any" again.
             scores = _ranked(cache, policy, reporter, team) | scores
         try:
-            results.append(search_run(place, asked, reporter, team, compared=len(searches)))
+            result, on_images = search_and_measure(
+                place, asked, reporter, team, compared=len(searches)
+            )
         except InfeasibleError as error:
             refusals.append(error)
             rows.append(_refusal(asked, str(error)))
             continue
-        answers.append(_row(asked, results[-1], [scores[name] for name in members[policy]]))
+        results.append(result)
+        if on_images is not None:
+            measured[result["id"]] = on_images
+        answers.append(_row(asked, result, [scores[name] for name in members[policy]]))
         rows.append(answers[-1])
     if not answers:
         raise refusals[0]
     # Others wait here until the first has written, and return what it tells.
     if team and team.rank:
         return json.loads(team.gather(b"")[0])
-    told = _write(place, _comparison(options, results[0], answers, rows, scores), answers)
+    comparison = _comparison(options, results[0], answers, rows, scores)
+    comparison["intervals"] = _against_best(place, cache, comparison["best"], answers, measured)
+    told = _write(place, comparison, answers)
     if team:
         team.gather(json.dumps(told).encode())
     return told
@@ -174,6 +187,28 @@ def _comparison(
     }
 
 
+def _against_best(
+    place: Run,
+    cache: RunCache,
+    best: str,
+    answers: Sequence[PolicyAnswer],
+    measured: Mapping[str, Measured],
+) -> dict[str, Any]:
+    """Put `against_best` into the rows of the others; what is said of all of them."""
+    groups = groups_or_reason(place, cache.predictions.image_ids)
+    others = [row for row in answers if row["search"] != best]
+    told, rows = held_against(
+        measured[best],
+        [measured[row["search"]] for row in others],
+        groups,
+        cache.manifest["classes"],
+        place.config.seed,
+    )
+    for answer, row in zip(others, rows, strict=bool(rows)):
+        answer["against_best"] = row
+    return told
+
+
 def _write(
     place: Run, comparison: Mapping[str, Any], answers: Sequence[PolicyAnswer]
 ) -> dict[str, Any]:
@@ -182,7 +217,7 @@ def _write(
     write_json(folder / "comparison.json", comparison)
     lines = [
         PolicyLine(
-            name=f"{row['policy']}{', one threshold' * row['shared_threshold']}",
+            name=policy_name(row),
             points=_front(place, row["search"]),
             row=row,
         )

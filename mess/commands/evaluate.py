@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from mess.common.images import normalise
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.data import SegmentationData, Unlabelled
-from mess.errors import DataError
+from mess.data.base import fingerprint_of
+from mess.errors import CacheError, DataError
 from mess.exits import FINAL
-from mess.runs.bundles import load_baseline, newest_bundle, require_size
+from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_size
+from mess.runs.intervals import Measured, answered_by, groups_or_reason, intervals_of
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
@@ -45,8 +48,10 @@ def evaluate_bundle(
     baseline = load_baseline(place, bundle, threads)
     source = Source(split, None) if images is None else Source(None, images.resolve())
     data = source.open(place)
+    prints = data.image_fingerprints()
     if isinstance(data, Unlabelled):
-        data.require_distinct(data.image_fingerprints())
+        data.require_distinct(prints)
+    groups, searched = groups_or_reason(place, data.ids), _searched(place, bundle, prints)
     ours, theirs = Outcome(bundle), Outcome(baseline)
     early = [Outcome(bundle, until=index) for index in _early_exits(bundle)]
     reference = theirs if isinstance(data, Unlabelled) else None
@@ -62,6 +67,12 @@ def evaluate_bundle(
         "error": theirs.miou - ours.miou,
         "exit_rates": ours.exit_rates,
         "baseline": _figures(theirs),
+        "intervals": intervals_of(
+            _measured(bundle, theirs, ours, early, searched),
+            groups,
+            bundle.facts["classes"],
+            place.config.seed,
+        ),
     }
     if early:
         report["exits"] = [
@@ -70,7 +81,7 @@ def evaluate_bundle(
         ]
     # Only of the very images that were searched is there an exit to agree with.
     may_agree = source.split in (CALIBRATION, None)
-    if may_agree and data.fingerprint() == bundle.facts["source"]["data"]:
+    if may_agree and fingerprint_of(prints) == bundle.facts["source"]["data"]:
         report["agreement"] = _agreement(place, bundle.facts, ours, reporter)
     return report
 
@@ -99,6 +110,46 @@ def _run(
 
 def _figures(outcome: Outcome) -> dict[str, float]:
     return {"miou": outcome.miou, "macs": outcome.macs, "latency_ms": outcome.latency_ms}
+
+
+def _measured(
+    bundle: Bundle, theirs: Outcome, ours: Outcome, early: list[Outcome], searched: int | None
+) -> Measured:
+    """What was run, image by image; each ran on the same ones, so all of it is paired."""
+    rows, taken_I = bundle.manifest["exits"], np.array(ours.taken)
+    routed = len(rows) > 1 and find_setting(bundle.facts["setting"]).signals_decide
+    may_leave = [*(exit_["signal"] is not None for exit_ in rows[:-1]), True]
+    return Measured(
+        final=counts_of_run(theirs),
+        answer=counts_of_run(ours),
+        label_IC=np.array(ours.label),
+        answered=answered_by(taken_I, may_leave) if routed else (),
+        costs={"macs": np.array(ours.macs_I), "latency_ms": np.array(ours.latency_I)},
+        exits={
+            exit_["exit_id"]: counts_of_run(outcome)
+            for exit_, outcome in zip(rows, [*early, ours], strict=True)
+        }
+        if early
+        else {},
+        searched=searched,
+    )
+
+
+def _searched(place: Run, bundle: Bundle, images: Mapping[str, str]) -> int | None:
+    """How many of the images chose the instance; None where its cache is not there any more.
+
+    images: the fingerprint of each, by id.
+    """
+    source = bundle.facts["source"]
+    if fingerprint_of(images) == source["data"]:
+        return len(images)
+    try:
+        cache = place.open_cache(source.get("name", CALIBRATION))
+        if cache.manifest["data"] != source["data"]:
+            return None
+        return len(set(images.values()) & set(cache.image_fingerprints.values()))
+    except CacheError:
+        return None
 
 
 def _agreement(

@@ -12,11 +12,13 @@ from mess.commands.search_options import CROSS, SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.errors import MessError
+from mess.runs.intervals import rare_names
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.exact.resolution import EXACT
-from mess.search.guarantees.certify import EXPECTED, Certificate, certify_cross, certify_fresh
+from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
+from mess.search.guarantees.confidence import EXPECTED
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.picking import resolution_of
 from mess.search.problem.costs import Cost, to_ticks
@@ -94,7 +96,9 @@ def of_new_images(
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
     else:
         certificate = _fresh(place, options, answer.goal, costs, groups, confidence, reporter)
-    told = {"cache": cache} | certificate.to_result() | near
+    opened = place.open_cache(cache)
+    rare = rare_names(opened.tables.label, groups, opened.manifest["classes"])
+    told = {"cache": cache} | certificate.to_result() | {"rare_classes": rare} | near
     # What an answer's neighbours cost explains a search on its own images, not a certificate.
     return Promised(_within(answer, certificate), {"certificate": told, "explanation": {}})
 

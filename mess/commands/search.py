@@ -21,12 +21,14 @@ from mess.errors import CacheError, InfeasibleError, MessError
 from mess.runs.cache import RunCache
 from mess.runs.freshness import require_current_data
 from mess.runs.fronts import dependencies, earlier_answer, sealed
+from mess.runs.intervals import Measured, groups_or_reason, intervals_of, measured_answer
 from mess.runs.part_costs import DEFAULT_PROFILE, load_costs
 from mess.runs.policies import PREFERRED, policy_tables
 from mess.runs.results import FoundResult
 from mess.runs.run import Run, new_folder
 from mess.search.answers.answer import Answer, search
 from mess.search.exact.workers import Team
+from mess.search.guarantees.intervals import FEWER_DRAWS
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request
@@ -65,6 +67,17 @@ def search_run(
     Of a `team` that searches together the first process writes. `compared` is the number of
     searches of which one will be taken: what is said of new images then holds for all together.
     """
+    return search_and_measure(place, options, reporter, team, compared)[0]
+
+
+def search_and_measure(
+    place: Run,
+    options: SearchOptions,
+    reporter: Reporter,
+    team: Team | None = None,
+    compared: int = 1,
+) -> tuple[FoundResult, Measured | None]:
+    """As `search_run`, and what the answer did image by image; None for who does not write."""
     if team and (options.expect or options.confidence is not None):
         raise MessError(
             "torchrun divides a search without --confidence and --expect alone; leave them out."
@@ -83,13 +96,14 @@ def search_run(
         raise InfeasibleError(against(str(error), question.labels)) from error
     # Others wait here until the first has written, and return what it tells.
     if team and team.rank:
-        return json.loads(team.gather(b"")[0])
+        return json.loads(team.gather(b"")[0]), None
     assert answer
     promised = of_new_images(place, options, answer, question.costs, reporter, compared)
-    result = _write(question, answer, source, promised)
+    measured = measured_answer(promised.answer)
+    result = _write(question, answer, source, promised, measured)
     if team:
         team.gather(json.dumps(result).encode())
-    return result
+    return result, measured
 
 
 def _ask(place: Run, options: SearchOptions, reporter: Reporter, team: Team | None) -> _Question:
@@ -178,7 +192,11 @@ def _sampling(question: _Question) -> dict[str, Any]:
 
 
 def _write(
-    question: _Question, answer: Answer, source: str | None, promised: Promised
+    question: _Question,
+    answer: Answer,
+    source: str | None,
+    promised: Promised,
+    measured: Measured,
 ) -> FoundResult:
     """Write the search's folder; the front is that of the search without a promise."""
     place, options, depends = question.place, question.options, question.depends
@@ -186,6 +204,7 @@ def _write(
     result["search"]["space"]["excluded"] = depends["excluded"]
     result["search"]["source"] = source
     result |= {
+        "intervals": _intervals(question, measured),
         "policy": question.policy,
         "cache": {
             "name": options.cache,
@@ -209,6 +228,13 @@ def _write(
     result = with_digest(result | {"front_sha256": sha256(front)})
     write_json(folder / "result.json", result)
     return cast(FoundResult, {"id": folder.name, "path": str(folder), **result})
+
+
+def _intervals(question: _Question, measured: Measured) -> dict[str, Any]:
+    """Of the answer on the images that chose it: that they did is not corrected for."""
+    place, cache = question.place, question.place.open_cache(question.options.cache)
+    groups = groups_or_reason(place, cache.predictions.image_ids)
+    return intervals_of(measured, groups, cache.manifest["classes"], place.config.seed, FEWER_DRAWS)
 
 
 def _progress(task: Task) -> Callable[[int, int], None]:

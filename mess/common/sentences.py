@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mess.common.metrics import MASKS
@@ -43,7 +43,7 @@ def _new_images_lines(result: dict[str, Any]) -> list[str]:
     if not (expected := result.get("expected")):
         return [
             "All this is of the images that were searched, and new ones lose more: --expect tells "
-            "how much, --confidence 0.95 keeps the limits there."
+            f"how much, --confidence 0.95 keeps the limits there.{_searched_interval(result)}"
         ]
     kept, error = expected["saving_kept"], _range(expected["error"])
     together = expected.get("confidence_together", expected["confidence"])
@@ -94,10 +94,101 @@ def _count_of(found: dict[str, Any], images: int) -> str:
     return f"{found['images']} of {images} images {'is' if found['images'] == 1 else 'are'}"
 
 
+def _searched_interval(result: dict[str, Any]) -> str:
+    """How far the error is known at all; nothing where there is no interval."""
+    intervals = result.get("intervals") or {}
+    error = intervals.get("error")
+    if error is None or error["low"] == error["high"]:
+        return ""
+    return (
+        f" That there are {_images(intervals)} alone leaves the error between {error['low']:.4f} "
+        f"and {error['high']:.4f} (95%, not corrected for having searched)."
+    )
+
+
+def interval_lines(intervals: dict[str, Any]) -> list[str]:
+    """What figures of some images tell of all images like them."""
+    if intervals["strength"] is None:
+        return [f"No intervals: {intervals['reason']}"]
+    figures = [
+        f"{name} {_range(figure)}"
+        for name, figure in (("mIoU", intervals["miou"]), ("error", intervals["error"]))
+        if figure is not None
+    ]
+    figures += [
+        f"{_amount(figure['value'], unit)} {_ends(figure, unit)}"
+        for name, unit in (("macs", "MACs"), ("latency_ms", "ms"))
+        # Where every image takes the same way it costs the same, too.
+        if (figure := intervals.get(name)) and figure["low"] < figure["high"]
+    ]
+    rates = [
+        f"{100 * rate['value']:.1f}% ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
+        for rate in intervals["exit_rates"]
+        if rate is not None
+    ]
+    figures += [f"exit rates {', '.join(rates)}"] * bool(rates)
+    confidence = f"{100 * intervals['confidence']:g}%"
+    lines = [
+        f"On all images like these {_images(intervals)}, at {confidence}: {', '.join(figures)}."
+    ]
+    lines += _weak(intervals) + rare_lines(intervals["rare"], "mIoU and error here leave them out")
+    if intervals["searched"]:
+        lines.append(
+            f"{intervals['searched']} of these {intervals['images']} images chose the instance: on "
+            "others it loses more."
+        )
+    return lines
+
+
+def rare_lines(names: Sequence[str], consequence: str) -> list[str]:
+    """The classes that too few groups have to say anything about."""
+    if not names:
+        return []
+    return [f"Too rare to promise anything about: {', '.join(names)}; {consequence}."]
+
+
+def against_best_lines(comparison: dict[str, Any]) -> list[str]:
+    """Which policies cost or lose more than the best one, and which cannot be told from it."""
+    intervals = comparison["intervals"]
+    if intervals["strength"] is None:
+        return [f"No intervals: {intervals['reason']}"]
+    rows = [row for row in comparison["policies"] if "against_best" in row]
+    if not rows:
+        return []
+    lines = [
+        f"Against * on the same {_images(intervals)} (95%, not corrected for having searched):"
+    ]
+    for row in rows:
+        paired, figures = row["against_best"], []
+        for key, unit in (("latency_ms", "ms"), ("macs", "MACs")):
+            if figure := paired.get(key):
+                figures.append(f"{_amount(figure['value'], unit)} more {_ends(figure, unit)}")
+        if paired["error"] is not None:
+            figures.append(f"{_range(paired['error'])} mIoU lost")
+        lines.append(f"  {policy_name(row)}: {', '.join(figures)}.")
+    return lines + _weak(intervals) + rare_lines(intervals["rare"], "mIoU here leaves them out")
+
+
+def policy_name(row: Mapping[str, Any]) -> str:
+    """A policy of a comparison, and whether its exits share a threshold."""
+    return f"{row['policy']}{', one threshold' * row['shared_threshold']}"
+
+
+def _images(told: dict[str, Any]) -> str:
+    count, groups = told["images"], told["groups"]
+    return f"{count} images" if groups == count else f"{count} images in {groups} groups"
+
+
+def _weak(intervals: dict[str, Any]) -> list[str]:
+    if intervals["strength"] != "weak":
+        return []
+    return [f"The intervals are weak: {intervals['groups']} groups tell little about others."]
+
+
 def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
     confidence = f"{100 * certificate['confidence']:g}%"
-    count, groups, lost = certificate["images"], certificate["groups"], certificate.get("lost")
-    images = f"{count} images" if groups == count else f"{count} images in {groups} groups"
+    images, lost = _images(certificate), certificate.get("lost")
+    count, groups = certificate["images"], certificate["groups"]
     how = {
         "cross": "each left out of the search that it judged",
         "fresh": "which no search saw",
@@ -129,6 +220,7 @@ def _certificate_lines(certificate: dict[str, Any], unit: str) -> list[str]:
         )
     if certificate["strength"] == "weak":
         lines.append(_weakness(groups))
+    lines += _rare_in_certificate(certificate)
     if not certificate["holds"] and certificate["margin"] is None:
         lines.append("Not even the whole network keeps every limit for certain.")
     if needed := certificate["images_needed"]:
@@ -147,8 +239,7 @@ def certified_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for told in report["tested"]:
         confidence = f"{100 * told['confidence']:g}%"
-        count, groups = told["images"], told["groups"]
-        images = f"{count} images" if groups == count else f"{count} images in {groups} groups"
+        images, groups = _images(told), told["groups"]
         verdict = (
             f"Certified at {confidence}" if told["holds"] else f"Not certified at {confidence}"
         )
@@ -159,6 +250,7 @@ def certified_lines(report: dict[str, Any]) -> list[str]:
         )
         if told["strength"] == "weak":
             lines.append(_weakness(groups))
+        lines += _rare_in_certificate(told)
     together = report["confidence_together"]
     if together < report["tested"][0]["confidence"]:
         lines.append(
@@ -204,6 +296,12 @@ def _without(certificate: dict[str, Any], unit: str) -> str:
         f" Without --confidence the answer {costs} is expected to lose {_range(naive['error'])} on "
         "new images."
     )
+
+
+def _rare_in_certificate(told: dict[str, Any]) -> list[str]:
+    # Those of earlier versions name none.
+    names = told.get("rare_classes", ())
+    return rare_lines(names, "the certificate is of the mean over all classes")
 
 
 def _at_checkpoint(limit: dict[str, Any]) -> str:
@@ -276,3 +374,9 @@ def _amount(value: float, unit: str) -> str:
         "parameters": (1e-3, 1, "k parameters"),
     }[unit]
     return f"{value * scale:,.{digits}f} {words}"
+
+
+def _ends(figure: dict[str, float], unit: str) -> str:
+    """Both ends of an interval, in the unit that stands before them."""
+    low, high = (_amount(figure[end], unit).split(" ")[0] for end in ("low", "high"))
+    return f"({low} to {high})"

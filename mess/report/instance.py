@@ -144,15 +144,25 @@ def _per_class(cache: RunCache, instance: Instance) -> dict[str, Any]:
         columns.pop(FINAL, None)
     columns["baseline"] = of(tables.final)
     shares = label / label.sum()
+    known = instance.result.get("intervals", {})
+    told = {row["class"]: row for row in known.get("classes", ())}
     classes = [
         {
             "name": name,
             "share": float(shares[i]),
             "ious": [column[i] for column in columns.values()],
+            "intervals": told.get(name),
         }
         for i, name in enumerate(cache.manifest["classes"])
     ]
-    return {"columns": list(columns), "classes": classes}
+    # Of several answers no one is the instance's.
+    shown = bool(told) and instance.answer is not None
+    return {
+        "columns": list(columns),
+        "classes": classes,
+        "intervals": known if shown else None,
+        "no_intervals": known.get("reason"),
+    }
 
 
 def examples(run: Run, cache: RunCache, instance: Instance) -> dict[str, Any]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from mess.errors import BundleError
 from mess.runs.run import Run
 from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.outcome import Outcome
 from mess.runtime.registry import DEFAULT_RUNTIME
+from mess.search.guarantees.sampling_error import Counts
 
 BASELINE = "baseline"
 """Stem of the bundle that holds the network run to its end."""
@@ -60,3 +64,9 @@ def load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
             "Name the run it was exported from with --run."
         )
     return baseline
+
+
+def counts_of_run(outcome: Outcome) -> Counts:
+    """What a bundle got right, image by image."""
+    stacked = (np.stack(part) for part in (outcome.intersection, outcome.predicted, outcome.label))
+    return Counts.of(*stacked)

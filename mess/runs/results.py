@@ -69,6 +69,8 @@ class SearchResult(TypedDict):
     """What is promised of new images (docs/guarantees.md), where it was asked for."""
     expected: NotRequired[dict[str, Any]]
     """What to expect on new images, where nothing is promised."""
+    intervals: NotRequired[dict[str, Any]]
+    """Of the figures on the images that were searched; that these chose it is not corrected."""
     front_sha256: NotRequired[str]
     """Of front.parquet beside it."""
     digest: NotRequired[str]

@@ -71,15 +71,20 @@ class Outcome:
         return float(np.mean(self.macs_I))
 
     @property
-    def latency_ms(self) -> float:
-        """Median time of the images of each exit, weighted with the exit's rate.
+    def latency_I(self) -> list[float]:
+        """Time of each image: the median of all that its exit answered.
 
-        A mean of single times would carry every pause of the machine; this is also how latencies
-        are predicted.
+        Single times would carry every pause of the machine; this is also how latencies are
+        predicted.
         """
         taken, times = np.array(self.taken), np.array(self.milliseconds)
-        exits = np.unique(taken)
-        return float(sum(np.median(times[taken == e]) * (taken == e).mean() for e in exits))
+        medians = {exit_: float(np.median(times[taken == exit_])) for exit_ in set(self.taken)}
+        return [medians[exit_] for exit_ in self.taken]
+
+    @property
+    def latency_ms(self) -> float:
+        """Mean time of an image."""
+        return float(np.mean(self.latency_I))
 
 
 def run_in_turns(

@@ -27,9 +27,6 @@ FOLDS = 5
 
 CROSS, FRESH = "cross", "fresh"
 
-EXPECTED = 0.95
-"""Confidence of intervals where none was asked for."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:

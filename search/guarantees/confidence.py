@@ -10,6 +10,9 @@ from mess.errors import ConfigError
 LEAST_CONFIDENCE = 0.5
 """A bound that holds less often than not promises nothing."""
 
+EXPECTED = 0.95
+"""Of intervals where none was asked for."""
+
 
 def require_confidence(confidence: float) -> None:
     """Raise ConfigError for what is no confidence, with what may have been meant."""

@@ -10,7 +10,7 @@ lost: a class that one group alone contains has an influence of exactly 0, since
 group, while leaving the group out moves the mIoU by all that the class is worth. With 60 classes
 such bounds missed 18% of the time, where 5% were allowed.
 
-Shapes: I images, C classes, G groups, R divisions into folds, D draws.
+Shapes: I images, C classes, G groups, R divisions into folds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ _USUAL, _SKEWED = 0.95, 0.15
 Of configurations that nothing chose, bounds missed 8% of the time with 120 images, whose widening
 is a fifth, and 6% with 240, whose is a seventh (5% allowed).
 """
-
-_DRAWS_AT_ONCE = 500
-"""Bootstrap draws that are held in memory together."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ def error_estimate(final: Counts, answer: Counts, groups: Groups) -> Estimate:
     return Estimate.of_moves(error, (error - without_G)[None])
 
 
-def mean_estimate(values_I: NDArray[np.floating], groups: Groups) -> Estimate:
+def mean_estimate(values_I: NDArray[np.number | np.bool_], groups: Groups) -> Estimate:
     """A mean over the images, such as cost or the share that an exit answers."""
     values = values_I.astype(np.float64)
     return Estimate.of_moves(float(values.mean()), mean_moves_G(values, groups)[None])
@@ -188,32 +185,3 @@ def mean_moves_G(values_I: NDArray[np.float64], groups: Groups) -> NDArray[np.fl
     sums_G = groups.sums(values_I - values_I.mean())
     others_G = groups.images - np.bincount(groups.of_image, minlength=len(groups))
     return np.divide(sums_G, others_G, out=np.zeros(len(groups)), where=others_G > 0)
-
-
-def bootstrap_mious(
-    configurations: tuple[Counts, ...],
-    groups: Groups,
-    rng: np.random.Generator,
-    draws: int = 10_000,
-) -> NDArray[np.float64]:
-    """The mIoU, shape (D, configurations), of each on groups drawn with replacement.
-
-    All see the same draws, so that differences between them are paired. A class that no drawn group
-    contains is left out of that draw's mean, as it would be with those images.
-    """
-    sums_GX = np.concatenate(
-        [groups.sums(part) for each in configurations for part in (each.hits_IC, each.union_IC)],
-        axis=1,
-    )
-    classes, size = configurations[0].hits_IC.shape[1], len(groups)
-    mious = np.empty((draws, len(configurations)))
-    for start in range(0, draws, _DRAWS_AT_ONCE):
-        count = min(_DRAWS_AT_ONCE, draws - start)
-        # Counting indices is several times faster than drawing multinomial counts.
-        drawn = rng.integers(size, size=(count, size)) + np.arange(count)[:, None] * size
-        times_DG = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
-        totals = (times_DG.astype(np.float64) @ sums_GX).reshape(count, -1, 2, classes)
-        hits, union = totals[:, :, 0], totals[:, :, 1]
-        ious = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
-        mious[start : start + count] = ious.sum(axis=2) / (union > 0).sum(axis=2)
-    return mious

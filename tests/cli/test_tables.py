@@ -8,7 +8,12 @@ import pytest
 
 from mess.cli import progress
 from mess.cli.tables import print_policies, print_search
-from mess.common.sentences import explanation_lines, new_images_lines
+from mess.common.sentences import (
+    against_best_lines,
+    explanation_lines,
+    interval_lines,
+    new_images_lines,
+)
 
 CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
 
@@ -119,7 +124,14 @@ def policies(*names: str) -> dict[str, Any]:
         for name in names
     ]
     rows.append({"policy": "vi", "shared_threshold": False, "infeasible": "no label maps"})
-    return {"policies": rows, "baseline": figures, "best": names[0], "path": "comparisons/this"}
+    about = {"images": 40, "groups": 40, "strength": "full", "reason": None, "rare": []}
+    return {
+        "policies": rows,
+        "baseline": figures,
+        "best": names[0],
+        "path": "comparisons/this",
+        "intervals": about,
+    }
 
 
 def test_names_of_policies_are_whole_in_a_narrow_terminal(
@@ -284,3 +296,64 @@ def test_what_to_expect_in_a_sentence() -> None:
     assert line.endswith("add --confidence 0.95.")
     (line,) = new_images_lines({})
     assert "--expect tells how much, --confidence 0.95 keeps the limits there" in line
+
+
+def intervals(**changes: Any) -> dict[str, Any]:
+    """Of a report as `workflow.evaluate` returns it."""
+    return {
+        "confidence": 0.95,
+        "images": 240,
+        "groups": 24,
+        "strength": "full",
+        "reason": None,
+        "searched": 0,
+        "rare": [],
+        "miou": interval(0.4613, 0.4312, 0.4901),
+        "error": interval(0.0084, 0.0021, 0.0143),
+        "macs": interval(2.5e8, 2.4e8, 2.6e8),
+        "latency_ms": interval(2.33, 2.25, 2.42),
+        "exit_rates": [None, interval(0.75, 0.6, 0.8625), interval(0.25, 0.1375, 0.4)],
+    } | changes
+
+
+def test_intervals_are_told_with_what_they_rest_on() -> None:
+    assert interval_lines(intervals()) == [
+        "On all images like these 240 images in 24 groups, at 95%: mIoU 0.4613 (0.4312 to 0.4901), "
+        "error 0.0084 (0.0021 to 0.0143), 250.0 M MACs (240.0 to 260.0), 2.33 ms "
+        "(2.25 to 2.42), exit rates 75.0% (60.0 to 86.2), 25.0% (13.8 to 40.0)."
+    ]
+    told = interval_lines(intervals(strength="weak", groups=8, rare=["bus", "train"], searched=12))
+    assert told[1:] == [
+        "The intervals are weak: 8 groups tell little about others.",
+        "Too rare to promise anything about: bus, train; mIoU and error here leave them out.",
+        "12 of these 240 images chose the instance: on others it loses more.",
+    ]
+    # Where every class is rare, and all images cost the same.
+    nothing = intervals(miou=None, error=None, exit_rates=[], macs=interval(1e6, 1e6, 1e6))
+    assert interval_lines(nothing)[0].endswith("at 95%: 2.33 ms (2.25 to 2.42).")
+    reason = {"strength": None, "reason": "24 images in 4 groups are too few"}
+    assert interval_lines(reason) == ["No intervals: 24 images in 4 groups are too few"]
+
+
+def test_rare_classes_stand_with_a_certificate() -> None:
+    told = new_images_lines({"certificate": certificate(rare_classes=["bus"])})
+    assert (
+        "Too rare to promise anything about: bus; the certificate is of the mean over all classes."
+        in told
+    )
+    # That of an earlier version names none.
+    assert not any("rare" in line for line in new_images_lines({"certificate": certificate()}))
+
+
+def test_policies_are_held_against_the_best() -> None:
+    comparison = policies("share", "ne")
+    paired = {"error": interval(0.0012, -0.001, 0.0034), "macs": interval(3.1e6, 1e6, 5.2e6)}
+    comparison["policies"][1]["against_best"] = paired
+    comparison["intervals"]["rare"] = ["bus"]
+    assert against_best_lines(comparison) == [
+        "Against * on the same 40 images (95%, not corrected for having searched):",
+        "  ne, one threshold: 3.1 M MACs more (1.0 to 5.2), 0.0012 (-0.0010 to 0.0034) mIoU lost.",
+        "Too rare to promise anything about: bus; mIoU here leaves them out.",
+    ]
+    comparison["intervals"] = {"strength": None, "reason": "one group"}
+    assert against_best_lines(comparison) == ["No intervals: one group"]

@@ -14,7 +14,6 @@ from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import (
     Counts,
     Estimate,
-    bootstrap_mious,
     error_estimate,
     mean_estimate,
     miou_estimate,
@@ -134,31 +133,6 @@ def test_what_answers_alike_loses_nothing_for_certain() -> None:
     counts = random_counts(np.random.default_rng(seeded(5)), images=10, classes=3)
     found = error_estimate(counts, counts, Groups.alone(10))
     assert (found.value, found.standard_error, found.upper(0.99)) == (0, 0, 0)
-
-
-def test_bootstrap_and_jackknife_agree() -> None:
-    rng = np.random.default_rng(seeded(6))
-    final = random_counts(rng, images=400, classes=6)
-    answer = replace(final, hits_IC=rng.binomial(final.hits_IC, 0.97))
-    groups = Groups.of([str(i // 2) for i in range(400)])
-    mious = bootstrap_mious((final, answer), groups, rng, draws=4000)
-    assert mious.shape == (4000, 2)
-    for column, estimate in (
-        (mious[:, 0], miou_estimate(final, groups)),
-        (mious[:, 0] - mious[:, 1], error_estimate(final, answer, groups)),
-    ):
-        # A standard deviation of 4,000 draws is within 6% with five times its own error to spare.
-        assert column.std() == pytest.approx(estimate.standard_error, rel=0.08)
-        assert column.mean() == pytest.approx(estimate.value, abs=estimate.standard_error)
-
-
-def test_a_draw_is_the_miou_of_the_drawn_images() -> None:
-    """Also where a draw has none of a class."""
-    hits, union = np.array([[4, 0], [1, 0], [2, 3]]), np.array([[5, 0], [4, 0], [4, 6]])
-    found = bootstrap_mious((Counts(hits, union),), Groups.alone(3), np.random.default_rng(0), 50)
-    drawn = np.random.default_rng(0).integers(3, size=(50, 3))
-    for miou, images in zip(found[:, 0], drawn, strict=True):
-        assert miou == weighted_miou(Counts(hits, union), np.bincount(images, minlength=3))
 
 
 def images_of(rng: np.random.Generator, classes: int) -> tuple[Counts, Counts]:
