@@ -195,7 +195,7 @@ def _against_best(
     measured: Mapping[str, Measured],
 ) -> dict[str, Any]:
     """Put `against_best` into the rows of the others; what is said of all of them."""
-    groups = groups_or_reason(place, cache.predictions.image_ids)
+    groups = groups_or_reason(place, cache.image_fingerprints)
     others = [row for row in answers if row["search"] != best]
     told, rows = held_against(
         measured[best],

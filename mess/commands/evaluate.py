@@ -51,7 +51,7 @@ def evaluate_bundle(
     prints = data.image_fingerprints()
     if isinstance(data, Unlabelled):
         data.require_distinct(prints)
-    groups, searched = groups_or_reason(place, data.ids), _searched(place, bundle, prints)
+    groups, searched = groups_or_reason(place, prints), _searched(place, bundle, prints)
     ours, theirs = Outcome(bundle), Outcome(baseline)
     early = [Outcome(bundle, until=index) for index in _early_exits(bundle)]
     reference = theirs if isinstance(data, Unlabelled) else None

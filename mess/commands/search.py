@@ -233,7 +233,7 @@ def _write(
 def _intervals(question: _Question, measured: Measured) -> dict[str, Any]:
     """Of the answer on the images that chose it: that they did is not corrected for."""
     place, cache = question.place, question.place.open_cache(question.options.cache)
-    groups = groups_or_reason(place, cache.predictions.image_ids)
+    groups = groups_or_reason(place, cache.image_fingerprints)
     return intervals_of(measured, groups, cache.manifest["classes"], place.config.seed, FEWER_DRAWS)
 
 

@@ -15,6 +15,7 @@ from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.guarantees.claims import counts_of
 from mess.search.guarantees.confidence import EXPECTED
+from mess.search.guarantees.copies import joined
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.intervals import (
     DRAWS,
@@ -64,10 +65,13 @@ def answered_by(
     return [taken_I == n if may else None for n, may in enumerate(may_leave)]
 
 
-def groups_or_reason(place: Run, image_ids: Sequence[str]) -> Groups | str:
-    """The groups of images as the run names them, or why they tell nothing about others."""
+def groups_or_reason(place: Run, images: Mapping[str, str]) -> Groups | str:
+    """The groups of images as the run names them, or why they tell nothing about others.
+
+    images: the fingerprint of each, by id: copies of one image tell no more than it does.
+    """
     try:
-        groups = groups_of(place.config.data.groups, image_ids)
+        groups = joined(groups_of(place.config.data.groups, list(images)), list(images.values()))
         groups.strength()
     except (ConfigError, DataError) as error:
         return str(error)
