@@ -16,6 +16,7 @@ from mess.common.progress import Reporter
 from mess.errors import CacheError
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
+from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.lost_pixels import SPLIT, certify_lost, halves
 from mess.search.problem.costs import Cost, to_ticks
@@ -53,13 +54,15 @@ def with_lost_pixels(
     goal, seed = answer.goal, place.config.seed
     certify = partial(certify_lost, limit=limit, confidence=confidence, seed=seed)
     if options.certify == CROSS:
+        # Before it is divided: a copy must not certify what the other one chose.
+        groups = without_copies(goal.tables, groups)
         searched, left_out = halves(groups, seed)
         theirs = groups.subset(left_out)
         found = certify(_on(goal, searched), _on(goal, left_out), theirs, method=SPLIT)
     else:
         tables = fresh_tables(place, options, reporter)
         there = Goal.of(tables, to_ticks(tables, costs), goal.request)
-        found = certify(goal, there, groups)
+        found = certify(goal, there, without_copies(tables, groups))
         if has_searched_groups(place, options, groups, reporter):
             weak = replace(found.certificate, strength="weak")
             found = replace(found, certificate=weak)
