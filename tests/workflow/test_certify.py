@@ -29,7 +29,7 @@ def test_a_bundle_is_certified_by_running_it(
     bundle = searched(**SEARCH)
     found = workflow.certify([bundle], confidence=0.9, max_error=0.99)
     (told,) = found["tested"]
-    assert (told["holds"], told["strength"], told["method"]) == (True, "full", "run")
+    assert (told["holds"], told["groups"], told["method"]) == (True, 24, "run")
     assert told["limits"] == [{"max_error": 0.99, "checkpoint": None}]
     assert told["error"]["low"] <= told["error"]["value"] < told["bounds"][0] <= 0.99
     manifest = json.loads((bundle / "manifest.json").read_text())
