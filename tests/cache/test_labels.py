@@ -29,6 +29,8 @@ def predicted(exit_id: str, image_id: str, identity: Identity = AGAINST) -> Pred
     row = dict(prediction(exit_id, image_id, identity))
     own = prediction("final", image_id, identity)["predicted"]
     row["intersection"] = own if exit_id == "final" else np.minimum(row["predicted"], own)
+    # The final exit is right everywhere: what is wrong is lost.
+    row["lost"] = int(own.sum() - row["intersection"].sum())
     return row
 
 

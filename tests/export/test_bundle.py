@@ -21,6 +21,7 @@ import mess.export.bundle
 from mess.common.files import sha256
 from mess.common.images import normalise
 from mess.common.progress import Silent
+from mess.common.records import with_digest
 from mess.errors import BundleError
 from mess.export.bundle import PlannedExit, export_bundle
 from mess.networks.candidates import candidates
@@ -171,7 +172,7 @@ def bundle_path(exported: Path, tmp_path: Path) -> Path:
 
 def edit_manifest(path: Path, **changes: Any) -> None:
     file = path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(with_digest(json.loads(file.read_text()) | changes)))
 
 
 def assert_same_map(found: NDArray[np.uint8], logits: Tensor) -> None:

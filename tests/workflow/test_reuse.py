@@ -223,6 +223,8 @@ def written(result: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, A
     content = json.loads((folder / "result.json").read_text())
     for name in ("seconds", "source", "evaluated", "pruned"):
         del content["search"][name]
+    for name in ("digest", "front_sha256"):  # they are of how it came about, too
+        del content[name]
     return content, read_rows(folder / "front.parquet", FRONT)
 
 

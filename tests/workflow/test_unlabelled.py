@@ -326,7 +326,7 @@ def test_labels_follow_the_weights(memoised: Run) -> None:
 def test_groups_are_told_by_folders(memoised: Run) -> None:
     from tests.workflow.test_new_images import set_groups
 
-    set_groups(memoised, "^(.*/|).*$")
+    set_groups(memoised, "^(.).*$")
     with pytest.raises(DataError, match="24 images in 2 groups are too few"):
         workflow.search(memoised.path, **TWO_EXITS, cache="site", max_error=0.1, confidence=0.9)
 
