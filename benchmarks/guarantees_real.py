@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from results import Results, Row, machine_facts
 
 from mess.common.progress import Silent
+from mess.runs.groups import group_names
 from mess.runs.part_costs import load_costs
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
@@ -65,6 +66,7 @@ class Pool:
             intersection=np.concatenate([part.intersection for part in parts], axis=1),
             predicted=np.concatenate([part.predicted for part in parts], axis=1),
             signals=np.concatenate([part.signals for part in parts], axis=1),
+            lost=None,
         )
         ids = [
             image_id for name in caches for image_id in place.open_cache(name).predictions.image_ids
@@ -82,11 +84,12 @@ def _blocks(ids: list[str], groups: str | None, block: int) -> Groups:
     """Neighbours of a video, so many at a time; every image alone where `block` is 1."""
     if block == 1:
         return Groups.alone(len(ids))
+    videos = group_names(re.compile(groups), ids) if groups else [""] * len(ids)
+    if groups and not all(videos):
+        raise SystemExit(f"--groups {groups} finds no group in {ids[videos.index('')]}")
     seen: dict[str, int] = {}
     names = []
-    for image_id in ids:
-        found = re.search(groups, image_id) if groups else None
-        video = found.group(1) if found else ""
+    for video in videos:
         names.append(f"{video}/{seen.setdefault(video, 0) // block}")
         seen[video] += 1
     return Groups.of(names)

@@ -38,6 +38,6 @@ def test_every_file_beside_the_code_is_packaged() -> None:
         file
         for folder in SETUPTOOLS["package-dir"].values()
         for file in (ROOT / folder).rglob("*")
-        if file.is_file() and file.suffix not in (".py", ".pyc", ".nbi", ".nbc")
+        if file.is_file() and file.suffix != ".py" and file.parent.name != "__pycache__"
     }
     assert others == packaged

@@ -106,7 +106,9 @@ def print_search(result: dict[str, Any]) -> None:
     if "certificate" in result:
         margin = result["certificate"]["margin"]
         certainty = "the safest"
-        if margin is not None and "lost" in result["certificate"]:
+        if not result["certificate"]["holds"]:
+            certainty = "not certified: what loses least"
+        elif margin is not None and "lost" in result["certificate"]:
             best = "most accurate" if result["target"] == "accuracy" else "cheapest"
             certainty = f"the {best} that is certified"
         elif margin is not None:

@@ -88,7 +88,10 @@ def certify_bundles(
         known = read_record(folder / RESULT, Certified, _AGAIN)
         require_unaltered(known, folder / RESULT, _AGAIN)
         reporter.message(f"Carried out before: {folder / RESULT}")
-        return {**known, "confidence_together": together}
+        told = {**known, "confidence_together": together}
+        # A bundle may have been exported again, or a kill may have come between.
+        _write_manifests(bundles, told)
+        return told
     outcomes = [Outcome(each) for each in [*bundles, baselines[0]]]
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
         run_in_turns(outcomes, _images(data), task)
@@ -152,6 +155,9 @@ def _require_others(
                 f"{place.command('export')} again."
             )
         chose[f"searched for {bundle.path}"] = set(cache.image_fingerprints.values())
+        if name := _certifying_cache(place, bundle):
+            judged = place.open_cache(name).image_fingerprints.values()
+            chose[f"used to choose what was certified of {bundle.path}"] = set(judged)
     for how, images in chose.items():
         both = [image_id for image_id, print_ in plan.images.items() if print_ in images]
         if both:
@@ -159,6 +165,14 @@ def _require_others(
                 f"{len(both)} of the {len(data)} images of {data.where} were {how}, such as "
                 f"{both[0]!r}, and certify nothing of it. Name others with --split or --data."
             )
+
+
+def _certifying_cache(place: Run, bundle: Bundle) -> str | None:
+    """The cache on which the bundle's search chose its margin, where it was asked to certify."""
+    search_id = bundle.facts["source"]["search"]
+    if search_id not in place.searches():
+        return None
+    return place.result(search_id).get("certificate", {}).get("cache")
 
 
 def _strength(

@@ -19,11 +19,17 @@ def cache_groups(place: Run, cache: str) -> Groups:
 
 
 def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tables:
-    """Those of the cache that certifies; raises DataError where a search saw its images."""
+    """Those of the cache that certifies; DataError for images that were searched or trained on."""
     cache = place.open_cache(options.certify)
     require_current_data(place, cache, reporter)
     tables, _ = policy_tables(cache, options.policy, reporter)
     searched = place.open_cache(options.cache).image_fingerprints.values()
+    source = cache.manifest["source"]
+    if source["root"] is None and source["split"] in ("train", "holdout"):
+        raise DataError(
+            f"the images of the cache {options.certify!r} are of the split {source['split']!r}, on "
+            "which the network was trained, and certify nothing of it. Memoise others."
+        )
     both = set(searched) & set(cache.image_fingerprints.values())
     if both:
         raise DataError(

@@ -2,3 +2,9 @@
 
 May import: exits, common, networks, signals.
 """
+
+from pathlib import Path
+
+from mess.common.compiled import forget_outdated
+
+forget_outdated(Path(__file__).parent)

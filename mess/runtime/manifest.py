@@ -78,7 +78,7 @@ class RunManifest(Manifest):
     palette: list[list[int]]
     ignore_index: int
     certificate: NotRequired[dict[str, Any]]
-    """What its search promised of new images (docs/guarantees.md)."""
+    """What was last certified, or not, of new images: by its search, or by running it."""
 
 
 _Kind = TypeVar("_Kind", Manifest, RunManifest)

@@ -3,6 +3,11 @@
 May import: errors, config, common.
 """
 
+from pathlib import Path
+
+from mess.common.compiled import forget_outdated
 from mess.signals.signal import FULL, NATIVE, Signal
 
 __all__ = ["FULL", "NATIVE", "Signal"]
+
+forget_outdated(Path(__file__).parent)

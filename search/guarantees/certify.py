@@ -130,7 +130,8 @@ def certify_cross(
     groups.strength()  # refuses too few before anything is searched
     margins, claims, repeats = margins_of(goal.request), claims_of(goal), repeats_of(goal)
     folds = min(FOLDS, len(groups))
-    rng = np.random.default_rng([seed, *_FOLDS_STREAM])
+    # A seed sequence takes no negative numbers.
+    rng = np.random.default_rng([seed % 2**64, *_FOLDS_STREAM])
 
     def pick(images: NDArray[np.intp]) -> list[Picked]:
         seen = Goal.of(goal.tables.subset(images), goal.ticks, goal.request)

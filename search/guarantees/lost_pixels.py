@@ -117,7 +117,7 @@ def halves(groups: Groups, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp
             "more groups, or name the cache of other ones with --certify"
         )
     # Not as folds are divided, by size: what certifies has to be drawn as all groups are.
-    order = np.random.default_rng([seed, *_HALVES_STREAM]).permutation(len(groups))
+    order = np.random.default_rng([seed % 2**64, *_HALVES_STREAM]).permutation(len(groups))
     certifies_I = np.isin(groups.of_image, order[len(groups) // 2 :])
     return np.flatnonzero(~certifies_I), np.flatnonzero(certifies_I)
 
@@ -260,7 +260,8 @@ def _tests(
             shares_G = lost_shares(there.tables, _answering(there, picked.configuration), groups)
             # Bets depend on what came before, and ids often on what is seen: frames of a drive. Of
             # every proposal the same order.
-            order = np.random.default_rng([seed, *_ORDER_STREAM]).permutation(len(shares_G))
+            rng = np.random.default_rng([seed % 2**64, *_ORDER_STREAM])
+            order = rng.permutation(len(shares_G))
             shares_G = shares_G[order]
             # The whole network loses nothing to itself, whatever the images.
             whole = picked == whole_network(there)
