@@ -160,3 +160,22 @@ def test_a_search_without_a_limit_names_the_option(searched: Callable[..., Path]
     bundle = searched(target="accuracy", max_macs="0.9x", max_exits=2)
     with pytest.raises(MessError, match="give --max-error"):
         workflow.certify([bundle])
+
+
+def test_images_that_chose_what_was_certified_certify_it_no_more(run: Run) -> None:
+    workflow.memoise(run.path, split="test")
+    workflow.search(run.path, **SEARCH, confidence=0.9, certify="test")
+    bundle = workflow.export(run.path)
+    with pytest.raises(DataError, match="24 of the 24 images of .* were used to choose what was"):
+        workflow.certify([bundle])
+
+
+def test_a_bundle_exported_again_has_its_certificate_again(
+    run: Run, searched: Callable[..., Path]
+) -> None:
+    bundle = searched(**SEARCH)
+    workflow.certify([bundle], max_error=0.99)
+    workflow.export(run.path, output=bundle)
+    assert "certificate" not in json.loads((bundle / "manifest.json").read_text())
+    workflow.certify([bundle], max_error=0.99)
+    assert "certificate" in json.loads((bundle / "manifest.json").read_text())

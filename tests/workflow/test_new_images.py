@@ -75,6 +75,12 @@ def test_images_that_were_searched_certify_nothing(run: Run) -> None:
         workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="again")
 
 
+def test_images_that_were_trained_on_certify_nothing(run: Run) -> None:
+    workflow.memoise(run.path, split="train")
+    with pytest.raises(DataError, match="split 'train', on which the network was trained"):
+        workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="train")
+
+
 def test_a_promise_that_cannot_be_kept_is_answered_with_the_whole_network(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
