@@ -9,7 +9,7 @@ kept so that this can be told. No torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -57,11 +57,25 @@ class Plan:
 
 
 class _Kept(TypedDict):
-    """What is read of a plan again."""
+    """A plan as it is written."""
 
     digest: str
+    tested: list[str]
+    limits: dict[str, float]
     confidence: float
+    split: str
+    root: str | None
     images: dict[str, str]
+    groups: list[str]
+
+
+def _read(file: Path, again: str) -> Plan:
+    """A plan that was written before; raises DataError where it was altered since."""
+    kept = read_record(file, _Kept, again, DataError)
+    plan = Plan(**{field.name: kept[field.name] for field in fields(Plan)})
+    if plan.digest != kept["digest"]:
+        raise DataError(f"{file} was altered after it was written. {again}")
+    return plan
 
 
 def confidence_together(place: Run, plan: Plan) -> float:
@@ -74,9 +88,9 @@ def confidence_together(place: Run, plan: Plan) -> float:
     again = f"Restore it, or certify on other images: what {place.path} was used for must be known."
     images, failing, uses = set(plan.images.values()), 1 - plan.confidence, 1
     for file in (place.path / "certificates").glob(f"*/{PLAN}"):
-        kept = read_record(file, _Kept, again, DataError)
-        if kept["digest"] != plan.digest and not images.isdisjoint(kept["images"].values()):
-            failing += 1 - kept["confidence"]
+        earlier = _read(file, again)
+        if earlier.digest != plan.digest and not images.isdisjoint(earlier.images.values()):
+            failing += 1 - earlier.confidence
             uses += 1
     # A sum of tenths is no half to the last digit.
     if 1 - failing <= LEAST_CONFIDENCE + 1e-9:

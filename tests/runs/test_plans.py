@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_a_damaged_plan_is_no_unused_image(tmp_path: Path) -> None:
     (A_PLAN.write(place) / PLAN).write_text("{}")
     with pytest.raises(DataError, match="lacks digest.*must be known"):
         confidence_together(place, A_PLAN)
+
+
+@pytest.mark.parametrize(
+    "change", [{"confidence": 0.999}, {"images": {"two": "2", "one": "1"}}, {"images": {}}]
+)
+def test_an_altered_plan_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    """Also where the order of its images is."""
+    file = A_PLAN.write(Run(tmp_path)) / PLAN
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError, match="was altered after it was written.*must be known"):
+        confidence_together(Run(tmp_path), A_PLAN)
 
 
 def test_a_bundle_is_known_apart_from_its_certificate() -> None:
