@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from mess.commands.certify_options import CertifyOptions
 from mess.common.files import write_json
-from mess.common.images import normalise
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
-from mess.data import SegmentationData, open_split
+from mess.data import SegmentationData
 from mess.errors import CacheError, DataError, MessError
 from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_size
-from mess.runs.data_sets import at_root, require_trained_classes
+from mess.runs.data_sets import require_trained_classes
 from mess.runs.groups import groups_of, shared_groups
 from mess.runs.intervals import rare_names
 from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
+from mess.runs.sources import Source
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.manifest import MANIFEST
 from mess.runtime.outcome import Outcome, run_in_turns
@@ -66,17 +66,17 @@ def certify_bundles(
         # Of bundles of several formats the first one's runtime runs the network to its end.
         baselines.append(load_baseline(place, bundle, options.threads))
     limits = options.limits or _searched_limits(place, bundles[0])
-    config = at_root(place.config, options.root)
-    data = open_split(config.data, options.split, config.seed)
+    source = Source(options.split, options.root and options.root.resolve())
+    data = source.open(place)
     require_trained_classes(place, data)
     images = data.image_fingerprints()
-    groups = joined(groups_of(config.data.groups, data.ids), list(images.values()))
+    groups = joined(groups_of(place.config.data.groups, data.ids), list(images.values()))
     plan = Plan(
         tested=[bundle_digest(bundle.manifest) for bundle in bundles],
         limits=limits,
         confidence=options.confidence,
         split=options.split,
-        root=None if options.root is None else str(config.data.root),
+        root=None if source.root is None else str(source.root),
         images=images,
         groups=[groups.names[group] for group in groups.of_image],
     )
@@ -94,7 +94,7 @@ def certify_bundles(
         return told
     outcomes = [Outcome(each) for each in [*bundles, baselines[0]]]
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
-        run_in_turns(outcomes, _images(data), task)
+        run_in_turns(outcomes, map(data.sized, range(len(data))), task)
     report = with_digest(
         {
             "plan": plan.digest,
@@ -189,17 +189,8 @@ def _strength(
 
 
 def _training_images(place: Run) -> set[str]:
-    config = place.config
-    splits = (open_split(config.data, split, config.seed) for split in ("train", "holdout"))
+    splits = (Source(split, None).open(place) for split in ("train", "holdout"))
     return {print_ for split in splits for print_ in split.image_fingerprints().values()}
-
-
-def _images(
-    data: SegmentationData,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    for index in range(len(data)):
-        image, label = data.sized(index)
-        yield normalise(image), label
 
 
 def _judge(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mess.common.images import normalise
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.data import SegmentationData, Unlabelled
@@ -99,11 +98,8 @@ def _run(
     reporter: Reporter,
     reference: Outcome | None,
 ) -> None:
-    images = (
-        (normalise(image), label) for image, label in (data.sized(i) for i in range(len(data)))
-    )
     with reporter.task(f"evaluating on {name}", len(data)) as task:
-        run_in_turns(outcomes, images, task, reference)
+        run_in_turns(outcomes, map(data.sized, range(len(data))), task, reference)
     if not np.any(outcomes[0].label):
         raise DataError(f"split {name!r} has no labelled pixel, so mIoU is undefined.")
 

@@ -90,9 +90,9 @@ class SegmentationData(ABC):
         self._memory_bytes = 0
 
     @classmethod
+    @abstractmethod
     def open(cls, config: DataConfig, split: str, seed: int) -> SegmentationData:
-        """The whole split: "train", "calibration" or "test"; of every kind in `DATASETS`."""
-        raise NotImplementedError(f"{cls.__name__} has no splits to open")
+        """The whole split: "train", "calibration" or "test"."""
 
     @abstractmethod
     def _load(self, image_id: str) -> Pair:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mess.common.images import read_image
 from mess.common.metrics import VOID
+from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData
 from mess.data.folder import IMAGE_SUFFIXES
 from mess.errors import DataError
@@ -34,6 +35,11 @@ class Unlabelled(SegmentationData):
         super().__init__(where=where, ids=list(files), classes=classes, size=size)
         self.others = others
         self._files = files
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, seed: int) -> SegmentationData:
+        """Raises DataError: pictures in a folder have no splits (see `open_unlabelled`)."""
+        raise DataError(f"pictures without masks have no split {split!r}; name their folder.")
 
     def require_distinct(self, fingerprints: Mapping[str, str]) -> None:
         """Raise DataError where two files hold the same picture, byte for byte.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mess.common.images import normalise
 from mess.common.metrics import VOID, mean_iou
 from mess.common.progress import Task
 from mess.runtime.bundle import Answer, Bundle
@@ -89,11 +90,11 @@ class Outcome:
 
 def run_in_turns(
     outcomes: Sequence[Outcome],
-    images: Iterable[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+    images: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     task: Task,
     reference: Outcome | None = None,
 ) -> None:
-    """Run every outcome's bundle on every image, (3, H, W) normalised with its label (H, W).
+    """Run every outcome's bundle on every image, (H, W, 3), with its label, (H, W); both uint8.
 
     The label maps of `reference`, one of the outcomes, are in the place of labels where it is
     given.
@@ -101,7 +102,8 @@ def run_in_turns(
     They take turns image by image, in alternating order, so that a slow moment of the machine
     falls on all of them.
     """
-    for number, (image, label) in enumerate(images):
+    for number, (pixels, label) in enumerate(images):
+        image = normalise(pixels)
         # The first runs of a program are slower; they count for no image.
         if number == 0:
             for outcome in outcomes:
