@@ -64,9 +64,10 @@ class Groups:
         if len(self) == self.images:
             # Names are in the order of the images: each is its own sum.
             return values_IX.astype(np.float64)
-        out = np.zeros((len(self), *values_IX.shape[1:]))
-        np.add.at(out, self.of_image, values_IX)
-        return out
+        order = np.argsort(self.of_image, kind="stable")
+        first_G = np.searchsorted(self.of_image[order], np.arange(len(self)))
+        # `np.add.at` takes ten times as long. No group is empty, which `reduceat` could not tell.
+        return np.add.reduceat(values_IX[order].astype(np.float64), first_G, axis=0)
 
     def strength(self) -> Strength:
         """How much a certificate from these groups is worth; raises DataError below `LEAST`."""
