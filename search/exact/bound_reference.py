@@ -6,7 +6,7 @@ is the best one so far; for the front it is the middle of each band of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -29,10 +29,16 @@ BANDS, BANDS_ABOVE = 8, 2
 
 
 def bound_around(
-    goal: Goal, by_depth: ByDepth, steps: Thresholds, reference: Configuration, pool: Executor
+    goal: Goal,
+    by_depth: ByDepth,
+    steps: Thresholds,
+    reference: Configuration,
+    pool: Executor,
+    deepest: Sequence[int] | None = None,
 ) -> Bound:
     """The bound around what `reference` answers, for early exits with the thresholds of `steps`.
 
+    deepest: places by depth of those that may be the deepest early one; None for all.
     It asks for nothing yet: `need` and `slope` are 0.
     """
     answer = np.asarray([choice.exit for choice in reference])[goal.evaluate(reference).answer]
@@ -66,8 +72,8 @@ def bound_around(
         rounding=_rounding(goal, steps, float(np.abs(score_IE).sum(axis=0).max())),
     )
     # Threads write to parts of their own. `list` waits, and raises what any of them raised.
-    early = range(goal.tables.exits)
-    list(pool.map(lambda exit_: fill_free_norms(slots, bound, exits, exit_), early))
+    places = range(goal.tables.exits) if deepest is None else deepest
+    list(pool.map(lambda exit_: fill_free_norms(slots, bound, exits, exit_), places))
     return bound
 
 
@@ -167,10 +173,11 @@ def bands(
 
 
 def _way(cost_H: NDArray[np.int64], miou_H: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How far along the front each hurdle is, by cost and mIoU in equal parts.
+    """How far along the front each hurdle is, by cost and twice by mIoU.
 
     By mIoU alone the accurate end, where much cost buys little, would be one band, whose reference
-    is far from most of it.
+    is far from most of it. In equal parts the bands of the cheap end, where the bound is loosest,
+    are too wide.
     """
     parts = [(values - values[0]) / max(1, values[-1] - values[0]) for values in (cost_H, miou_H)]
-    return parts[0] + parts[1]
+    return parts[0] + 2 * parts[1]

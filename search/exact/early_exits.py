@@ -8,13 +8,14 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mess.search.exact.bound_reference import along, bands, bound_around, reaching
 from mess.search.exact.kernel_inputs import ByDepth, pack_aim
 from mess.search.exact.resolution import EXACT, Resolution, hurdles
 from mess.search.exact.shared_threshold import one_threshold_space, with_one_threshold
 from mess.search.exact.workers import ROUND, Workers, run_rounds
-from mess.search.kernels.arrays import MEAN, Aim, Bound, Prices
+from mess.search.kernels.arrays import MEAN, NOBODY, Aim, Bound, Prices
 from mess.search.kernels.bound import rows_that_matter
 from mess.search.kernels.evaluate import evaluate_rows
 from mess.search.kernels.one_early import scan_one_early
@@ -131,12 +132,37 @@ class EarlyExitSearch:
     def run_front(
         self, found: Findings, done: Callable[[float], None], resolution: Resolution = EXACT
     ) -> None:
-        """Several early exits, for the front over all of them, whatever the limits."""
+        """Several early exits, for the front over all of them, whatever the limits.
+
+        First with early exits alone that the front has by now, which are few: what they find rules
+        out most of the rest before it is evaluated.
+        """
+        likely_E = np.zeros(self._goal.tables.exits, dtype=np.bool_)
+        for point in found.front.points:
+            likely_E[[choice.exit for choice in point.payload[:-1]]] = True
+        self._pass_front(found, _unheard, resolution, likely_E[self._by_depth.order_E])
+        self._pass_front(found, done, resolution, np.ones_like(likely_E))
+
+    def _pass_front(
+        self,
+        found: Findings,
+        done: Callable[[float], None],
+        resolution: Resolution,
+        early_E: NDArray[np.bool_],
+    ) -> None:
+        """One look at every band, with early exits that `early_E` allows; by rising point."""
+        tasks = [
+            task._replace(number_EK=task.number_EK * early_E[:, None])
+            for task in self._space.tasks
+            if early_E[task.seconds].any() and (task.first == NOBODY or early_E[task.first])
+        ]
+        if not tasks:
+            return
         metric, aim = self._goal.metrics.index(self._goal.front_metric), pack_aim(self._goal, True)
         kind_M = self._space.prices.kind_M
         pieces = list(bands(found.front.points, int(kind_M[metric]), resolution))
         for position, band in enumerate(pieces):
-            around = self._bound(band.reference)
+            around = self._bound(band.reference, np.flatnonzero(early_E).tolist())
             bound = along(around, band, self._goal, self._space.deepest_steps)
             # The front is that of all configurations: the goal's own limits do not count.
             limit_M = np.full(len(kind_M), NOTHING)
@@ -153,13 +179,13 @@ class EarlyExitSearch:
                 return self._search(task, bound, limit_M, aim, best, front, clear)
 
             # `run_best` has counted these configurations.
-            self._rounds(found, self._space.tasks, scan, None)
+            self._rounds(found, tasks, scan, None)
             done((position + 1) / len(pieces))
 
-    def _bound(self, reference: Configuration) -> Bound:
+    def _bound(self, reference: Configuration, deepest: Sequence[int] | None = None) -> Bound:
         with self._workers.pool() as pool:
             steps = self._space.deepest_steps
-            return bound_around(self._goal, self._by_depth, steps, reference, pool)
+            return bound_around(self._goal, self._by_depth, steps, reference, pool, deepest)
 
     def _search(
         self,
@@ -225,3 +251,7 @@ class EarlyExitSearch:
             self._workers,
             (lambda finished: done(finished / len(tasks))) if done else None,
         )
+
+
+def _unheard(_share: float) -> None:
+    pass

@@ -41,7 +41,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mess.search.kernels.coarse import lanes_that_may
 from mess.search.kernels.costs import lanes_behind, limit_columns, own_path, paths, total
+from mess.search.kernels.needed import lane_costs, lanes_by_point, mark, need_columns
 from mess.search.kernels.rows import (
     Deepest,
     Rows,
@@ -131,7 +133,7 @@ def rows_that_matter(slots, bound, prices, exits, first, signal, seconds, front)
             if early.rows1 * early.rows2 == 0:
                 continue
             # Rows do not depend on the deepest exit: made once for all that may follow.
-            rows = _rows(slots, bound, exits, early)
+            rows = rows_of(slots, bound, exits, early)
             for third in range(rows.deeper, len(exits.point_E)):
                 first_last = exits.after_E[third]
                 lanes = len(exits.point_E) - first_last
@@ -141,29 +143,34 @@ def rows_that_matter(slots, bound, prices, exits, first, signal, seconds, front)
                         continue
                     bin_I = exits.bins_EKI[third, signal3]
                     deepest = Deepest(third, signal3, bin_I, columns, first_last)
-                    reach_RGL, some = _scan(bound, prices, exits, rows, deepest)
-                    ruled_out += len(reach_RGL) * lanes * columns
+                    ruled_out += len(rows.score_R) * lanes * columns
+                    last_L, some_R = lanes_that_may(bound, prices, exits, rows, deepest)
+                    if len(last_L) == 0:
+                        continue
+                    reach_RGL, some = scan(bound, prices, exits, rows, deepest, last_L, some_R)
                     if some:
                         kept_Q, size, kept = _keep(
-                            kept_Q, size, bound, prices, rows, deepest, reach_RGL, front
+                            kept_Q, size, bound, prices, rows, deepest, last_L, reach_RGL, front
                         )
                         ruled_out -= kept
     return kept_Q[:size], ruled_out
 
 
 @njit(cache=True, nogil=True)
-def _rows(slots, bound, exits, early):
+def rows_of(slots, bound, exits, early):
+    """`Rows` of these early exits."""
     deeper = exits.after_E[early.second]
     order_I, start_R = sort_by_row(early)
     score_R, left_R2 = early_scores(bound, early)
     fixed_4RL = fixed_norms(slots, bound, early, deeper)
     points = bound.most_free_EK24GN.shape[5]
     most_4RN = largest_by_point(fixed_4RL, exits.point_E[deeper:], points)
-    return Rows(early, deeper, order_I, start_R, score_R, left_R2, fixed_4RL, most_4RN)
+    score_QL = bound.score_IE[order_I, deeper:]
+    return Rows(early, deeper, order_I, start_R, score_R, left_R2, score_QL, fixed_4RL, most_4RN)
 
 
 @njit(cache=True, nogil=True)
-def _keep(kept_Q, size, bound, prices, rows, deepest, reach_RGL, front):
+def _keep(kept_Q, size, bound, prices, rows, deepest, last_L, reach_RGL, front):
     """Append the groups that reach what is needed, those before the front only; arrays grow.
 
     Returns the array, its size, and how many configurations were appended.
@@ -173,7 +180,7 @@ def _keep(kept_Q, size, bound, prices, rows, deepest, reach_RGL, front):
     path_M3, delay_M = paths(prices, exit_3, (early.signal1, early.signal2, deepest.signal))
     for row, group, lane in np.argwhere(reach_RGL):
         start, stop = group * width, min((group + 1) * width, deepest.columns)
-        last = deepest.first_last + lane
+        last = last_L[lane]
         if len(front[0]):
             path_last = delay_M[m] + own_path(prices, m, last)
             price = (prices.kind_M[m], path_M3[m], path_last)
@@ -193,18 +200,23 @@ def _keep(kept_Q, size, bound, prices, rows, deepest, reach_RGL, front):
 
 
 @njit(cache=True, nogil=True)
-def _scan(bound, prices, exits, rows, deepest):
-    """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any."""
+def scan(bound, prices, exits, rows, deepest, last_L, some_R):
+    """Where affordable configurations may reach what is needed, (R, GROUPS, L), and if any.
+
+    Only before the exits `last_L`, and on the rows of which that is not ruled out yet.
+    """
     images, rows2 = len(bound.score_IE), rows.early.rows2
     exit_3 = (rows.early.first, rows.early.second, deepest.exit)
     signal_3 = (rows.early.signal1, rows.early.signal2, deepest.signal)
-    lanes = lanes_behind(prices, exit_3, signal_3, deepest.first_last, images)
-    norms, sums = norms_of(bound, exits, rows, deepest), _no_sums(bound, prices, rows, deepest)
+    lanes = lanes_behind(prices, exit_3, signal_3, last_L, images)
+    norms = norms_of(bound, exits, rows, deepest)
+    sums = _no_sums(bound, prices, rows, deepest, last_L)
     base_R = rows.score_R + rest_scores(bound, rows, deepest.exit)
     reach_RGL = np.zeros((len(base_R), *sums.top_GL.shape), dtype=np.bool_)
-    # One factor in double precision would turn the sums of `_mark` into double precision.
+    # One factor in double precision would turn the sums of `mark` into double precision.
     some, share, rounding = False, np.float32(bound.share), np.float32(bound.rounding)
     # Fields are read before the loop: to read one counts references to its array.
+    start_P = lanes_by_point(last_L, exits.point_E)
     order_I, start_R, left_R2, bin_I = rows.order_I, rows.start_R, rows.left_R2, deepest.bin_I
     new_TL, entered_T, step_IL, run_L = sums.new_TL, sums.entered_T, sums.step_IL, sums.run_L
     sum_RTL, stay_RT, top_GL = sums.sum_RTL, sums.stay_RT, sums.top_GL
@@ -220,33 +232,35 @@ def _scan(bound, prices, exits, rows, deepest):
         stay_T, sum_TL = stay_RT[r2], sum_RTL[r2]
         # Also on rows that are left at once below: who stays is counted on, and later rows read it.
         _enter(order_I[start_R[row] : start_R[row + 1]], bin_I, step_IL, new_TL, entered_T, stay_T)
+        # Sums over rows of the first exit are kept up on all of them.
+        if not some_R[row] and rows.early.rows1 == 1:
+            continue
         stop = limit_columns(lanes, left_2, images, stay_T, limit_2T)
         if stop == 0:
             continue
         # What a row has in common is summed in double precision and taken off before single begins.
         need = bound.need - base_R[row]
-        _need_columns(need, bound.slope, path_3, delay, left_2, images, stay_T, need_T)
+        need_columns(need, bound.slope, path_3, delay, left_2, images, stay_T, need_T)
         groups = _scan_columns(new_TL, sum_TL, run_L, own_2L, limit_2T, need_T, stop, top_GL)
-        some |= _mark(norms, share, rounding, row, groups, top_GL, reach_RGL)
+        if some_R[row]:
+            some |= mark(
+                norms, last_L, start_P, share, rounding, row, groups, top_GL, reach_RGL[row]
+            )
     return reach_RGL, some
 
 
 @njit(cache=True, nogil=True)
-def _no_sums(bound, prices, rows, deepest):
+def _no_sums(bound, prices, rows, deepest, last_L):
     """`Sums` at the start. A slope is a price of a step: that of the last exit's own path."""
-    score_IE, bin_I, first_last = bound.score_IE, deepest.bin_I, deepest.first_last
-    images, exits = score_IE.shape
-    lanes, columns, rows2 = exits - first_last, deepest.columns, rows.early.rows2
-    cost_L = np.empty(lanes, dtype=np.float32)
-    for lane in range(lanes):
-        cost_L[lane] = bound.slope * own_path(prices, bound.front, first_last + lane)
+    score_IE, bin_I, cost_L = bound.score_IE, deepest.bin_I, lane_costs(bound, prices, last_L)
+    images, lanes, columns, rows2 = len(score_IE), len(last_L), deepest.columns, rows.early.rows2
     step_IL = np.empty((images, lanes), dtype=np.float32)
     for i in rows.order_I:
         # Who leaves at every column is never added up, so what is not filled in is never read.
         if bin_I[i] < columns:
             base = score_IE[i, deepest.exit]
             for lane in range(lanes):
-                step_IL[i, lane] = score_IE[i, first_last + lane] - base - cost_L[lane]
+                step_IL[i, lane] = score_IE[i, last_L[lane]] - base - cost_L[lane]
     return Sums(
         step_IL,
         np.zeros((columns, lanes), dtype=np.float32),
@@ -274,21 +288,6 @@ def _enter(new_I, bin_I, step_IL, new_TL, entered_T, stay_T):
     for t in range(columns):
         stay += entered_T[t]
         stay_T[t] += stay
-
-
-@njit(cache=True, nogil=True)
-def _need_columns(need, slope, path_3, delay, left_2, images, stay_T, need_T):
-    """Fill, by column, the score that is needed.
-
-    With a slope that is more by the price of all that is paid, but for the last exit's own path.
-    """
-    need_T[:] = np.float32(need)
-    if slope != 0.0:
-        reach3 = images - left_2[0] - left_2[1]
-        fixed = left_2[0] * path_3[0] + left_2[1] * path_3[1] + reach3 * path_3[2]
-        for t in range(len(stay_T)):
-            cost = fixed + stay_T[t] * (delay - path_3[2])
-            need_T[t] = np.float32(need + slope * cost)
 
 
 @njit(cache=True, nogil=True)
@@ -334,40 +333,6 @@ def _advance_sum(new_TL, t, run_L, sum_TL, own_2L, limit_2, need, top_L):
         fits = (own_2L[0, lane] <= limit0) & (own_2L[1, lane] <= limit1)
         value = value - need if fits else np.float32(-np.inf)
         top_L[lane] = max(top_L[lane], value)
-
-
-# Without "ninf": columns that are not affordable are minus infinity.
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _mark(norms, share, rounding, row, groups, top_GL, reach_RGL):
-    """Mark the lanes that reach what is needed with the most that the second order can add.
-
-    Mostly what it can add at any last exit of a point is not enough for the best of them. Returns
-    whether any lane is marked.
-    """
-    first_last, deeper = norms.first_last, norms.deeper
-    fixed_4RL, most_fixed_4RN, free_24GE, most_free_24GN, point_E, after_E = norms[:6]
-    at_deepest_4 = fixed_part(fixed_4RL, row, norms.exit - deeper)
-    some = False
-    for group in range(groups):
-        last = first_last
-        while last < len(point_E):
-            start, last, point = last, after_E[last], point_E[last]
-            best = np.float32(-np.inf)
-            for lane in range(start - first_last, last - first_last):
-                best = max(best, top_GL[group, lane])
-            free_24 = free_parts(most_free_24GN, group, point)
-            # It rises with every norm, so the largest ones of a point give no less than any of its
-            # exits.
-            slack = second_order(at_deepest_4, fixed_part(most_fixed_4RN, row, point), free_24)
-            if best + slack * share + rounding < 0:
-                continue
-            for exit_ in range(start, last):
-                lane, fixed_4 = exit_ - first_last, fixed_part(fixed_4RL, row, exit_ - deeper)
-                slack = second_order(at_deepest_4, fixed_4, free_parts(free_24GE, group, exit_))
-                reaches = top_GL[group, lane] + slack * share + rounding >= 0
-                reach_RGL[row, group, lane] = reaches
-                some |= reaches
-    return some
 
 
 @njit(cache=True, nogil=True)

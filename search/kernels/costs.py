@@ -94,10 +94,10 @@ class Lanes(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def lanes_behind(prices, exit_3, signal_3, first_last, images):
-    """`Lanes` of the exits from `first_last` on."""
+def lanes_behind(prices, exit_3, signal_3, last_L, images):
+    """`Lanes` of the exits `last_L`."""
     path_M3, delay_M = paths(prices, exit_3, signal_3)
-    lanes = prices.exit_ME.shape[1] - first_last
+    lanes = len(last_L)
     own_2L = np.full((2, lanes), -np.inf, dtype=np.float32)
     slot_M = _slots(prices)
     rising = True
@@ -105,7 +105,7 @@ def lanes_behind(prices, exit_3, signal_3, first_last, images):
         rising &= path_M3[m, 0] <= path_M3[m, 1] or exit_3[0] == NOBODY
         rising &= path_M3[m, 1] <= path_M3[m, 2] or exit_3[1] == NOBODY
         for lane in range(lanes):
-            own = own_path(prices, m, first_last + lane)
+            own = own_path(prices, m, last_L[lane])
             path = delay_M[m] + own
             rising &= path_M3[m, 2] <= path
             if slot_M[m] >= 0:

@@ -169,10 +169,15 @@ def _stay(slots, lanes, early, first_last, images_I):
 def _add(start_I, class_S, count_SE, early, first_last, images_I, sum_CL):
     for i in images_I:
         for s in range(start_I[i], start_I[i + 1]):
-            c, instead_of = class_S[s], count_SE[s, early]
-            for lane in range(sum_CL.shape[1]):
+            # An array from its start: lanes behind an offset would be looked at one by one.
+            sum_L, count_L, instead_of = (
+                sum_CL[class_S[s]],
+                count_SE[s, first_last:],
+                count_SE[s, early],
+            )
+            for lane in range(len(sum_L)):
                 # Whole numbers below 2^24 each, so that their difference is exact, too.
-                sum_CL[c, lane] += count_SE[s, first_last + lane] - instead_of
+                sum_L[lane] += count_L[lane] - instead_of
 
 
 # Without Python's check for division by 0, which cannot be: labelled classes have pixels.

@@ -43,6 +43,8 @@ class Rows(NamedTuple):
     order_I, start_R: the images that reach the deepest early exit on some row, by the first row on
         which they do, and where each row's begin.
     score_R: score of what the exits of the row answer; left_R2: how many images each answers.
+    score_QL: score of the exits behind the row's on the images of `order_I`, in that order: read
+        for every deepest exit, from start to end.
     fixed_4RL: norms of the part of the second order that a row fixes, see
         `mess.search.kernels.second_order`; most_fixed_4RN: the largest over the exits of a point.
     """
@@ -53,6 +55,7 @@ class Rows(NamedTuple):
     start_R: NDArray[np.int64]
     score_R: NDArray[np.float64]
     left_R2: NDArray[np.int64]
+    score_QL: NDArray[np.float32]
     fixed_4RL: NDArray[np.float32]
     most_fixed_4RN: NDArray[np.float32]
 
@@ -154,8 +157,10 @@ def passed_counts(slots, counts_SE, exits, bin1_I, rows1, bin2_I, rows2):
             # Classes without labels come last.
             if c >= slots.labelled:
                 break
+            # An array from its start: lanes behind an offset would be looked at one by one.
+            count_L = counts_SE[s, start:stop]
             for lane in range(stop - start):
-                out_RCL[row, c, lane] += counts_SE[s, start + lane]
+                out_RCL[row, c, lane] += count_L[lane]
     for row in range(rows1 * rows2):
         if row % rows2:
             _add_row(out_RCL, row, row - 1)

@@ -41,8 +41,12 @@ from mess.search.kernels.rows import passed_counts
 GROUPS = 8
 """Most groups of the deepest early exit's thresholds; the second order is bounded in each."""
 
-LANES = 32
-"""Last exits that are looked at together: what is summed for them stays near the processor."""
+LANES, FREE_LANES = 32, 8
+"""Last exits that are looked at together, for fixed and for free parts.
+
+What is summed for them stays near the processor: of free parts, summed by group as well, four times
+as many took twice as long.
+"""
 
 SAFE = np.float32(1.001)
 """Covers what norms and their products lose to single precision; sums are in double."""
@@ -217,8 +221,8 @@ def fill_free_norms(slots, bound, exits, deepest):
         if columns == 0:
             continue
         free_24GE = bound.free_EK24GE[deepest, signal]
-        for start in range(first, exit_count, LANES):
-            lasts = (start, min(start + LANES, exit_count))
+        for start in range(first, exit_count, FREE_LANES):
+            lasts = (start, min(start + FREE_LANES, exit_count))
             bin_I = exits.bins_EKI[deepest, signal]
             sums_G4CL = _sum_changes(slots, bound, bin_I, columns, deepest, lasts)
             _norms(sums_G4CL, bound.above_C, bound.below_C, lasts, free_24GE)
@@ -255,9 +259,11 @@ def _sum_changes(slots, bound, bin_I, columns, deepest, lasts):
                 break
             gain, loss, above, below = _weights(bound, c)
             early_hits, early_extra = hits_SE[s, deepest], extra_SE[s, deepest]
+            # Arrays from their starts: lanes behind an offset would be looked at one by one.
+            hits_L, extra_L = hits_SE[s, start:stop], extra_SE[s, start:stop]
             for lane in range(stop - start):
-                y = np.float64(early_extra - extra_SE[s, start + lane])
-                z = gain * (early_hits - hits_SE[s, start + lane]) - loss * y
+                y = np.float64(early_extra - extra_L[lane])
+                z = gain * (early_hits - hits_L[lane]) - loss * y
                 sums_G4CL[piece, 0, c, lane] -= min(z, 0.0)
                 sums_G4CL[piece, 1, c, lane] += above * max(y, 0.0)
                 sums_G4CL[piece, 2, c, lane] += max(z, 0.0)

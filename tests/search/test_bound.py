@@ -10,11 +10,13 @@ import pytest
 from mess.search.exact.bound_reference import bound_around, reaching
 from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.kernels.arrays import NOBODY
-from mess.search.kernels.bound import rows_that_matter
+from mess.search.kernels.bound import rows_of, rows_that_matter, scan
+from mess.search.kernels.coarse import lanes_that_may
+from mess.search.kernels.rows import Deepest, early_exits
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.definition import Choice, Configuration
 from mess.search.problem.findings import NOTHING
-from mess.search.problem.goal import Goal, miou_steps
+from mess.search.problem.goal import MIOU_STEPS, Goal, miou_steps
 from mess.search.problem.request import Request
 from mess.search.problem.thresholds import thresholds_of
 from tests.search.test_realistic import network
@@ -85,6 +87,50 @@ def ruled_out_beside_kept(seed: int, classes: int) -> int:
         assert ((rows[mine, 8] <= t) & (t < rows[mine, 9])).any()
         ruled_out += pruned
     return ruled_out
+
+
+def test_a_first_look_rules_out_nothing_that_a_close_one_would_keep() -> None:
+    """Rows and lanes of which some column reaches what is needed, with limits and slopes."""
+    reached = ruled_out = 0
+    for seed in range(6):
+        tables, costs = network(seed)
+        goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs"))
+        by_depth, rng = ByDepth.of(tables), np.random.default_rng(seeded(seed))
+        exits = by_depth.exits(steps := thresholds_of(tables, 10))
+        sorted_prices = by_depth.sorted_prices(pack_prices(goal))
+        with ThreadPoolExecutor(1) as pool:
+            around = bound_around(goal, by_depth, steps, (Choice(int(seed)),), pool)
+        for _ in range(40):
+            points = np.sort(rng.choice(np.arange(1, 4), 3, replace=False))
+            first, second, third = (
+                int(rng.choice(np.flatnonzero(exits.point_E == p - 1))) for p in points
+            )
+            s1, s2, s3 = rng.integers(len(tables.signal_names), size=3).tolist()
+            limit = int(goal.baseline.totals["macs"] * rng.uniform(0.3, 1.2))
+            prices = sorted_prices._replace(limit_M=np.full_like(sorted_prices.limit_M, limit))
+            bound = reaching(around, int(goal.baseline.miou * MIOU_STEPS * rng.uniform(0.8, 1.02)))
+            bound = bound._replace(
+                slope=float(rng.choice([0.0, 0.3])) / goal.baseline.totals["macs"]
+            )
+            early = early_exits(exits, first if rng.random() < 0.5 else NOBODY, s1, second, s2)
+            rows = rows_of(by_depth.slots, bound, exits, early)
+            deepest = Deepest(
+                third, s3, exits.bins_EKI[third, s3], int(exits.number_EK[third, s3]),
+                int(exits.after_E[third]),
+            )  # fmt: skip
+            every_L = np.arange(deepest.first_last, tables.exits)
+            every_R = np.ones(len(rows.score_R), dtype=np.bool_)
+            close, _ = scan(bound, prices, exits, rows, deepest, every_L, every_R)
+            last_L, some_R = lanes_that_may(bound, prices, exits, rows, deepest)
+            assert {*every_L[close.any(axis=(0, 1))]} <= {*last_L}
+            assert not (close.any(axis=(1, 2)) & ~some_R).any()
+            reached += close.any(axis=(0, 1)).sum()
+            ruled_out += len(every_L) - len(last_L)
+            if len(last_L):
+                found, _ = scan(bound, prices, exits, rows, deepest, last_L, some_R)
+                assert (found == close[:, :, last_L - deepest.first_last]).all()
+    assert reached
+    assert ruled_out
 
 
 def test_what_is_stored_too_dear_is_ruled_out_where_nothing_else_is_limited() -> None:
