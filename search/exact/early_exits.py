@@ -134,14 +134,26 @@ class EarlyExitSearch:
     ) -> None:
         """Several early exits, for the front over all of them, whatever the limits.
 
-        First with early exits alone that the front has by now, which are few: what they find rules
-        out most of the rest before it is evaluated.
+        First with likely exits alone: what they find rules out most of the rest before it is
+        evaluated.
         """
+        self._pass_front(found, _unheard, resolution, self._likely(found))
+        self._pass_front(found, done, resolution, np.ones(self._goal.tables.exits, dtype=np.bool_))
+
+    def _likely(self, found: Findings) -> NDArray[np.bool_]:
+        """The early exits that the front has by now, which are few; by rising point."""
         likely_E = np.zeros(self._goal.tables.exits, dtype=np.bool_)
         for point in found.front.points:
             likely_E[[choice.exit for choice in point.payload[:-1]]] = True
-        self._pass_front(found, _unheard, resolution, likely_E[self._by_depth.order_E])
-        self._pass_front(found, done, resolution, np.ones_like(likely_E))
+        return likely_E[self._by_depth.order_E]
+
+    def _tasks(self, early_E: NDArray[np.bool_]) -> list[Task]:
+        """All that have early exits of these alone."""
+        return [
+            task._replace(number_EK=task.number_EK * early_E[:, None])
+            for task in self._space.tasks
+            if early_E[task.seconds].any() and (task.first == NOBODY or early_E[task.first])
+        ]
 
     def _pass_front(
         self,
@@ -150,12 +162,8 @@ class EarlyExitSearch:
         resolution: Resolution,
         early_E: NDArray[np.bool_],
     ) -> None:
-        """One look at every band, with early exits that `early_E` allows; by rising point."""
-        tasks = [
-            task._replace(number_EK=task.number_EK * early_E[:, None])
-            for task in self._space.tasks
-            if early_E[task.seconds].any() and (task.first == NOBODY or early_E[task.first])
-        ]
+        """One look at every band, with early exits that `early_E` allows."""
+        tasks = self._tasks(early_E)
         if not tasks:
             return
         metric, aim = self._goal.metrics.index(self._goal.front_metric), pack_aim(self._goal, True)
