@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
-from mess.cache.parquet import read_rows
-from mess.cache.schema import FRONT
 from mess.commands.search import search_and_measure
 from mess.commands.search_options import SearchOptions
 from mess.common.files import write_json
@@ -113,7 +111,7 @@ def compare_policies(
         return json.loads(team.gather(b"")[0])
     comparison = _comparison(options, results[0], answers, rows, scores)
     comparison["intervals"] = _against_best(place, cache, comparison["best"], answers, measured)
-    told = _write(place, comparison, answers)
+    told = _write(place, comparison, answers, results)
     if team:
         team.gather(json.dumps(told).encode())
     return told
@@ -210,18 +208,17 @@ def _against_best(
 
 
 def _write(
-    place: Run, comparison: Mapping[str, Any], answers: Sequence[PolicyAnswer]
+    place: Run,
+    comparison: Mapping[str, Any],
+    answers: Sequence[PolicyAnswer],
+    results: Sequence[FoundResult],
 ) -> dict[str, Any]:
-    """Write the comparison's folder."""
+    """Write the comparison's folder; `results` are those of the searches that found the answers."""
     folder = new_folder(place.path / "comparisons", f"policies-{comparison['target']}")
     write_json(folder / "comparison.json", comparison)
     lines = [
-        PolicyLine(
-            name=policy_name(row),
-            points=_front(place, row["search"]),
-            row=row,
-        )
-        for row in answers
+        PolicyLine(name=policy_name(row), points=place.front(result["id"], result), row=row)
+        for row, result in zip(answers, results, strict=True)
     ]
     write_comparison(folder / "comparison.html", comparison, lines)
     return {"id": folder.name, "path": str(folder), **comparison}
@@ -237,11 +234,6 @@ def _merit(row: PolicyAnswer, target: str) -> tuple[bool, float, float]:
         return broken, -miou, predicted["macs"]
     cost = predicted["latency_ms" if target == "latency" else target]
     return broken, cost, -predicted["miou"]
-
-
-def _front(place: Run, search_id: str) -> list[dict[str, Any]]:
-    path = place.search(search_id) / "front.parquet"
-    return read_rows(path, FRONT) if path.exists() else []
 
 
 def _known(score: float) -> float:
