@@ -67,7 +67,7 @@ def certify_bundles(
         baselines.append(load_baseline(place, bundle, options.threads))
     limits = options.limits or _searched_limits(place, bundles[0])
     source = Source(options.split, options.root and options.root.resolve())
-    data = source.open(place)
+    data = source.open(place, "--data")
     require_trained_classes(place, data)
     images = data.image_fingerprints()
     groups = joined(groups_of(place.config.data.groups, data.ids), list(images.values()))

@@ -10,16 +10,17 @@ from mess.errors import DataError, MessError
 from mess.runs.run import Run
 
 
-def at_root(config: Config, root: Path | None) -> Config:
+def at_root(config: Config, root: Path | None, option: str = "--root") -> Config:
     """The configuration with the data set at `root`, where one is given.
 
-    Raises MessError for data that is read from nowhere.
+    option: what names the root on the command line. Raises MessError for data that is read from
+    nowhere.
     """
     if root is None:
         return config
     if config.data.kind in DATASETS and not DATASETS[config.data.kind].reads_root:
         raise MessError(
-            f"data.kind = {config.data.kind!r} reads no files, so --root {root} means nothing."
+            f"data.kind = {config.data.kind!r} reads no files, so {option} {root} means nothing."
         )
     data = config.data.model_copy(update={"root": root.resolve()})
     return config.model_copy(update={"data": data})

@@ -70,12 +70,15 @@ class Source(NamedTuple):
             "split": self.split,
         }
 
-    def open(self, place: Run) -> SegmentationData:
-        """The images; raises MessError where they cannot be found."""
+    def open(self, place: Run, root_option: str = "--root") -> SegmentationData:
+        """The images; raises MessError where they cannot be found.
+
+        root_option: what names the root on the command line.
+        """
         if self.split is None:
             assert self.root is not None
             return open_unlabelled(self.root, place.class_table, place.config.data.size)
-        config = at_root(place.config, self.root)
+        config = at_root(place.config, self.root, root_option)
         return open_split(config.data, self.split, config.seed)
 
     def __str__(self) -> str:

@@ -419,7 +419,7 @@ def test_another_version_of_the_pipeline_is_refused(
 
 def test_drawn_images_have_no_root(run: Run, tmp_path: Path) -> None:
     change_config(run, "data.kind=shapes")
-    with pytest.raises(MessError, match="'shapes' reads no files"):
+    with pytest.raises(MessError, match="'shapes' reads no files, so --root .* means nothing"):
         workflow.memoise(run.path, root=tmp_path, name="night")
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from mess import load_bundle, workflow
 from mess.cli.app import main
+from mess.common.files import write_text
 from mess.common.progress import Silent
+from mess.config import load_config
 from mess.errors import ConfigError, DataError, MessError
 from mess.runs.run import Run
 from mess.search.guarantees.claims import counts_of
@@ -80,6 +82,17 @@ def test_limits_are_those_of_the_search(searched: Callable[..., Path]) -> None:
     bundle = searched(**SEARCH)
     (told,) = workflow.certify([bundle])["tested"]
     assert told["limits"] == [{"max_error": 0.3, "checkpoint": None}]
+
+
+def test_drawn_images_have_no_folder(
+    run: Run, searched: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What is refused is called as this command calls it."""
+    bundle = searched(**SEARCH)
+    drawn = load_config(run.config_file, ["data.kind=shapes"])
+    write_text(run.config_file, drawn.to_toml())
+    with pytest.raises(MessError, match=f"so --data {tmp_path} means nothing"):
+        workflow.certify([bundle], root=tmp_path)
 
 
 def test_what_fails_ends_the_order(
