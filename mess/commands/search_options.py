@@ -41,6 +41,11 @@ class SearchOptions:
         its study, also in several processes at once; "tpe" (the default) or "nsga2".
     policy: the signals that decide, such as "share" (the default), "ne" or "vi"; "any" is all of
         the exits' own together, and "all" is one search with each policy.
+    confidence: with which the limits on accuracy are to hold on images like these, between 0.5 and
+        1; without one they hold on the searched images alone.
+    certify: with a confidence alone: "cross" (the default) leaves each searched image out of the
+        search that it judges; else the name of a cache, of images that no search saw.
+    expect: without a confidence alone: tell what images like these are expected to lose.
 
     Raises MessError for what cannot be read, does not go together or lacks what the target needs.
     """
