@@ -189,6 +189,9 @@ def _seal(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
     The figures of the rows need no seal: they follow from the configurations.
     """
+    # It guards the next search, which reads a front for what it depends on, whatever result lies
+    # beside it. `front_sha256` in result.json guards what shows a search: that these bytes, its
+    # figures too, are the front of that very result (`Run.front`).
     content = [dict(facts), [row["configuration"] for row in rows]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
