@@ -39,13 +39,14 @@ import numpy as np
 from numpy.typing import NDArray
 from random_caches import CacheSize, random_cache
 from results import Results, Row, machine_facts
-from scipy.special import betaincinv
 
 from mess.search.exact.cover import collect, cover
 from mess.search.exact.resolution import EXACT
 from mess.search.exact.workers import Workers
 from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
+from mess.search.guarantees.confidence import EXPECTED
 from mess.search.guarantees.groups import LEAST, Groups
+from mess.search.guarantees.intervals import clopper_pearson
 from mess.search.guarantees.lost_pixels import SPLIT, certify_lost, halves, lost_shares
 from mess.search.guarantees.picking import picks, whole_network
 from mess.search.problem.costs import MACS, to_ticks
@@ -131,7 +132,7 @@ def measure(case: Case, draws: int, workers: int) -> Row:
         broken = int(over.sum())
         ways[way] = {
             "broken": broken / draws,
-            "interval": interval(broken, draws),
+            "interval": clopper_pearson(broken, draws, EXPECTED),
             "error": float(errors.mean()),
             "lost": float(lost.mean()),
             "saving": float((whole.goal.baseline.costs[MACS] - costs).mean() / saving),
@@ -264,13 +265,6 @@ class Population:
 def population(case: Case) -> Population:
     """The last one is kept."""
     return Population(case)
-
-
-def interval(broken: int, draws: int) -> tuple[float, float]:
-    """Clopper and Pearson's of a share, at 95%."""
-    low = betaincinv(broken, draws - broken + 1, 0.025) if broken else 0.0
-    high = betaincinv(broken + 1, draws - broken, 0.975) if broken < draws else 1.0
-    return float(low), float(high)
 
 
 def line(row: Row) -> str:

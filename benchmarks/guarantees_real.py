@@ -29,7 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from guarantees import CONFIDENCE, ONE, interval
+from guarantees import CONFIDENCE, ONE
 from numpy.typing import NDArray
 from results import Results, Row, machine_facts
 
@@ -39,7 +39,9 @@ from mess.runs.part_costs import load_costs
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
 from mess.search.guarantees.certify import certify_cross
+from mess.search.guarantees.confidence import EXPECTED
 from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.intervals import clopper_pearson
 from mess.search.guarantees.picking import picks
 from mess.search.problem.costs import MACS, Cost, to_ticks
 from mess.search.problem.definition import Configuration
@@ -132,7 +134,7 @@ def measure(pool: Pool, request: Request, images: int, draws: int, workers: int)
         broken = int((errors > request.max_error + 1e-12).sum())
         figures[way] = {
             "broken": broken / draws,
-            "interval": interval(broken, draws),
+            "interval": clopper_pearson(broken, draws, EXPECTED),
             "realised": float(errors.mean()),
             "worst": float(errors.max()),
             "saving": float(np.mean([each[way]["saving"] for each in found])),

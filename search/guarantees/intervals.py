@@ -85,7 +85,7 @@ def share_interval(is_in_I: NDArray[np.bool_], groups: Groups, confidence: float
     found = mean_estimate(is_in_I, groups)
     share = found.value
     if share in (0.0, 1.0):
-        return Interval(share, *_clopper_pearson(share, len(groups), confidence))
+        return Interval(share, *clopper_pearson(share * len(groups), len(groups), confidence))
     each_side = (1 + confidence) / 2
     count = float(groups.images)
     if found.standard_error > 0:
@@ -93,13 +93,13 @@ def share_interval(is_in_I: NDArray[np.bool_], groups: Groups, confidence: float
         alike = share * (1 - share) / found.standard_error**2 * widened**2
         # Groups that balance each other out by chance do not tell more than single images.
         count = min(count, float(alike))
-    return Interval(share, *_clopper_pearson(share, count, confidence))
+    return Interval(share, *clopper_pearson(share * count, count, confidence))
 
 
-def _clopper_pearson(share: float, count: float, confidence: float) -> tuple[float, float]:
-    """Ends of the interval of a share of `count` trials, which need be no whole number."""
+def clopper_pearson(hits: float, count: float, confidence: float) -> tuple[float, float]:
+    """Ends of the interval of the share of hits in `count` trials; neither need be whole."""
     require_confidence(confidence)
-    tail, hits = (1 - confidence) / 2, share * count
+    tail = (1 - confidence) / 2
     low = betaincinv(hits, count - hits + 1, tail) if hits > 0 else 0.0
     high = betaincinv(hits + 1, count - hits, 1 - tail) if hits < count else 1.0
     return float(low), float(high)
@@ -172,7 +172,7 @@ class Accuracies:
         if value in (0.0, 1.0):
             # No draw shows anything else. That no group did bounds how many of all would.
             count = int(self.groups_C[class_])
-            return Interval(value, *_clopper_pearson(value, count, self.confidence))
+            return Interval(value, *clopper_pearson(value * count, count, self.confidence))
         drawn_D = self.drawn_DKC[:, configuration, class_]
         return _within(self._around(value, drawn_D, self.groups_C[class_]), 0.0, 1.0)
 
