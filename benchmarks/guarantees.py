@@ -47,7 +47,8 @@ from mess.search.guarantees.certify import Certificate, certify_cross, certify_f
 from mess.search.guarantees.confidence import EXPECTED
 from mess.search.guarantees.groups import LEAST, Groups
 from mess.search.guarantees.intervals import clopper_pearson
-from mess.search.guarantees.lost_pixels import SPLIT, certify_lost, halves, lost_shares
+from mess.search.guarantees.lost_pixels import certify_lost, halves, lost_shares
+from mess.search.guarantees.methods import SPLIT
 from mess.search.guarantees.picking import picks, whole_network
 from mess.search.problem.costs import MACS, to_ticks
 from mess.search.problem.definition import Configuration

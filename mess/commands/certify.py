@@ -32,10 +32,8 @@ from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.copies import joined
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
+from mess.search.guarantees.methods import RUN_FOR_REAL
 from mess.search.problem.costs import MACS
-
-RUN_FOR_REAL = "run"
-"""The method, as a certificate names it."""
 
 _AGAIN = "Remove it and certify again: the plan is the same, and counts once."
 

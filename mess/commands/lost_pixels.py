@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.commands.fresh_images import fresh_tables, has_searched_groups
-from mess.commands.search_options import CROSS, SearchOptions
+from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter
 from mess.errors import CacheError
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.groups import Groups
-from mess.search.guarantees.lost_pixels import SPLIT, certify_lost, halves
+from mess.search.guarantees.lost_pixels import certify_lost, halves
+from mess.search.guarantees.methods import CROSS, SPLIT
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.goal import Goal
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mess.commands.fresh_images import cache_groups, fresh_tables, has_searched_groups
 from mess.commands.lost_pixels import with_lost_pixels
-from mess.commands.search_options import CROSS, SearchOptions
+from mess.commands.search_options import SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.errors import MessError
@@ -20,6 +20,7 @@ from mess.search.exact.resolution import EXACT
 from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
 from mess.search.guarantees.confidence import EXPECTED
 from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.methods import CROSS
 from mess.search.guarantees.picking import resolution_of
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.goal import Goal, miou_steps

@@ -9,11 +9,11 @@ from mess.errors import MessError, nearest
 from mess.runs.policies import ALL
 from mess.runs.results import CALIBRATION
 from mess.search.guarantees.confidence import require_confidence, require_max_lost
+from mess.search.guarantees.methods import CROSS
 from mess.search.problem.request import ACCURACY, LATENCY, Request
 from mess.search.problem.settings import SETTINGS, InputDependent, find_setting
 from mess.signals.registry import PAIR_SIGNALS
 
-CROSS = "cross"
 EXHAUSTIVE, OPTUNA = "exhaustive", "optuna"
 ALGORITHMS = (EXHAUSTIVE, OPTUNA)
 

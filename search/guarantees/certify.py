@@ -16,6 +16,7 @@ from mess.search.guarantees.confidence import require_confidence
 from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.cross_fit import Outcome, cross_fit, narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
+from mess.search.guarantees.methods import CROSS, FRESH
 from mess.search.guarantees.picking import margins_of, picks, whole_network
 from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.costs import Ticks
@@ -25,15 +26,12 @@ from mess.search.problem.tables import Tables
 FOLDS = 5
 """Each search then has four fifths of the images."""
 
-CROSS, FRESH = "cross", "fresh"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
     """What is promised of images drawn like these, and why.
 
-    method: `cross` (each image was left out of the search whose pick it judged) or `fresh` (images
-        that no search saw).
+    method: one of `mess.search.guarantees.methods`.
     picked: the answer; margin: by how much it stays within the limits on the images it was
         searched on, None for the whole network, which needs no test.
     tested: what answers at this margin do on images that did not choose them.

@@ -34,7 +34,6 @@ from mess.search.guarantees.bounded_mean import (
     losses_needed,
 )
 from mess.search.guarantees.certify import (
-    FRESH,
     Certificate,
     few_offers,
     require_same_parts,
@@ -45,14 +44,12 @@ from mess.search.guarantees.claims import Claim, Picked, claims_of, counts_of, r
 from mess.search.guarantees.confidence import require_confidence, require_max_lost
 from mess.search.guarantees.cross_fit import Outcome, outcomes_on
 from mess.search.guarantees.groups import LEAST, Groups
+from mess.search.guarantees.methods import FRESH, SPLIT
 from mess.search.guarantees.picking import margins_of, picks, resolution_of, whole_network
 from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import ACCURACY
 from mess.search.problem.tables import Tables
-
-SPLIT = "split"
-"""Half of the images are searched, the other half certifies."""
 
 _LEVELS = 40
 """Shares of the limit that proposals lose at most on the searched images, besides nothing."""

@@ -13,16 +13,16 @@ from mess.search.exact.cover import collect
 from mess.search.exact.resolution import EXACT
 from mess.search.exact.workers import Workers
 from mess.search.guarantees.bounded_mean import betting_bound
-from mess.search.guarantees.certify import FRESH, certify_fresh
+from mess.search.guarantees.certify import certify_fresh
 from mess.search.guarantees.claims import Picked
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.lost_pixels import (
-    SPLIT,
     LostCertificate,
     certify_lost,
     halves,
     lost_shares,
 )
+from mess.search.guarantees.methods import FRESH, SPLIT
 from mess.search.guarantees.picking import margins_of, picks, whole_network
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.goal import Goal
