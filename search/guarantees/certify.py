@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.cross_fit import Outcome, cross_fit, narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.methods import CROSS, FRESH
-from mess.search.guarantees.picking import margins_of, picks, whole_network
+from mess.search.guarantees.picking import margins_of, picks, settle
 from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.costs import Ticks
 from mess.search.problem.goal import Goal
@@ -135,11 +136,8 @@ def certify_cross(
         seen = Goal.of(goal.tables.subset(images), goal.ticks, goal.request)
         return picks(seen, margins, workers)
 
-    def ran(picked: Picked, images: NDArray[np.intp]) -> Any:
-        return run(goal, picked, images)
-
     tested = cross_fit(
-        pick, ran, _final(goal), groups, claims,
+        pick, partial(run, goal), _final(goal), groups, claims,
         folds=folds, repeats=repeats, rng=rng, done=done,
     )  # fmt: skip
     chosen = picks(goal, margins, workers)
@@ -169,11 +167,7 @@ def certify_fresh(
     margins, claims = margins_of(goal.request), claims_of(goal)
     there = Goal.of(fresh, ticks, goal.request)
     chosen = picks(goal, margins, workers)
-
-    def ran(picked: Picked, images: NDArray[np.intp]) -> Any:
-        return run(there, picked, images)
-
-    tested = outcomes_on(chosen, ran, _final(there), groups, claims)
+    tested = outcomes_on(chosen, partial(run, there), _final(there), groups, claims)
     return _certificate(
         FRESH, goal, there, groups, confidence, claims, margins, chosen, tested, None,
         None,
@@ -206,27 +200,22 @@ def _certificate(
     folds: int | None,
     repeats: int | None,
 ) -> Certificate:
-    index, whole = narrowest(tested, claims, confidence), whole_network(goal)
-    # A wide margin may leave nothing but the whole network to pick.
-    if index is not None and chosen[index] != whole:
-        picked, margin, at = chosen[index], margins[index], tested[index]
-    elif goal.affordable(goal.evaluate(whole.configuration).totals):
-        picked, margin = whole, None
-        (at,) = outcomes_on(
-            [picked], lambda p, images: run(there, p, images), _final(there), groups, claims
-        )
-    else:
-        # Nothing is certified: what loses least of what is not too dear.
-        picked, margin, at = chosen[0], margins[0], tested[0]
+
+    def judge(picked: Picked) -> Outcome:
+        return outcomes_on([picked], partial(run, there), _final(there), groups, claims)[0]
+
+    passed = narrowest(tested, claims, confidence)
+    settled = settle(goal, margins, chosen, tested, passed, judge)
+    at = settled.judged
     return Certificate(
         method=method,
         confidence=confidence,
         claims=claims,
-        picked=picked,
-        margin=margin,
+        picked=settled.picked,
+        margin=settled.margin,
         tested=at,
         uncertified=tested[-1],
-        holds=at.holds(claims, confidence) and (margin is None or index is not None),
+        holds=settled.passed and at.holds(claims, confidence),
         images=groups.images,
         groups=len(groups),
         strength=strength_of(groups, at),

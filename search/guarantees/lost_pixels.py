@@ -45,7 +45,7 @@ from mess.search.guarantees.confidence import require_confidence, require_max_lo
 from mess.search.guarantees.cross_fit import Outcome, outcomes_on
 from mess.search.guarantees.groups import LEAST, Groups
 from mess.search.guarantees.methods import FRESH, SPLIT
-from mess.search.guarantees.picking import margins_of, picks, resolution_of, whole_network
+from mess.search.guarantees.picking import margins_of, picks, resolution_of, settle, whole_network
 from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import ACCURACY
@@ -161,24 +161,22 @@ def certify_lost(
     margins, chosen = _proposals(searched, limit, workers)
     tests = _tests(chosen, there, groups, claims, confidence, seed)
     passed = _last_passed(tests, claims, limit, confidence)
-    whole = whole_network(searched)
-    if passed is not None and chosen[passed] != whole:
-        margin, at = margins[passed], tests[passed]
-    elif searched.affordable(searched.evaluate(whole.configuration).totals):
-        margin, (at,) = None, _tests([whole], there, groups, claims, confidence, seed)
-    else:
-        # Nothing is certified: what loses least of what is not too dear.
-        margin, at = margins[0], tests[0]
+
+    def judge(picked: Picked) -> _Tested:
+        return _tests([picked], there, groups, claims, confidence, seed)[0]
+
+    settled = settle(searched, margins, chosen, tests, passed, judge)
+    at = settled.judged
     total = groups.images + (searched.tables.images if method == SPLIT else 0)
     certificate = Certificate(
         method=method,
         confidence=confidence,
         claims=claims,
-        picked=at.picked,
-        margin=margin,
+        picked=settled.picked,
+        margin=settled.margin,
         tested=at.outcome,
         uncertified=tests[-1].outcome,
-        holds=(margin is None or passed is not None) and at.outcome.holds(claims, confidence),
+        holds=settled.passed and at.outcome.holds(claims, confidence),
         images=groups.images,
         groups=len(groups),
         # Of the claims alone: few groups make the bound of lost pixels wide, not wrong.
@@ -189,7 +187,7 @@ def certify_lost(
         metric=there.front_metric,
         whole_cost=there.baseline.costs[there.front_metric],
     )
-    other = 0.0 if margin is None else hoeffding_bentkus_bound(at.shares_G, confidence)
+    other = 0.0 if settled.margin is None else hoeffding_bentkus_bound(at.shares_G, confidence)
     return LostCertificate(
         certificate=certificate,
         limit=limit,

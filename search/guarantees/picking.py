@@ -6,8 +6,9 @@ procedure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from mess.search.problem.definition import Choice
 from mess.search.problem.front import Point
 from mess.search.problem.goal import Checkpoint, Goal, miou_steps
 from mess.search.problem.request import ACCURACY, Request
+
+Judged = TypeVar("Judged")
+"""What was found of a pick on images that did not choose it."""
 
 _MARGINS = 40
 """Besides the limit itself. Few would waste saving, many cost time and gain nothing."""
@@ -96,3 +100,39 @@ def _searched(goal: Goal, margin: float, workers: Workers) -> Picked:
     )
     best = cover(stricter, collect=False, workers=workers).found.best
     return whole_network(goal) if best is None else Picked.of(goal, best[1])
+
+
+class Settled(NamedTuple, Generic[Judged]):
+    """What is answered, and what was found of it.
+
+    margin: None for the whole network, which needs no test.
+    passed: whether it is more than what loses least of all that failed.
+    """
+
+    picked: Picked
+    margin: float | None
+    judged: Judged
+    passed: bool
+
+
+def settle(
+    goal: Goal,
+    margins: Sequence[float],
+    chosen: Sequence[Picked],
+    judged: Sequence[Judged],
+    passed: int | None,
+    judge: Callable[[Picked], Judged],
+) -> Settled[Judged]:
+    """The pick of the last test that passed, else the whole network, else the first pick.
+
+    goal: of the searched images. chosen, judged: at each margin, the widest first; `passed` is the
+    index of the last before the first that fails. `judge` finds the same of another pick.
+    """
+    whole = whole_network(goal)
+    # A wide margin may leave nothing but the whole network to pick.
+    if passed is not None and chosen[passed] != whole:
+        return Settled(chosen[passed], margins[passed], judged[passed], True)
+    if goal.affordable(goal.evaluate(whole.configuration).totals):
+        return Settled(whole, None, judge(whole), True)
+    # Nothing is certified: what loses least of what is not too dear.
+    return Settled(chosen[0], margins[0], judged[0], passed is not None)
