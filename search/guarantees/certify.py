@@ -137,7 +137,7 @@ def certify_cross(
         return picks(seen, margins, workers)
 
     tested = cross_fit(
-        pick, partial(run, goal), _final(goal), groups, claims,
+        pick, partial(run, goal), final_counts(goal), groups, claims,
         folds=folds, repeats=repeats, rng=rng, done=done,
     )  # fmt: skip
     chosen = picks(goal, margins, workers)
@@ -167,7 +167,7 @@ def certify_fresh(
     margins, claims = margins_of(goal.request), claims_of(goal)
     there = Goal.of(fresh, ticks, goal.request)
     chosen = picks(goal, margins, workers)
-    tested = outcomes_on(chosen, partial(run, there), _final(there), groups, claims)
+    tested = outcomes_on(chosen, partial(run, there), final_counts(there), groups, claims)
     return _certificate(
         FRESH, goal, there, groups, confidence, claims, margins, chosen, tested, None,
         None,
@@ -202,7 +202,7 @@ def _certificate(
 ) -> Certificate:
 
     def judge(picked: Picked) -> Outcome:
-        return outcomes_on([picked], partial(run, there), _final(there), groups, claims)[0]
+        return outcomes_on([picked], partial(run, there), final_counts(there), groups, claims)[0]
 
     passed = narrowest(tested, claims, confidence)
     settled = settle(goal, margins, chosen, tested, passed, judge)
@@ -273,6 +273,7 @@ def few_offers(found: Mapping[float, int]) -> tuple[tuple[float, int], ...]:
     return tuple(kept[:: max(1, len(kept) // 3)][:3])
 
 
-def _final(goal: Goal) -> Counts:
+def final_counts(goal: Goal) -> Counts:
+    """Those of the network run to its end, of all images."""
     tables, images = goal.tables, np.arange(goal.tables.images)
     return counts_of(tables, np.full(len(images), tables.final), images)

@@ -36,16 +36,24 @@ from mess.search.guarantees.bounded_mean import (
 from mess.search.guarantees.certify import (
     Certificate,
     few_offers,
+    final_counts,
     require_same_parts,
     strength_of,
     times_needed,
 )
-from mess.search.guarantees.claims import Claim, Picked, claims_of, counts_of, run
+from mess.search.guarantees.claims import Claim, Picked, claims_of, run
 from mess.search.guarantees.confidence import require_confidence, require_max_lost
 from mess.search.guarantees.cross_fit import Outcome, outcomes_on
 from mess.search.guarantees.groups import LEAST, Groups
 from mess.search.guarantees.methods import FRESH, SPLIT
-from mess.search.guarantees.picking import margins_of, picks, resolution_of, settle, whole_network
+from mess.search.guarantees.picking import (
+    Settled,
+    margins_of,
+    picks,
+    resolution_of,
+    settle,
+    whole_network,
+)
 from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import ACCURACY
@@ -100,6 +108,19 @@ class _Tested(NamedTuple):
     outcome: Outcome
     shares_G: NDArray[np.float64]
     bound: float
+
+
+class _Promise(NamedTuple):
+    """What is to hold of new images: claims on accuracy, if there are any, and lost pixels."""
+
+    claims: tuple[Claim, ...]
+    limit: float
+    confidence: float
+
+    def holds(self, tested: _Tested) -> bool:
+        """Whether all of it does, with the confidence."""
+        claimed = tested.outcome.holds(self.claims, self.confidence)
+        return tested.bound <= self.limit and claimed
 
 
 def halves(groups: Groups, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -157,45 +178,58 @@ def certify_lost(
     require_max_lost(limit)
     require_same_parts(searched.tables, there.tables)
     groups.strength()  # refuses too few before anything is searched
-    claims = claims_of(searched)
+    promise = _Promise(claims_of(searched), limit, confidence)
     margins, chosen = _proposals(searched, limit, workers)
-    tests = _tests(chosen, there, groups, claims, confidence, seed)
-    passed = _last_passed(tests, claims, limit, confidence)
 
     def judge(picked: Picked) -> _Tested:
-        return _tests([picked], there, groups, claims, confidence, seed)[0]
+        return _tests([picked], there, groups, promise, seed)[0]
 
-    settled = settle(searched, margins, chosen, tests, passed, judge)
-    at = settled.judged
-    total = groups.images + (searched.tables.images if method == SPLIT else 0)
-    certificate = Certificate(
-        method=method,
-        confidence=confidence,
-        claims=claims,
-        picked=settled.picked,
-        margin=settled.margin,
-        tested=at.outcome,
-        uncertified=tests[-1].outcome,
-        holds=settled.passed and at.outcome.holds(claims, confidence),
-        images=groups.images,
-        groups=len(groups),
-        # Of the claims alone: few groups make the bound of lost pixels wide, not wrong.
-        strength=strength_of(groups, at.outcome) if claims else "full",
-        folds=None,
-        repeats=None,
-        images_needed=_images_needed(tests, claims, limit, confidence, at, total),
-        metric=there.front_metric,
-        whole_cost=there.baseline.costs[there.front_metric],
-    )
+    tests = _tests(chosen, there, groups, promise, seed)
+    settled = settle(searched, margins, chosen, tests, _last_passed(tests, promise), judge)
+    at, count = settled.judged, searched.tables.images
+    total = groups.images + (count if method == SPLIT else 0)
+    # The whole network loses nothing to itself, whatever the images.
     other = 0.0 if settled.margin is None else hoeffding_bentkus_bound(at.shares_G, confidence)
     return LostCertificate(
-        certificate=certificate,
+        certificate=_certificate(method, there, groups, promise, tests, settled, total),
         limit=limit,
         bound=at.bound,
         share=float(at.shares_G.mean()),
         hoeffding_bentkus=other,
         uncertified=float(tests[-1].shares_G.mean()),
-        searched=searched.tables.images,
+        searched=count,
+    )
+
+
+def _certificate(
+    method: str,
+    there: Goal,
+    groups: Groups,
+    promise: _Promise,
+    tests: Sequence[_Tested],
+    settled: Settled[_Tested],
+    total: int,
+) -> Certificate:
+    """All but what is told of lost pixels; `total` as in `_images_needed`."""
+    at = settled.judged
+    return Certificate(
+        method=method,
+        confidence=promise.confidence,
+        claims=promise.claims,
+        picked=settled.picked,
+        margin=settled.margin,
+        tested=at.outcome,
+        uncertified=tests[-1].outcome,
+        holds=settled.passed and at.outcome.holds(promise.claims, promise.confidence),
+        images=groups.images,
+        groups=len(groups),
+        # Of the claims alone: few groups make the bound of lost pixels wide, not wrong.
+        strength=strength_of(groups, at.outcome) if promise.claims else "full",
+        folds=None,
+        repeats=None,
+        images_needed=_images_needed(tests, promise, at, total),
+        metric=there.front_metric,
+        whole_cost=there.baseline.costs[there.front_metric],
     )
 
 
@@ -242,13 +276,11 @@ def _tests(
     chosen: Sequence[Picked],
     there: Goal,
     groups: Groups,
-    claims: Sequence[Claim],
-    confidence: float,
+    promise: _Promise,
     seed: int,
 ) -> list[_Tested]:
-    everything = np.arange(groups.images)
-    final = counts_of(there.tables, np.full(groups.images, there.tables.final), everything)
-    outcomes = outcomes_on(chosen, partial(run, there), final, groups, claims)
+    final, ran = final_counts(there), partial(run, there)
+    outcomes = outcomes_on(chosen, ran, final, groups, promise.claims)
     found: dict[Picked, _Tested] = {}
     for picked, outcome in zip(chosen, outcomes, strict=True):
         if picked not in found:
@@ -260,37 +292,30 @@ def _tests(
             shares_G = shares_G[order]
             # The whole network loses nothing to itself, whatever the images.
             whole = picked == whole_network(there)
-            bound = 0.0 if whole else betting_bound(shares_G, confidence)
+            bound = 0.0 if whole else betting_bound(shares_G, promise.confidence)
             found[picked] = _Tested(picked, outcome, shares_G, bound)
     return [found[picked] for picked in chosen]
 
 
-def _last_passed(
-    tests: Sequence[_Tested], claims: Sequence[Claim], limit: float, confidence: float
-) -> int | None:
+def _last_passed(tests: Sequence[_Tested], promise: _Promise) -> int | None:
     """The last in the order before the first that fails; None where already the first does."""
     passed = None
     for index, each in enumerate(tests):
-        if each.bound > limit or not each.outcome.holds(claims, confidence):
+        if not promise.holds(each):
             break
         passed = index
     return passed
 
 
 def _images_needed(
-    tests: Sequence[_Tested],
-    claims: Sequence[Claim],
-    limit: float,
-    confidence: float,
-    answer: _Tested,
-    total: int,
+    tests: Sequence[_Tested], promise: _Promise, answer: _Tested, total: int
 ) -> tuple[tuple[float, int], ...]:
     """Cost and about how many images in all would certify it, of what is cheaper than the answer.
 
     total: images there are, those that were searched included where they are of the same cache.
     """
     found: dict[float, int] = {}
-    times = 1.0
+    times, (claims, limit, confidence) = 1.0, promise
     for each in {test.picked: test for test in tests}.values():
         needed = 0.0 if each.bound <= limit else losses_needed(each.shares_G, limit, confidence)
         claimed = times_needed(each.outcome, claims, confidence)
