@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.groups import Groups
-from mess.search.guarantees.lost_pixels import certify_lost, halves
+from mess.search.guarantees.lost_pixels import LostCertificate, certify_lost, halves
 from mess.search.guarantees.methods import CROSS, SPLIT
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.goal import Goal
@@ -46,8 +45,8 @@ def with_lost_pixels(
     limit: float,
     confidence: float,
     reporter: Reporter,
-) -> tuple[Answer, dict[str, Any]]:
-    """The answer that certainly loses no more than `limit`, and what result.json tells of that.
+) -> tuple[Answer, LostCertificate]:
+    """The answer that certainly loses no more than `limit`, and the certificate of that.
 
     Without a cache of fresh images half of the searched ones are left out of a search of their own,
     whose answers they certify. `groups` are those of the images that certify, or of both halves.
@@ -75,7 +74,7 @@ def with_lost_pixels(
         evaluation=goal.evaluate(configuration),
         gap=None,
     )
-    return certified, found.to_result()
+    return certified, found
 
 
 def _on(goal: Goal, images: NDArray[np.intp]) -> Goal:

@@ -12,7 +12,6 @@ from mess.commands.search_options import SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.errors import MessError
-from mess.runs.intervals import rare_names
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
@@ -88,20 +87,19 @@ def of_new_images(
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
         return Promised(answer, {"expected": certificate.to_expected() | near})
     if options.max_lost is not None:
-        answer, told = with_lost_pixels(
+        answer, certificate = with_lost_pixels(
             place, options, answer, costs, groups, options.max_lost, confidence, reporter
         )
-        told = {"cache": cache} | told | near
-        return Promised(answer, {"certificate": told, "explanation": {}})
-    if options.certify == CROSS:
+    elif options.certify == CROSS:
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
+        answer = _within(answer, certificate)
     else:
         certificate = _fresh(place, options, answer.goal, costs, groups, confidence, reporter)
-    opened = place.open_cache(cache)
-    rare = rare_names(opened.tables.label, groups, opened.manifest["classes"])
-    told = {"cache": cache} | certificate.to_result() | {"rare_classes": rare} | near
+        answer = _within(answer, certificate)
+    classes = place.open_cache(cache).manifest["classes"]
+    told = {"cache": cache} | certificate.to_result(classes) | near
     # What an answer's neighbours cost explains a search on its own images, not a certificate.
-    return Promised(_within(answer, certificate), {"certificate": told, "explanation": {}})
+    return Promised(answer, {"certificate": told, "explanation": {}})
 
 
 def _judging(options: SearchOptions) -> str:

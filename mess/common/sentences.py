@@ -300,7 +300,9 @@ def _without(certificate: dict[str, Any], unit: str) -> str:
 
 def _rare_in_certificate(told: dict[str, Any]) -> list[str]:
     # Those of earlier versions name none.
-    names = told.get("rare_classes", ())
+    names, limits = told.get("rare_classes", ()), told["limits"]
+    if limits and all("max_lost" in limit for limit in limits):
+        return rare_lines(names, "the certificate counts their pixels with all others")
     return rare_lines(names, "the certificate is of the mean over all classes")
 
 

@@ -17,6 +17,7 @@ from mess.search.guarantees.confidence import require_confidence
 from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.cross_fit import Outcome, cross_fit, narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
+from mess.search.guarantees.intervals import rare_classes
 from mess.search.guarantees.methods import CROSS, FRESH
 from mess.search.guarantees.picking import margins_of, picks, settle
 from mess.search.guarantees.sampling_error import Counts
@@ -38,6 +39,7 @@ class Certificate:
     tested: what answers at this margin do on images that did not choose them.
     uncertified: the same of the answer without a margin; uncertified_cost: what that costs.
     holds: whether every limit is certified. The whole network loses nothing, but may miss an mIoU.
+    rare: classes, by index, that too few of the groups have to say anything about them.
     metric: of costs, the front's; whole_cost: of the network run to its end.
     images_needed: for answers at narrower margins about how many images would certify them.
     """
@@ -56,11 +58,12 @@ class Certificate:
     folds: int | None
     repeats: int | None
     images_needed: tuple[tuple[float, int], ...]
+    rare: tuple[int, ...]
     metric: str
     whole_cost: float
 
-    def to_result(self) -> dict[str, Any]:
-        """As result.json and a bundle's manifest hold it."""
+    def to_result(self, classes: Sequence[str]) -> dict[str, Any]:
+        """As result.json and a bundle's manifest hold it, with the names of the classes."""
         error, cost = self.tested.error, self.tested.cost
         return {
             "method": self.method,
@@ -70,6 +73,7 @@ class Certificate:
             "limits": [claim.to_json() for claim in self.claims],
             "bounds": self.tested.bounds(self.claims, self.confidence),
             "least_miou": self.tested.miou.lower(self.confidence),
+            "rare_classes": [classes[class_] for class_ in self.rare],
             "margin": self.margin,
             "metric": self.metric,
             "error": error.to_json(self.confidence),
@@ -221,10 +225,16 @@ def _certificate(
         strength=strength_of(groups, at),
         folds=folds,
         repeats=repeats,
+        rare=rare_in(there.tables, groups),
         metric=goal.front_metric,
         whole_cost=goal.baseline.costs[goal.front_metric],
         images_needed=_images_needed(tested, claims, confidence, groups, at.cost.value),
     )
+
+
+def rare_in(tables: Tables, groups: Groups) -> tuple[int, ...]:
+    """Classes, by index, that too few groups of the tables' images have."""
+    return tuple(np.flatnonzero(rare_classes(tables.label, groups)).tolist())
 
 
 def strength_of(groups: Groups, tested: Outcome) -> Strength:

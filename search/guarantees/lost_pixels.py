@@ -37,6 +37,7 @@ from mess.search.guarantees.certify import (
     Certificate,
     few_offers,
     final_counts,
+    rare_in,
     require_same_parts,
     strength_of,
     times_needed,
@@ -86,9 +87,9 @@ class LostCertificate:
     uncertified: float
     searched: int
 
-    def to_result(self) -> dict[str, Any]:
-        """As result.json and a bundle's manifest hold it."""
-        told = self.certificate.to_result()
+    def to_result(self, classes: Sequence[str]) -> dict[str, Any]:
+        """As result.json and a bundle's manifest hold it, with the names of the classes."""
+        told = self.certificate.to_result(classes)
         return told | {
             "limits": [*told["limits"], {"max_lost": self.limit, "checkpoint": None}],
             "bounds": [*told["bounds"], self.bound],
@@ -228,6 +229,7 @@ def _certificate(
         folds=None,
         repeats=None,
         images_needed=_images_needed(tests, promise, at, total),
+        rare=rare_in(there.tables, groups),
         metric=there.front_metric,
         whole_cost=there.baseline.costs[there.front_metric],
     )

@@ -341,6 +341,18 @@ def test_rare_classes_stand_with_a_certificate() -> None:
         "Too rare to promise anything about: bus; the certificate is of the mean over all classes."
         in told
     )
+    # A limit on accuracy beside lost pixels is of the mean, these alone are of pixels.
+    (limit,) = certificate()["limits"]
+    both = lost_certificate(
+        rare_classes=["bus"], limits=[limit, *lost_certificate()["limits"]], bounds=[0.009, 0.017]
+    )
+    assert any(
+        "bus; the certificate is of the mean" in s for s in new_images_lines({"certificate": both})
+    )
+    alone = lost_certificate(rare_classes=["bus"])
+    told = new_images_lines({"certificate": alone})
+    counted = "the certificate counts their pixels with all others."
+    assert f"Too rare to promise anything about: bus; {counted}" in told
     # That of an earlier version names none.
     assert not any("rare" in line for line in new_images_lines({"certificate": certificate()}))
 

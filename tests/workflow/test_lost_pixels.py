@@ -172,6 +172,29 @@ def test_groups_are_what_is_divided(run: Run, tmp_path: Path) -> None:
     assert certificate["images"] + certificate["searched"] == 40
 
 
+def test_rare_classes_of_the_half_that_certifies_are_named(run: Run, tmp_path: Path) -> None:
+    cache = run.open_cache("calibration")
+    label, ids = cache.tables.label, list(cache.image_fingerprints)
+    which = int(np.argmin((label > 0).sum(axis=0)))
+    # Images with the class make up five groups, the others are groups of their own.
+    names = [f"with-{n % 5}" if label[n, which] else name for n, name in enumerate(ids)]
+    lines = [f"{name},{group}" for name, group in zip(ids, names, strict=True)]
+    (tmp_path / "groups.csv").write_text("\n".join(["image_id,group", *lines]))
+    set_groups(run, str(tmp_path / "groups.csv"))
+    found = workflow.search(run.path, **TWO_EXITS, max_lost=0.5, confidence=0.9)
+    _, certifies = halves(Groups.of(names), run.config.seed)
+    rare = [
+        name
+        for class_, name in enumerate(cache.manifest["classes"])
+        if len({names[n] for n in certifies if label[n, class_]}) < 6
+    ]
+    assert cache.manifest["classes"][which] in rare
+    assert found["certificate"]["rare_classes"] == rare
+    assert f"promise anything about: {', '.join(rare)}; the certificate counts" in " ".join(
+        new_images_lines(found)
+    )
+
+
 def test_a_cache_from_before_lost_pixels_says_how_to_add_them(run: Run) -> None:
     store = PredictionStore(run.cache("calibration"))
     counted = store.read({})[0].lost

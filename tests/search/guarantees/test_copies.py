@@ -117,6 +117,29 @@ def a_class_of_one_image(tables: Tables) -> Tables:
     return replace(tables, label=label, intersection=hits, predicted=predicted)
 
 
+def six_with_a_class(tables: Tables) -> Tables:
+    """Images of a class that no other one has, the last of them twice."""
+    label, hits, predicted = (
+        np.concatenate([part, np.zeros_like(part[..., :1])], axis=-1)
+        for part in (tables.label, tables.intersection, tables.predicted)
+    )
+    label[:5, -1], hits[:, :5, -1], predicted[:, :5, -1] = 50, 40, 45
+    changed = replace(tables, label=label, intersection=hits, predicted=predicted)
+    return changed.subset(np.array([*range(30), 4]))
+
+
+def test_classes_are_rare_by_what_is_left_of_copies() -> None:
+    """Six images have the class, and two of them are one."""
+    goal = goal_of(seeded(8) % 1000, six_with_a_class, max_error=0.2)
+    last = goal.tables.label.shape[1] - 1
+    assert (goal.tables.label[:, last] > 0).sum() == 6
+    found = certified(goal)
+    assert (found.images, found.groups) == (31, 30)
+    assert last in found.rare
+    names = [f"class {index}" for index in range(last + 1)]
+    assert f"class {last}" in found.to_result(names)["rare_classes"]
+
+
 def constant_signals(tables: Tables) -> Tables:
     return replace(tables, signals=np.full_like(tables.signals, 0.5))
 
@@ -125,7 +148,7 @@ def constant_signals(tables: Tables) -> Tables:
 def test_what_little_can_be_learned_from_is_certified_as_usual(change: Change) -> None:
     goal = goal_of(seeded(5) % 1000, change, max_error=0.2)
     found = certified(goal)
-    figures = found.to_result()
+    figures = found.to_result([str(index) for index in range(goal.tables.label.shape[1])])
     assert np.isfinite([*figures["bounds"], figures["least_miou"]]).all()
     assert found.holds
     if found.margin is not None:

@@ -32,6 +32,8 @@ from tests.seeds import seeded
 
 ONE = Workers(1)
 
+CLASSES = [f"class {index}" for index in range(20)]
+
 CHEAPEST = Request(target="macs", max_exits=2)
 
 
@@ -171,11 +173,11 @@ def test_an_accuracy_to_keep_is_certified_besides_by_the_same_picks() -> None:
                 answer = picked
             found = certified(searched, there, limit, 0.8)
             assert found.certificate.picked == (answer or whole)
-            assert [*found.to_result()["limits"]] == [
+            assert [*found.to_result(CLASSES)["limits"]] == [
                 {"max_error": error, "checkpoint": None},
                 {"max_lost": limit, "checkpoint": None},
             ]
-            assert len(found.to_result()["bounds"]) == 2
+            assert len(found.to_result(CLASSES)["bounds"]) == 2
     assert stopped == {"lost", "error"}
 
 
@@ -218,7 +220,7 @@ def test_of_halves_all_images_are_told_that_it_takes() -> None:
         whole.certificate.images_needed, half.certificate.images_needed, strict=True
     ):
         assert in_all == pytest.approx(2 * alone, abs=2)
-    told = whole.to_result()
+    told = whole.to_result(CLASSES)
     assert (told["method"], told["images"], told["searched"]) == ("split", 30, 30)
 
 
