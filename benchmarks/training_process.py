@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mess.commands.train import train_network
 from mess.common.progress import Silent, Task
-from mess.compute.processes import joined
+from mess.compute.processes import torchrun_processes
 from mess.config import load_config
 from mess.runs.run import begin_run
 
@@ -43,7 +43,7 @@ class Clock(Silent):
 def main() -> None:
     run, config, stage, file, *settings = sys.argv[1:]
     clock = Clock(stage)
-    with joined() as processes:
+    with torchrun_processes() as processes:
         place = begin_run(Path(run), load_config(config, settings), "run")
         processes.wait()
         train_network(place, "cpu", clock, processes)

@@ -62,9 +62,9 @@ def train_overprovisioned(
     from mess.commands.memoise import memoise_split
     from mess.commands.profile import measure_run
     from mess.commands.train import remove_progress, train_network
-    from mess.compute.processes import joined
+    from mess.compute.processes import torchrun_processes
 
-    with joined() as processes:
+    with torchrun_processes() as processes:
         reporter = reporter if processes.is_first else _SILENT
         path = str(_begin(config, run, overrides).path) if processes.is_first else ""
         place = Run(Path(processes.tell(path)))
@@ -116,10 +116,10 @@ def memoise(
     "final", says that they are counted against the final exit.
     """
     from mess.commands.memoise import memoise_split
-    from mess.compute.processes import joined
+    from mess.compute.processes import torchrun_processes
 
     require_labels(images, labels, split=split, root=root)
-    with joined() as processes:
+    with torchrun_processes() as processes:
         reporter = reporter if processes.is_first else _SILENT
         # The first one's answer for all: the newest run may be another a moment later.
         place = Run(Path(processes.tell(str(find_run(run).path))))
@@ -306,9 +306,9 @@ def _team() -> Iterator[Team | None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
         return
-    from mess.compute.processes import joined
+    from mess.compute.processes import torchrun_processes
 
-    with joined() as processes:
+    with torchrun_processes() as processes:
         yield processes if processes.count > 1 else None
 
 

@@ -29,7 +29,7 @@ from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.manifest import MANIFEST
 from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.guarantees.claims import Claim, Ran
-from mess.search.guarantees.copies import joined
+from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.methods import RUN_FOR_REAL
@@ -68,7 +68,7 @@ def certify_bundles(
     data = source.open(place, "--data")
     require_trained_classes(place, data)
     images = data.image_fingerprints()
-    groups = joined(groups_of(place.config.data.groups, data.ids), list(images.values()))
+    groups = copies_joined(groups_of(place.config.data.groups, data.ids), list(images.values()))
     plan = Plan(
         tested=[bundle_digest(bundle.manifest) for bundle in bundles],
         limits=limits,

@@ -127,7 +127,7 @@ def divided(costs: Mapping[str, float], parts: int) -> list[list[str]]:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def torchrun_processes() -> Iterator[Processes]:
     """The place among the processes torchrun started; alone where it did not start this one."""
     if not dist.is_torchelastic_launched():
         yield ALONE

@@ -15,7 +15,7 @@ from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.guarantees.claims import counts_of
 from mess.search.guarantees.confidence import EXPECTED
-from mess.search.guarantees.copies import joined
+from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.intervals import (
     DRAWS,
@@ -71,7 +71,9 @@ def groups_or_reason(place: Run, images: Mapping[str, str]) -> Groups | str:
     images: the fingerprint of each, by id: copies of one image tell no more than it does.
     """
     try:
-        groups = joined(groups_of(place.config.data.groups, list(images)), list(images.values()))
+        groups = copies_joined(
+            groups_of(place.config.data.groups, list(images)), list(images.values())
+        )
         groups.strength()
     except (ConfigError, DataError) as error:
         return str(error)

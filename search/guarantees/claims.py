@@ -142,7 +142,7 @@ def counts_of(tables: Tables, exit_I: NDArray[np.integer], images: NDArray[np.in
     )
 
 
-def joined(parts: Sequence[tuple[NDArray[np.intp], Counts]], images: int) -> Counts:
+def counts_of_parts(parts: Sequence[tuple[NDArray[np.intp], Counts]], images: int) -> Counts:
     """The counts of all images from those of parts, each with the indices of its images."""
     classes = parts[0][1].hits_IC.shape[1]
     hits, union = np.zeros((2, images, classes), dtype=np.int64)

@@ -35,10 +35,10 @@ def without_copies(tables: Tables, groups: Groups) -> Groups:
         for part_EIX in (tables.intersection, tables.predicted, tables.signals):
             digest.update(np.ascontiguousarray(part_EIX[:, image]).tobytes())
         content[image] = digest.digest()
-    return joined(groups, content)
+    return copies_joined(groups, content)
 
 
-def joined(groups: Groups, content: Sequence[Hashable]) -> Groups:
+def copies_joined(groups: Groups, content: Sequence[Hashable]) -> Groups:
     """The groups with those joined that hold images of equal `content`, one for each image.
 
     Raises DataError where too few are left for any promise.

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.search.guarantees.claims import Claim, Ran, joined
+from mess.search.guarantees.claims import Claim, Ran, counts_of_parts
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import Counts, Estimate, mean_moves_G
 
@@ -164,7 +164,7 @@ class _Whole(NamedTuple):
     ) -> _Whole:
         """Of the claims, the error, the mIoU and the cost."""
         counted = [
-            joined([(images, ran.counts[kind]) for images, ran in parts], groups.images)
+            counts_of_parts([(images, ran.counts[kind]) for images, ran in parts], groups.images)
             for kind in range(len(parts[0][1].counts))
         ]
         values, moves_G = [], []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mess.compute.processes import ALONE, Processes, divided, joined
+from mess.compute.processes import ALONE, Processes, divided, torchrun_processes
 from tests.workflow.children import forkserver
 
 
@@ -20,7 +20,7 @@ def _exchange(rank: int, port: int, told: Sequence[Sequence[bytes]]) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with joined() as processes:
+    with torchrun_processes() as processes:
         for contents in told:
             assert processes.gather(contents[rank]) == list(contents)
         assert processes.tell("é" if processes.is_first else "another") == "é"

@@ -11,7 +11,7 @@ import pytest
 from mess.errors import DataError
 from mess.search.exact.workers import Workers
 from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
-from mess.search.guarantees.copies import joined, without_copies
+from mess.search.guarantees.copies import copies_joined, without_copies
 from mess.search.guarantees.groups import Groups
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.goal import Goal
@@ -80,12 +80,12 @@ def test_groups_that_share_an_image_are_joined_by_a_plain_loop() -> None:
             for j in range(80):
                 if content[i] == content[j]:
                     reached[name_of[i]] |= reached[name_of[j]]
-    found = joined(groups, content)
+    found = copies_joined(groups, content)
     for i in range(80):
         for j in range(80):
             together = name_of[j] in reached[name_of[i]]
             assert (found.of_image[i] == found.of_image[j]) == together
-    assert joined(groups, list(range(80))) is groups
+    assert copies_joined(groups, list(range(80))) is groups
 
 
 def test_a_signal_that_differs_makes_another_image() -> None:
