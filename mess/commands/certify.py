@@ -26,8 +26,8 @@ from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.runs.sources import Source
 from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.manifest import MANIFEST
-from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
@@ -90,9 +90,9 @@ def certify_bundles(
         # A bundle may have been exported again, or a kill may have come between.
         _write_manifests(bundles, told)
         return told
-    outcomes = [Outcome(each) for each in [*bundles, baselines[0]]]
+    runs = [BundleRun(each) for each in [*bundles, baselines[0]]]
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
-        run_in_turns(outcomes, map(data.sized, range(len(data))), task)
+        run_in_turns(runs, map(data.sized, range(len(data))), task)
     report = with_digest(
         {
             "plan": plan.digest,
@@ -101,7 +101,7 @@ def certify_bundles(
             "root": plan.root,
             "images": len(data),
             "confidence_together": together,
-            "tested": _judge(outcomes, plan, groups, strength),
+            "tested": _judge(runs, plan, groups, strength),
         }
     )
     write_json(folder / RESULT, report)
@@ -192,13 +192,13 @@ def _training_images(place: Run) -> set[str]:
 
 
 def _judge(
-    outcomes: Sequence[Outcome], plan: Plan, groups: Groups, strength: Strength
+    runs: Sequence[BundleRun], plan: Plan, groups: Groups, strength: Strength
 ) -> list[dict[str, Any]]:
     """The certificate of each bundle up to the first that fails.
 
-    The last outcome is that of the network run to its end.
+    The last run is that of the network run to its end.
     """
-    *ours, whole = outcomes
+    *ours, whole = runs
     claims = [
         Claim(plan.limits["max_error"], against_final=True) if name == "max_error"
         else Claim(-plan.limits["min_miou"], against_final=False)
@@ -216,7 +216,7 @@ def _judge(
     tested = judged[: 1 if last is None else last + 2]
     return [
         {
-            "bundle": str(outcome.bundle.path),
+            "bundle": str(run.bundle.path),
             "method": RUN_FOR_REAL,
             "plan": plan.digest,
             "confidence": plan.confidence,
@@ -230,12 +230,12 @@ def _judge(
             "least_miou": each.miou.lower(plan.confidence),
             "cost": each.cost.to_json(plan.confidence),
             "whole_cost": whole.macs,
-            "exit_rates": outcome.exit_rates,
+            "exit_rates": run.exit_rates,
             "images": groups.images,
             "groups": len(groups),
             "rare_classes": rare,
         }
-        for outcome, each in zip(ours, tested, strict=False)
+        for run, each in zip(ours, tested, strict=False)
     ]
 
 

@@ -21,8 +21,8 @@ from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
 from mess.runs.sources import Source
 from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.manifest import RunManifest
-from mess.runtime.outcome import Outcome, run_in_turns
 from mess.search.problem.settings import find_setting
 from mess.signals.decision import answering_exit
 
@@ -51,8 +51,8 @@ def evaluate_bundle(
     if isinstance(data, Unlabelled):
         data.require_distinct(prints)
     groups, searched = groups_or_reason(place, prints), _searched(place, bundle, prints)
-    ours, theirs = Outcome(bundle), Outcome(baseline)
-    early = [Outcome(bundle, until=index) for index in _early_exits(bundle)]
+    ours, theirs = BundleRun(bundle), BundleRun(baseline)
+    early = [BundleRun(bundle, until=index) for index in _early_exits(bundle)]
     reference = theirs if isinstance(data, Unlabelled) else None
     name = split if images is None else images.name
     _run([ours, theirs, *early], data, name, reporter, reference)
@@ -75,8 +75,8 @@ def evaluate_bundle(
     }
     if early:
         report["exits"] = [
-            {"exit_id": exit_["exit_id"], **_figures(outcome)}
-            for exit_, outcome in zip(bundle.manifest["exits"], [*early, ours], strict=True)
+            {"exit_id": exit_["exit_id"], **_figures(run)}
+            for exit_, run in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
     # Only of the very images that were searched is there an exit to agree with.
     may_agree = source.split in (CALIBRATION, None)
@@ -92,24 +92,24 @@ def _early_exits(bundle: Bundle) -> range:
 
 
 def _run(
-    outcomes: list[Outcome],
+    runs: list[BundleRun],
     data: SegmentationData,
     name: str,
     reporter: Reporter,
-    reference: Outcome | None,
+    reference: BundleRun | None,
 ) -> None:
     with reporter.task(f"evaluating on {name}", len(data)) as task:
-        run_in_turns(outcomes, map(data.sized, range(len(data))), task, reference)
-    if not np.any(outcomes[0].label):
+        run_in_turns(runs, map(data.sized, range(len(data))), task, reference)
+    if not np.any(runs[0].label):
         raise DataError(f"split {name!r} has no labelled pixel, so mIoU is undefined.")
 
 
-def _figures(outcome: Outcome) -> dict[str, float]:
-    return {"miou": outcome.miou, "macs": outcome.macs, "latency_ms": outcome.latency_ms}
+def _figures(run: BundleRun) -> dict[str, float]:
+    return {"miou": run.miou, "macs": run.macs, "latency_ms": run.latency_ms}
 
 
 def _measured(
-    bundle: Bundle, theirs: Outcome, ours: Outcome, early: list[Outcome], searched: int | None
+    bundle: Bundle, theirs: BundleRun, ours: BundleRun, early: list[BundleRun], searched: int | None
 ) -> Measured:
     """What was run, image by image; each ran on the same ones, so all of it is paired."""
     rows, taken_I = bundle.manifest["exits"], np.array(ours.taken)
@@ -122,8 +122,8 @@ def _measured(
         answered=answered_by(taken_I, may_leave) if routed else (),
         costs={"macs": np.array(ours.macs_I), "latency_ms": np.array(ours.latency_I)},
         exits={
-            exit_["exit_id"]: counts_of_run(outcome)
-            for exit_, outcome in zip(rows, [*early, ours], strict=True)
+            exit_["exit_id"]: counts_of_run(run)
+            for exit_, run in zip(rows, [*early, ours], strict=True)
         }
         if early
         else {},
@@ -149,7 +149,7 @@ def _searched(place: Run, bundle: Bundle, images: Mapping[str, str]) -> int | No
 
 
 def _agreement(
-    place: Run, manifest: RunManifest, ours: Outcome, reporter: Reporter
+    place: Run, manifest: RunManifest, ours: BundleRun, reporter: Reporter
 ) -> dict[str, Any]:
     """How the bundle's run compares with what the search computed from the cache."""
     cache = place.open_cache(manifest["source"].get("name", CALIBRATION))

@@ -9,7 +9,7 @@ import numpy as np
 from mess.errors import BundleError
 from mess.runs.run import Run
 from mess.runtime.bundle import Bundle, load_bundle
-from mess.runtime.outcome import Outcome
+from mess.runtime.bundle_run import BundleRun
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.guarantees.sampling_error import Counts
 
@@ -66,7 +66,7 @@ def load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
     return baseline
 
 
-def counts_of_run(outcome: Outcome) -> Counts:
+def counts_of_run(run: BundleRun) -> Counts:
     """What a bundle got right, image by image."""
-    stacked = (np.stack(part) for part in (outcome.intersection, outcome.predicted, outcome.label))
+    stacked = (np.stack(part) for part in (run.intersection, run.predicted, run.label))
     return Counts.of(*stacked)

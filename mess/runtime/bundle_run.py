@@ -18,7 +18,7 @@ _WARM_UP = 3
 
 
 @dataclass
-class Outcome:
+class BundleRun:
     """What a bundle did on a split, image by image; times in milliseconds.
 
     `until` is the exit that answers at the latest, the last one where it is None. The lists of
@@ -89,14 +89,14 @@ class Outcome:
 
 
 def run_in_turns(
-    outcomes: Sequence[Outcome],
+    runs: Sequence[BundleRun],
     images: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     task: Task,
-    reference: Outcome | None = None,
+    reference: BundleRun | None = None,
 ) -> None:
-    """Run every outcome's bundle on every image, (H, W, 3), with its label, (H, W); both uint8.
+    """Run the bundle of each on every image, (H, W, 3), with its label, (H, W); both uint8.
 
-    The label maps of `reference`, one of the outcomes, are in the place of labels where it is
+    The label maps of `reference`, one of the runs, are in the place of labels where it is
     given.
 
     They take turns image by image, in alternating order, so that a slow moment of the machine
@@ -106,16 +106,16 @@ def run_in_turns(
         image = normalise(pixels)
         # The first runs of a program are slower; they count for no image.
         if number == 0:
-            for outcome in outcomes:
+            for run in runs:
                 for _ in range(_WARM_UP):
-                    outcome.bundle.answer(image, until=outcome.until)
-        taken: list[tuple[Outcome, Answer, float]] = []
-        for outcome in outcomes if number % 2 else reversed(outcomes):
+                    run.bundle.answer(image, until=run.until)
+        taken: list[tuple[BundleRun, Answer, float]] = []
+        for run in runs if number % 2 else reversed(runs):
             # From the normalised tensor to the label map, as latencies are measured.
             start = time.perf_counter()
-            answer = outcome.bundle.answer(image, until=outcome.until)
-            taken.append((outcome, answer, 1000 * (time.perf_counter() - start)))
+            answer = run.bundle.answer(image, until=run.until)
+            taken.append((run, answer, 1000 * (time.perf_counter() - start)))
         truth = next((answer.label_map for one, answer, _ in taken if one is reference), label)
-        for outcome, answer, milliseconds in taken:
-            outcome.add(answer, truth, milliseconds)
+        for run, answer, milliseconds in taken:
+            run.add(answer, truth, milliseconds)
         task.advance()
