@@ -24,7 +24,7 @@ from mess.runs.intervals import rare_names
 from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
-from mess.runs.sources import Source
+from mess.runs.sources import ImageSource
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.manifest import MANIFEST
@@ -64,7 +64,7 @@ def certify_bundles(
         # Of bundles of several formats the first one's runtime runs the network to its end.
         baselines.append(load_baseline(place, bundle, options.threads))
     limits = options.limits or _searched_limits(place, bundles[0])
-    source = Source(options.split, options.root and options.root.resolve())
+    source = ImageSource(options.split, options.root and options.root.resolve())
     data = source.open(place, "--data")
     require_trained_classes(place, data)
     images = data.image_fingerprints()
@@ -187,7 +187,7 @@ def _strength(
 
 
 def _training_images(place: Run) -> set[str]:
-    splits = (Source(split, None).open(place) for split in ("train", "holdout"))
+    splits = (ImageSource(split, None).open(place) for split in ("train", "holdout"))
     return {print_ for split in splits for print_ in split.image_fingerprints().values()}
 
 

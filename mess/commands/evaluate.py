@@ -19,7 +19,7 @@ from mess.runs.intervals import Measured, answered_by, groups_or_reason, interva
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
 from mess.runs.run import Run
-from mess.runs.sources import Source
+from mess.runs.sources import ImageSource
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.manifest import RunManifest
@@ -45,7 +45,7 @@ def evaluate_bundle(
     bundle = load_bundle(path or newest_bundle(place), threads=threads)
     require_size(place, bundle)
     baseline = load_baseline(place, bundle, threads)
-    source = Source(split, None) if images is None else Source(None, images.resolve())
+    source = ImageSource(split, None) if images is None else ImageSource(None, images.resolve())
     data = source.open(place)
     prints = data.image_fingerprints()
     if isinstance(data, Unlabelled):

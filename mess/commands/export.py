@@ -23,7 +23,7 @@ from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
-from mess.runtime.manifest import RunManifest, Source, read_manifest
+from mess.runtime.manifest import InstanceSource, RunManifest, read_manifest
 from mess.runtime.registry import runtime_of
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
@@ -40,7 +40,7 @@ class _Instance:
     """Of every calibration image, by exit; None where an exit has no signal."""
     predicted: Figures
     baseline: Figures
-    source: Source
+    source: InstanceSource
     certificate: dict[str, Any] | None = None
 
 
@@ -103,7 +103,7 @@ def _baseline(result: SearchResult) -> _Instance:
     )
 
 
-def _is_there(directory: Path, source: Source) -> bool:
+def _is_there(directory: Path, source: InstanceSource) -> bool:
     try:
         return read_manifest(directory, RunManifest)["source"] == source
     except BundleError:

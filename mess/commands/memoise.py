@@ -41,7 +41,7 @@ from mess.runs.near_identical import in_other_groups
 from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
-from mess.runs.sources import Source
+from mess.runs.sources import ImageSource
 from mess.signals.registry import configured_signals
 from mess.signals.signal import Signal
 
@@ -165,7 +165,7 @@ def _fill(
                 progress.advance(len(rows.images) * processes.count)
 
 
-def _identity(place: Run, data: SegmentationData, source: Source) -> Identity:
+def _identity(place: Run, data: SegmentationData, source: ImageSource) -> Identity:
     config, known = place.config, place.expected_identity
     unknown = sorted(set(config.memoise.confidence_maps) - set(known["exits"]))
     if unknown:
@@ -189,16 +189,16 @@ def _identity(place: Run, data: SegmentationData, source: Source) -> Identity:
     )
 
 
-def _asked(split: str | None, root: Path | None, images: Path | None) -> Source | None:
+def _asked(split: str | None, root: Path | None, images: Path | None) -> ImageSource | None:
     """The source that is asked for; None where nothing says which."""
     if images is not None:
-        return Source(None, images.resolve())
+        return ImageSource(None, images.resolve())
     if split is None and root is None:
         return None
-    return Source(split or CALIBRATION, root and root.resolve())
+    return ImageSource(split or CALIBRATION, root and root.resolve())
 
 
-def _source(place: Run, name: str | None, asked: Source | None) -> tuple[str, Source]:
+def _source(place: Run, name: str | None, asked: ImageSource | None) -> tuple[str, ImageSource]:
     """Name and source of a cache; what is not asked for is as it was when the cache was made."""
     if name is None and asked is not None:
         name = asked.root.name if asked.split is None and asked.root else asked.split
@@ -210,7 +210,7 @@ def _source(place: Run, name: str | None, asked: Source | None) -> tuple[str, So
             "--name."
         )
     if name in SPLITS:
-        own = Source(name, None)
+        own = ImageSource(name, None)
         if asked not in (None, own):
             raise MessError(
                 f"the cache {name!r} is that of the run's own {name} split. Give other predictions "
@@ -218,7 +218,7 @@ def _source(place: Run, name: str | None, asked: Source | None) -> tuple[str, So
             )
         return name, own
     try:
-        stored = Source.of(PredictionStore(place.cache(name)).manifest()["source"])
+        stored = ImageSource.of(PredictionStore(place.cache(name)).manifest()["source"])
     except CacheError as error:
         if asked is not None:
             return name, asked

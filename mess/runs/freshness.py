@@ -11,7 +11,7 @@ from mess.common.files import sha256
 from mess.common.progress import Reporter
 from mess.errors import CacheError, DataError, MessError
 from mess.runs.run import Run
-from mess.runs.sources import Source
+from mess.runs.sources import ImageSource
 
 
 def require_current_data(place: Run, cache: Snapshot, reporter: Reporter) -> None:
@@ -41,7 +41,7 @@ def data_changes(
 
     Every file is read, unless `hash_file` knows its sha256 otherwise.
     """
-    source = Source.of(cache.manifest["source"])
+    source = ImageSource.of(cache.manifest["source"])
     try:
         now = source.open(place).image_fingerprints(hash_file=hash_file)
     except DataError:

@@ -47,7 +47,7 @@ def require_labels(images: Path | None, labels: str | None, **others: object) ->
         )
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """A split of the run's data set or of another at `root`; without a split, a folder's pictures.
 
     Only a data set has masks. Pictures without them are counted against the final exit.
@@ -57,7 +57,7 @@ class Source(NamedTuple):
     root: Path | None
 
     @classmethod
-    def of(cls, recorded: CacheSource) -> Source:
+    def of(cls, recorded: CacheSource) -> ImageSource:
         """As a cache's manifest has it."""
         root = recorded["root"]
         return cls(recorded["split"], None if root is None else Path(root))

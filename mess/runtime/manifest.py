@@ -39,7 +39,7 @@ class BundleExit(TypedDict):
     """Of an image this exit answers."""
 
 
-class Source(TypedDict):
+class InstanceSource(TypedDict):
     """Where an instance comes from; `search` is None for the network run to its end."""
 
     search: str | None
@@ -73,7 +73,7 @@ class RunManifest(Manifest):
     policy: NotRequired[str | None]
     predicted: Figures
     baseline: Figures
-    source: Source
+    source: InstanceSource
     classes: list[str]
     palette: list[list[int]]
     ignore_index: int

@@ -27,7 +27,7 @@ from mess.exits import FINAL
 from mess.networks.weights import save_weights
 from mess.runs.network import trained_network
 from mess.runs.run import Run
-from mess.runs.sources import Source
+from mess.runs.sources import ImageSource
 from tests.workflow.test_caching import Listener
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
@@ -117,7 +117,7 @@ def test_pictures_of_other_sizes_count_as_their_masks_would(
         larger = Image.open(path).resize((64 + 7 * number, 48 + 5 * number))
         larger.save(path)
     workflow.memoise(run.path, images=site, labels="final")
-    data = Source(None, site).open(run)
+    data = ImageSource(None, site).open(run)
     assert isinstance(data, Unlabelled)
     network = trained_network(run, torch.device("cpu"))
     maps: dict[str, NDArray[np.uint8]] = {}
