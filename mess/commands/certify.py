@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.commands.certify_options import CertifyOptions
+from mess.commands.fresh_images import cache_groups
 from mess.common.files import write_json
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
@@ -19,7 +20,7 @@ from mess.data import SegmentationData
 from mess.errors import CacheError, DataError, MessError
 from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_size
 from mess.runs.data_sets import require_trained_classes
-from mess.runs.groups import groups_of, shared_groups
+from mess.runs.groups import distinct_groups, groups_of, shared_groups
 from mess.runs.intervals import rare_names
 from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
 from mess.runs.results import CALIBRATION
@@ -29,7 +30,6 @@ from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.manifest import MANIFEST
 from mess.search.guarantees.claims import Claim, Ran
-from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
 from mess.search.guarantees.methods import RUN_FOR_REAL
@@ -68,7 +68,7 @@ def certify_bundles(
     data = source.open(place, "--data")
     require_trained_classes(place, data)
     images = data.image_fingerprints()
-    groups = copies_joined(groups_of(place.config.data.groups, data.ids), list(images.values()))
+    groups = distinct_groups(place.config.data.groups, images)
     plan = Plan(
         tested=[bundle_digest(bundle.manifest) for bundle in bundles],
         limits=limits,
@@ -79,7 +79,7 @@ def certify_bundles(
         groups=[groups.names[group] for group in groups.of_image],
     )
     _require_others(place, bundles, plan, data)
-    strength = _strength(place, bundles, groups, reporter)
+    strength = _strength(place, bundles, groups, data.ids, reporter)
     together = confidence_together(place, plan)
     folder = plan.write(place)
     with suppress(FileNotFoundError):
@@ -174,13 +174,19 @@ def _certifying_cache(place: Run, bundle: Bundle) -> str | None:
 
 
 def _strength(
-    place: Run, bundles: Sequence[Bundle], groups: Groups, reporter: Reporter
+    place: Run,
+    bundles: Sequence[Bundle],
+    groups: Groups,
+    image_ids: Sequence[str],
+    reporter: Reporter,
 ) -> Strength:
     """What so many groups are worth; raises DataError for too few."""
     strength, spec = groups.strength(), place.config.data.groups
+    # Joined groups go by the name of one of them, and any of them may have been searched.
+    fresh = groups_of(spec, image_ids)
     for name in {bundle.facts["source"].get("name", CALIBRATION) for bundle in bundles}:
-        searched = groups_of(spec, place.open_cache(name).predictions.image_ids)
-        if told := shared_groups(spec, groups, searched):
+        searched = cache_groups(place, name)
+        if told := shared_groups(spec, fresh, searched):
             reporter.message(told)
             strength = "weak"
     return strength

@@ -14,8 +14,8 @@ from mess.search.problem.tables import Tables
 
 
 def cache_groups(place: Run, cache: str) -> Groups:
-    """The groups of a cache's images."""
-    return groups_of(place.config.data.groups, place.open_cache(cache).predictions.image_ids)
+    """The groups of a cache's images as the run names them, whether or not they hold copies."""
+    return groups_of(place.config.data.groups, list(place.open_cache(cache).image_fingerprints))
 
 
 def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tables:
@@ -39,11 +39,9 @@ def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tabl
     return tables
 
 
-def has_searched_groups(
-    place: Run, options: SearchOptions, groups: Groups, reporter: Reporter
-) -> bool:
+def has_searched_groups(place: Run, options: SearchOptions, reporter: Reporter) -> bool:
     """Whether fresh images are of groups that were searched, which is said and weakens them."""
-    searched = cache_groups(place, options.cache)
-    if told := shared_groups(place.config.data.groups, groups, searched):
+    fresh, searched = (cache_groups(place, name) for name in (options.certify, options.cache))
+    if told := shared_groups(place.config.data.groups, fresh, searched):
         reporter.message(told)
     return told is not None

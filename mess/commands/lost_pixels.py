@@ -63,7 +63,7 @@ def with_lost_pixels(
         tables = fresh_tables(place, options, reporter)
         there = Goal.of(tables, to_ticks(tables, costs), goal.request)
         found = certify(goal, there, without_copies(tables, groups))
-        if has_searched_groups(place, options, groups, reporter):
+        if has_searched_groups(place, options, reporter):
             weak = replace(found.certificate, strength="weak")
             found = replace(found, certificate=weak)
     configuration = found.certificate.picked.configuration

@@ -12,6 +12,7 @@ from mess.commands.search_options import SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.errors import MessError
+from mess.runs.groups import distinct_groups
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
@@ -77,8 +78,8 @@ def of_new_images(
     if options.confidence is None and not options.expect:
         return Promised(answer, {})
     cache = _judging(options)
-    groups = cache_groups(place, cache)
-    near = _near_identical(place, options, groups, reporter)
+    groups = distinct_groups(place.config.data.groups, place.open_cache(cache).image_fingerprints)
+    near = _near_identical(place, options, reporter)
     together = EXPECTED if options.confidence is None else options.confidence
     confidence = 1 - (1 - together) / compared
     if compared > 1:
@@ -107,11 +108,9 @@ def _judging(options: SearchOptions) -> str:
     return options.cache if options.certify == CROSS else options.certify
 
 
-def _near_identical(
-    place: Run, options: SearchOptions, groups: Groups, reporter: Reporter
-) -> dict[str, Any]:
+def _near_identical(place: Run, options: SearchOptions, reporter: Reporter) -> dict[str, Any]:
     """What the result tells of images that are too much alike for what is said of new ones."""
-    searched = place.open_cache(options.cache)
+    searched, groups = place.open_cache(options.cache), cache_groups(place, _judging(options))
     if options.certify == CROSS:
         told = {"near_identical": in_other_groups(searched, groups)}
     else:
@@ -161,7 +160,7 @@ def _fresh(
     """Certify on another cache, of images that no search saw."""
     tables = fresh_tables(place, options, reporter)
     certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, confidence)
-    if has_searched_groups(place, options, groups, reporter):
+    if has_searched_groups(place, options, reporter):
         certificate = replace(certificate, strength="weak")
     return certificate
 

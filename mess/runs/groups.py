@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mess.errors import ConfigError, DataError
+from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.groups import Groups
 
 
@@ -35,6 +36,23 @@ def groups_of(spec: str | None, image_ids: Sequence[str]) -> Groups:
             "group of its own."
         )
     return Groups.of(names)
+
+
+def distinct_groups(spec: str | None, images: Mapping[str, str]) -> Groups:
+    """As `groups_of`, those joined that hold copies of an image: what says of others counts these.
+
+    images: the fingerprint of each, by id. Copies are files that are equal byte for byte, masks
+    too. Raises DataError where joining leaves too few groups.
+
+    Four things guard against images that are not as many as they seem. This one needs no network,
+    and counts copies once. `mess.search.guarantees.copies.without_copies` counts once what every
+    exit answers alike, so also one picture in two files; it cannot stand for this one, since copies
+    in batches of different sizes may differ in a signal's last digit. `Unlabelled.require_distinct`
+    refuses copies among pictures without masks, where nobody meant them. And
+    `mess.runs.near_identical` warns of images that are almost copies and joins none of them: that
+    is for `data.groups` to say.
+    """
+    return copies_joined(groups_of(spec, list(images)), list(images.values()))
 
 
 def shared_groups(spec: str | None, fresh: Groups, searched: Groups) -> str | None:

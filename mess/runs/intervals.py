@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.errors import ConfigError, DataError
-from mess.runs.groups import groups_of
+from mess.runs.groups import distinct_groups
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.guarantees.claims import counts_of
 from mess.search.guarantees.confidence import EXPECTED
-from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.intervals import (
     DRAWS,
@@ -71,9 +70,7 @@ def groups_or_reason(place: Run, images: Mapping[str, str]) -> Groups | str:
     images: the fingerprint of each, by id: copies of one image tell no more than it does.
     """
     try:
-        groups = copies_joined(
-            groups_of(place.config.data.groups, list(images)), list(images.values())
-        )
+        groups = distinct_groups(place.config.data.groups, images)
         groups.strength()
     except (ConfigError, DataError) as error:
         return str(error)

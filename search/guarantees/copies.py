@@ -2,7 +2,8 @@
 
 Copies in several groups would make all figures look certain: where all images are alike nothing
 varies, the standard error is zero, and anything would be certified. So groups that hold copies of
-one image are one group, whatever they are called.
+one image are one group, whatever they are called. What a copy is the tables tell here; files tell
+it too (`mess.runs.groups.distinct_groups`), and neither finds all that the other does.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mess.errors import ConfigError, DataError
-from mess.runs.groups import groups_of, shared_groups
+from mess.runs.groups import distinct_groups, groups_of, shared_groups
 from mess.search.guarantees.groups import Groups
 
 IDS = ("a_1", "a_2", "b_1")
@@ -28,6 +28,18 @@ def test_a_file_may_name_other_images_and_have_other_columns(tmp_path: Path) -> 
     found = groups_of(str(path), IDS)
     # As text: 07 and 7 are not the same.
     assert (found.names, found.of_image.tolist()) == (("07", "7"), [0, 0, 1])
+
+
+def test_files_that_are_equal_count_once_with_all_of_their_groups() -> None:
+    images = {f"{group}_{n}": f"{group}{n}" for group in "abcdefgh" for n in range(2)}
+    assert len(distinct_groups("^(.*)_", images)) == 8
+    images["b_1"] = images["g_0"]
+    found = distinct_groups("^(.*)_", images)
+    together = [i for i, group in enumerate(found.of_image) if group == found.of_image[2]]
+    assert [list(images)[i] for i in together] == ["b_0", "b_1", "g_0", "g_1"]
+    assert len(found) == 7
+    with pytest.raises(DataError, match="the 12 images are all alike"):
+        distinct_groups(None, dict.fromkeys(map(str, range(12)), "one"))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from mess.config import load_config
 from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.runs.run import Run
 from mess.search.exact.workers import Team
+from mess.search.guarantees import certify
 from tests.seeds import seeded
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
@@ -114,6 +115,22 @@ def test_groups_decide_how_much_images_tell(run: Run, tmp_path: Path) -> None:
     # What nothing is promised of is searched all the same.
     set_groups(run, "^(.*).$")
     assert workflow.search(run.path, **TWO_EXITS, max_error=0.2)["exits"]
+
+
+def test_copies_of_a_file_count_once_however_its_signals_round(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch of another size a copy may differ in a last digit, and then no table tells."""
+    root = Path(shutil.copytree(str(run.config.data.root), tmp_path / "images"))
+    for kind in ("images", "masks"):
+        folder = root / "val" / kind
+        for number in range(2):
+            shutil.copyfile(folder / f"calibration-{number:05d}.png", folder / f"more-{number}.png")
+    workflow.memoise(run.path, split="calibration", root=root, name="copies")
+    monkeypatch.setattr(certify, "without_copies", lambda _tables, groups: groups)
+    found = workflow.search(run.path, cache="copies", **TWO_EXITS, max_error=0.2, confidence=0.9)
+    assert (found["certificate"]["images"], found["certificate"]["groups"]) == (42, 40)
+    assert (found["intervals"]["images"], found["intervals"]["groups"]) == (42, 40)
 
 
 def write_video(run: Run, root: Path, *, frames: int) -> None:
