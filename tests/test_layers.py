@@ -11,6 +11,7 @@ from tests.house import DOCUMENTS, FILES, ROOMS, ROOT, arrows, floors, ours, out
 
 TORCH_FREE = (
     "errors", "config", "exits", "common", "cache", "search", "runtime", "report", "runs", "cli",
+    "sentences",
 )  # fmt: skip
 """Rooms of which no file but those below may import torch."""
 

@@ -1,4 +1,4 @@
 """The command line: parse, call one function of `mess.workflow`, print.
 
-May import: errors, common, runtime, workflow.
+May import: errors, common, runtime, sentences, workflow.
 """

@@ -39,9 +39,9 @@ from mess.cli.tables import (
     print_verification,
 )
 from mess.cli.terminal import be_quiet, complain, print_json, say
-from mess.common.sentences import certified_lines
 from mess.errors import InterruptedWork, MessError
 from mess.runtime.registry import DEFAULT_RUNTIME
+from mess.sentences.certificates import certified_lines
 
 app = typer.Typer(
     name="mess",

@@ -9,15 +9,10 @@ from rich.table import Table
 
 from mess.cli.terminal import out, say
 from mess.common.metrics import MASKS
-from mess.common.sentences import (
-    against,
-    against_best_lines,
-    explanation_lines,
-    interval_lines,
-    labels_of,
-    new_images_lines,
-    policy_name,
-)
+from mess.sentences.accuracy import against, labels_of
+from mess.sentences.explanation import explanation_lines
+from mess.sentences.intervals import against_best_lines, interval_lines, policy_name
+from mess.sentences.new_images import new_images_lines
 
 
 def print_exits(rows: Sequence[dict[str, Any]]) -> None:

@@ -2,5 +2,6 @@
 
 May import: errors, config, exits, cache, cache.pairs, cache.predictions, common, compute, data,
 export, networks, prediction, profiling, report, runs, runtime, search.answers, search.exact,
-search.guarantees, search.problem, search.sampled, signals, training, training.stages.
+search.guarantees, search.problem, search.sampled, sentences, signals, training,
+training.stages.
 """

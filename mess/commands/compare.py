@@ -13,7 +13,6 @@ from mess.commands.search_options import SearchOptions
 from mess.common.files import write_json
 from mess.common.progress import Reporter
 from mess.common.records import Figures
-from mess.common.sentences import labels_of, policy_name
 from mess.errors import InfeasibleError
 from mess.report.policies import PolicyLine, write_comparison
 from mess.runs.cache import RunCache
@@ -23,6 +22,8 @@ from mess.runs.results import FoundResult
 from mess.runs.run import Run, new_folder
 from mess.search.answers.failure_prediction import ranking
 from mess.search.exact.workers import Team
+from mess.sentences.accuracy import labels_of
+from mess.sentences.intervals import policy_name
 from mess.signals.registry import PAIR_SIGNALS, distinct
 
 

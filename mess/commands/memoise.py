@@ -20,7 +20,6 @@ from mess.cache.predictions.writer import CacheWriter, Gap, Identity
 from mess.common.images import thumbnail
 from mess.common.metrics import MASKS, label_counts
 from mess.common.progress import Reporter
-from mess.common.sentences import near_identical_lines
 from mess.compute.device import local_device, pick_device
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, MemoiseConfig
@@ -42,6 +41,7 @@ from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
+from mess.sentences.near_identical import near_identical_lines
 from mess.signals.registry import configured_signals
 from mess.signals.signal import Signal
 

@@ -16,7 +16,6 @@ from mess.commands.search_options import OPTUNA, SearchOptions
 from mess.common.files import sha256, write_json
 from mess.common.progress import Reporter, Task
 from mess.common.records import with_digest
-from mess.common.sentences import against
 from mess.errors import CacheError, InfeasibleError, MessError
 from mess.runs.cache import RunCache
 from mess.runs.freshness import require_current_data
@@ -34,6 +33,7 @@ from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request
 from mess.search.problem.tables import Tables
 from mess.search.sampled.study import SAMPLERS
+from mess.sentences.accuracy import against
 
 TRIALS = 2000
 """Of a study in all, where the caller does not say."""

@@ -1,5 +1,5 @@
-"""Small facts with no opinion: compiled loops, files, images, metrics, plugins, progress, seeds,
-sentences. No torch.
+"""Small facts with no opinion: compiled loops, files, images, metrics, plugins, progress, seeds. No
+torch.
 
 May import: errors.
 """

@@ -21,7 +21,6 @@ from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import LATENCY
 from mess.common.files import write_text
 from mess.common.metrics import MASKS, mean_iou
-from mess.common.sentences import against, labels_of, new_images_lines
 from mess.errors import MessError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
@@ -33,6 +32,8 @@ from mess.runs.part_costs import DEFAULT_PROFILE
 from mess.runs.results import CALIBRATION, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
 from mess.search.problem.settings import find_setting
+from mess.sentences.accuracy import against, labels_of
+from mess.sentences.new_images import new_images_lines
 
 _TEMPLATE = "report.html.jinja"
 _T = TypeVar("_T")

@@ -11,10 +11,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mess.common.files import write_text
-from mess.common.sentences import against, new_images_lines
 from mess.report import figures as report_figures
 from mess.report.figures import FrontLine, Unit
 from mess.report.templates import templates
+from mess.sentences.accuracy import against
+from mess.sentences.new_images import new_images_lines
 
 
 @dataclass(frozen=True, kw_only=True)

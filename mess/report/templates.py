@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from mess.common.sentences import against
+from mess.sentences.accuracy import against
 
 
 def templates() -> jinja2.Environment:

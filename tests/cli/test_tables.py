@@ -8,12 +8,9 @@ import pytest
 
 from mess.cli import progress
 from mess.cli.tables import print_policies, print_search
-from mess.common.sentences import (
-    against_best_lines,
-    explanation_lines,
-    interval_lines,
-    new_images_lines,
-)
+from mess.sentences.explanation import explanation_lines
+from mess.sentences.intervals import against_best_lines, interval_lines
+from mess.sentences.new_images import new_images_lines
 
 CHOSEN = {"exits": ["p1-a", "final"], "miou": 0.56, "error": 0.02, "cost": 7.84}
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from skimage import data as pictures
 
 from mess.common.images import resize_image, thumbnail
-from mess.common.sentences import near_identical_lines
 from mess.runs.near_identical import nearest_elsewhere, suggested_groups
+from mess.sentences.near_identical import near_identical_lines
 from tests.seeds import seeded
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "moon", "clock")

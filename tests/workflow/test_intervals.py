@@ -19,10 +19,11 @@ from mess.cache.schema import EXITS
 from mess.cli.app import main
 from mess.common.files import write_text
 from mess.common.metrics import VOID
-from mess.common.sentences import interval_lines, new_images_lines
 from mess.config import load_config
 from mess.data.shapes import CLASSES
 from mess.runs.run import Run
+from mess.sentences.intervals import interval_lines
+from mess.sentences.new_images import new_images_lines
 
 Searched = Callable[..., Path]
 

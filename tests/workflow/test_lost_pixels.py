@@ -18,7 +18,6 @@ from mess.cli import app as cli
 from mess.commands.search_options import SearchOptions
 from mess.common.images import normalise
 from mess.common.metrics import VOID
-from mess.common.sentences import new_images_lines
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.exits import FINAL
@@ -28,6 +27,7 @@ from mess.runtime.bundle import load_bundle
 from mess.search.guarantees.bounded_mean import betting_bound
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.lost_pixels import halves
+from mess.sentences.new_images import new_images_lines
 from tests.caches import made_before_lost
 from tests.upsampling import full_size
 from tests.workflow.children import forkserver

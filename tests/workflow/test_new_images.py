@@ -22,12 +22,12 @@ from mess.commands.search import search_run
 from mess.commands.search_options import SearchOptions
 from mess.common.files import sha256, write_text
 from mess.common.progress import Silent
-from mess.common.sentences import new_images_lines
 from mess.config import load_config
 from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.runs.run import Run
 from mess.search.exact.workers import Team
 from mess.search.guarantees import certify
+from mess.sentences.new_images import new_images_lines
 from tests.seeds import seeded
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}

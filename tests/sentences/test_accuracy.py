@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mess.common.sentences import against, explanation_lines, labels_of
+from mess.sentences.accuracy import against, labels_of
+from mess.sentences.explanation import explanation_lines
 
 
 @pytest.mark.parametrize(
