@@ -7,11 +7,13 @@ Coverage: of a population of 20,000 images (that of `guarantees.py`) some are dr
 An instance that answers half of them early is held against the population: is the truth within the
 interval at 95%, and how wide is that? By two methods:
 
-- bootstrap: that of `mess.search.guarantees.intervals`, which `mess evaluate` shows.
-- jackknife: that of `mess.search.guarantees.sampling_error`, which certificates rest on.
+- bootstrap: that of `mess.search.guarantees.intervals`, shown of mIoU and of the IoU of a class.
+- jackknife: that of `mess.search.guarantees.sampling_error`, which certificates rest on, and which
+  is shown of an error.
 
 For mIoU and error (over the classes that are not rare in the draw, in the population too), and for
-the IoU of these classes by the number of groups that have them. `all_error` is the error over all
+the IoU of these classes by the number of groups that have them; `error skewed` is the share of
+draws whose error is said to be uncertain. `all_error` is the error over all
 classes by the jackknife, rare ones included, as certificates bound it. Speed: of 10,000 draws of an
 instance beside the network run to its end, every interval made, in seconds and in those that
 processors worked, which other work on the machine lengthens less.
@@ -133,7 +135,7 @@ def measure_speed(images: int, classes: int, rounds: int = 5) -> Row:
     return {"seconds": min(seconds), "processor_seconds": min(worked)}
 
 
-def intervals(found: Accuracies) -> Iterator[Interval | None]:
+def intervals(found: Accuracies) -> Iterator[Interval | Estimate | None]:
     """Every interval that is shown of an instance."""
     yield from (found.miou(0), found.miou(1), found.error(1, 0))
     for class_ in range(len(found.groups_C)):
@@ -185,8 +187,9 @@ def draw(case: Drawn, number: int) -> list[tuple[str, tuple[bool, float]]]:
     miou, error = truth.answer.miou, truth.final.miou - truth.answer.miou
     hold("miou bootstrap", found.miou(1), miou)
     hold("miou jackknife", miou_estimate(there.answer, groups), miou)
-    hold("error bootstrap", found.error(1, 0), error)
-    hold("error jackknife", error_estimate(there.final, there.answer, groups), error)
+    shown = found.error(1, 0)
+    hold("error jackknife", shown, error)
+    rows.append(("error skewed", (shown is not None and shown.is_skewed, 0.0)))
     true_C = ious(instance.answer)
     for class_ in np.flatnonzero(common).tolist():
         count = int(found.groups_C[class_])
@@ -223,12 +226,13 @@ def instance_of(case: Drawn) -> Instance:
 def line(row: Row) -> str:
     """A row of the table in docs/guarantees.md."""
     size = "" if row["group"] == 1 else f" of {row['group']}"
-    names = ["miou", "error", f"class in <= {OF_CLASS[0]}", f"class in <= {OF_CLASS[2]}"]
+    names = ["miou", f"class in <= {OF_CLASS[0]}", f"class in <= {OF_CLASS[2]}"]
 
     def percent(name: str) -> str:
         return f"{100 * row[name]['covered']:.1f}%" if name in row else "–"
 
     cells = [f"{percent(f'{name} bootstrap')}, {percent(f'{name} jackknife')}" for name in names]
+    cells.insert(1, percent("error jackknife"))
     question = f"{row['groups']} groups{size}, {row['classes']} classes"
     return f"| {' | '.join([question, *cells, percent('all_error jackknife')])} |"
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.commands.fresh_images import fresh_tables, has_searched_groups
+from mess.commands.fresh_images import has_searched_groups
 from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter
 from mess.errors import CacheError
@@ -21,6 +21,7 @@ from mess.search.guarantees.lost_pixels import LostCertificate, certify_lost, ha
 from mess.search.guarantees.methods import CROSS, SPLIT
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.goal import Goal
+from mess.search.problem.tables import Tables
 
 
 def require_lost_pixels(place: Run, options: SearchOptions) -> None:
@@ -42,27 +43,27 @@ def with_lost_pixels(
     answer: Answer,
     costs: Mapping[str, Cost],
     groups: Groups,
-    limit: float,
+    fresh: Tables | None,
     confidence: float,
     reporter: Reporter,
 ) -> tuple[Answer, LostCertificate]:
-    """The answer that certainly loses no more than `limit`, and the certificate of that.
+    """The answer that certainly loses no more than `max_lost`, and the certificate of that.
 
-    Without a cache of fresh images half of the searched ones are left out of a search of their own,
+    Without tables of `fresh` images half of those searched are left out of a search of their own,
     whose answers they certify. `groups` are those of the images that certify, or of both halves.
     """
-    goal, seed = answer.goal, place.config.seed
+    goal, seed, limit = answer.goal, place.config.seed, options.max_lost
+    assert limit is not None
     certify = partial(certify_lost, limit=limit, confidence=confidence, seed=seed)
-    if options.certify == CROSS:
+    if fresh is None:
         # Before it is divided: a copy must not certify what the other one chose.
         groups = without_copies(goal.tables, groups)
         searched, left_out = halves(groups, seed)
         theirs = groups.subset(left_out)
         found = certify(_on(goal, searched), _on(goal, left_out), theirs, method=SPLIT)
     else:
-        tables = fresh_tables(place, options, reporter)
-        there = Goal.of(tables, to_ticks(tables, costs), goal.request)
-        found = certify(goal, there, without_copies(tables, groups))
+        there = Goal.of(fresh, to_ticks(fresh, costs), goal.request)
+        found = certify(goal, there, without_copies(fresh, groups))
         if has_searched_groups(place, options, reporter):
             weak = replace(found.certificate, strength="weak")
             found = replace(found, certificate=weak)

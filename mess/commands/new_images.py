@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from mess.commands.fresh_images import cache_groups, fresh_tables, has_searched_groups
@@ -14,6 +14,7 @@ from mess.common.progress import Reporter
 from mess.errors import MessError
 from mess.runs.groups import distinct_groups
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
+from mess.runs.plans import Plan, confidence_left, search_digest
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.exact.resolution import EXACT
@@ -25,6 +26,7 @@ from mess.search.guarantees.picking import resolution_of
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.goal import Goal, miou_steps
 from mess.search.problem.request import ACCURACY
+from mess.search.problem.tables import Tables
 
 
 class Promised(NamedTuple):
@@ -87,18 +89,23 @@ def of_new_images(
     if options.confidence is None:
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
         return Promised(answer, {"expected": certificate.to_expected() | near})
+    # Before anything is written down: images that cannot certify are refused, and not used.
+    fresh = None if options.certify == CROSS else fresh_tables(place, options, reporter)
+    spent = _spend(place, options, groups, confidence)
     if options.max_lost is not None:
         answer, certificate = with_lost_pixels(
-            place, options, answer, costs, groups, options.max_lost, confidence, reporter
+            place, options, answer, costs, groups, fresh, confidence, reporter
         )
-    elif options.certify == CROSS:
+    elif fresh is None:
         certificate = _cross(place, answer.goal, groups, confidence, reporter)
         answer = _within(answer, certificate)
     else:
-        certificate = _fresh(place, options, answer.goal, costs, groups, confidence, reporter)
+        certificate = _fresh(
+            place, options, answer.goal, costs, groups, fresh, confidence, reporter
+        )
         answer = _within(answer, certificate)
     classes = place.open_cache(cache).manifest["classes"]
-    told = {"cache": cache} | certificate.to_result(classes) | near
+    told = {"cache": cache} | certificate.to_result(classes) | near | spent
     # What an answer's neighbours cost explains a search on its own images, not a certificate.
     return Promised(answer, {"certificate": told, "explanation": {}})
 
@@ -106,6 +113,36 @@ def of_new_images(
 def _judging(options: SearchOptions) -> str:
     """The cache of the images that judge an answer."""
     return options.cache if options.certify == CROSS else options.certify
+
+
+def _spend(
+    place: Run, options: SearchOptions, groups: Groups, confidence: float
+) -> dict[str, float]:
+    """Write down what the images are used for, before they are looked at.
+
+    Returns what the result tells of it: with which probability all that was certified on some of
+    them holds. Cross-fitted certificates do not count: their images searched, too, and nobody takes
+    them for fresh ones.
+    """
+    if options.certify == CROSS and options.max_lost is None:
+        return {}
+    cache, searched = place.open_cache(_judging(options)), place.open_cache(options.cache)
+    # How an answer is found changes nothing that is tested.
+    asked = {k: v for k, v in asdict(options).items() if k not in ("front", "fresh", "expect")}
+    limits = {name: asked[name] for name in ("max_error", "min_miou", "max_lost")}
+    source = cache.manifest["source"]
+    plan = Plan(
+        tested=[search_digest(asked, searched.manifest)],
+        limits={name: limit for name, limit in limits.items() if limit is not None},
+        confidence=confidence,
+        split=source["split"],
+        root=source["root"],
+        images=cache.image_fingerprints,
+        groups=[groups.names[group] for group in groups.of_image],
+    )
+    left, _ = confidence_left(place, plan)
+    plan.write(place)
+    return {"confidence_on_images": left}
 
 
 def _near_identical(place: Run, options: SearchOptions, reporter: Reporter) -> dict[str, Any]:
@@ -154,11 +191,11 @@ def _fresh(
     goal: Goal,
     costs: Mapping[str, Cost],
     groups: Groups,
+    tables: Tables,
     confidence: float,
     reporter: Reporter,
 ) -> Certificate:
-    """Certify on another cache, of images that no search saw."""
-    tables = fresh_tables(place, options, reporter)
+    """Certify on the tables of another cache, of images that no search saw."""
     certificate = certify_fresh(goal, tables, to_ticks(tables, costs), groups, confidence)
     if has_searched_groups(place, options, reporter):
         certificate = replace(certificate, strength="weak")

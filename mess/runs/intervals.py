@@ -25,7 +25,7 @@ from mess.search.guarantees.intervals import (
     rare_classes,
     share_interval,
 )
-from mess.search.guarantees.sampling_error import Counts
+from mess.search.guarantees.sampling_error import Counts, Estimate
 from mess.search.problem.costs import LATENCY, MACS
 
 COSTS = {MACS: "macs", LATENCY: "latency_ms"}
@@ -101,10 +101,12 @@ def intervals_of(
         (measured.final, measured.answer, *measured.exits.values()),
         measured.label_IC, groups, EXPECTED, _rng(seed), draws,
     )  # fmt: skip
+    error = found.error(1, 0)
     told |= {
         "rare": rare_names(measured.label_IC, groups, classes),
         "miou": _json(found.miou(1)),
-        "error": _json(found.error(1, 0)),
+        "error": _error(error),
+        "skewed": error is not None and error.is_skewed,
         "baseline": {"miou": _json(found.miou(0))},
         "exit_rates": [
             None if which is None else share_interval(which, groups, EXPECTED).to_json()
@@ -116,7 +118,7 @@ def intervals_of(
         told[key] = mean_interval(cost_I, groups, EXPECTED).to_json()
     if measured.exits:
         told["exits"] = [
-            {"exit_id": exit_id, "miou": _json(found.miou(n)), "error": _json(found.error(n, 0))}
+            {"exit_id": exit_id, "miou": _json(found.miou(n)), "error": _error(found.error(n, 0))}
             for n, exit_id in enumerate(measured.exits, start=2)
         ]
     return told
@@ -191,7 +193,7 @@ def held_against(
         best.label_IC, groups, EXPECTED, _rng(seed), FEWER_DRAWS,
     )  # fmt: skip
     rows = [
-        {"error": _json(found.error(n, 0))}
+        {"error": _error(found.error(n, 0))}
         | {
             key: mean_interval(cost_I - best.costs[key], groups, EXPECTED).to_json()
             for key, cost_I in other.costs.items()
@@ -213,6 +215,10 @@ def _about(groups: Groups | str, images: int) -> dict[str, Any]:
 def _rng(seed: int) -> np.random.Generator:
     # A negative seed is one, too, and numpy takes none.
     return np.random.default_rng([seed % 2**64, *_STREAM])
+
+
+def _error(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else estimate.to_json(EXPECTED)
 
 
 def _json(interval: Interval | None) -> dict[str, float] | None:

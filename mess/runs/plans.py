@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
+from mess.cache.predictions.store import CacheManifest
 from mess.common.files import write_json
 from mess.common.records import DIGEST, digest_of, read_record
 from mess.errors import DataError
@@ -26,16 +27,16 @@ PLAN, RESULT = "plan.json", "result.json"
 class Plan:
     """What is tested, in which order, and on which images.
 
-    tested: digests of the bundles, the safest first.
+    tested: digests of the bundles, the safest first, or of the search (`search_digest`).
     limits: by name, such as max_error.
-    split, root: of the data set; root None is the run's own.
+    split, root: of the data set; root None is the run's own, split None pictures without masks.
     images: fingerprints by id; groups: the name of each image's group.
     """
 
     tested: Sequence[str]
     limits: Mapping[str, float]
     confidence: float
-    split: str
+    split: str | None
     root: str | None
     images: Mapping[str, str]
     groups: Sequence[str]
@@ -63,7 +64,7 @@ class _Kept(TypedDict):
     tested: list[str]
     limits: dict[str, float]
     confidence: float
-    split: str
+    split: str | None
     root: str | None
     images: dict[str, str]
     groups: list[str]
@@ -81,9 +82,24 @@ def _read(file: Path, again: str) -> Plan:
 def confidence_together(place: Run, plan: Plan) -> float:
     """With which probability this plan's certificate holds and all others do on its images.
 
+    Raises DataError where nothing would be left to say.
+    """
+    left, uses = confidence_left(place, plan)
+    # A sum of tenths is no half to the last digit.
+    if left <= LEAST_CONFIDENCE + 1e-9:
+        raise DataError(
+            f"these images are used up: with this one {uses} certificates rest on some of them, "
+            f"and all hold together only with probability {left:.2f}. Certify on images that "
+            "nothing was tested on."
+        )
+    return left
+
+
+def confidence_left(place: Run, plan: Plan) -> tuple[float, int]:
+    """The same without raising, and how many certificates rest on the plan's images.
+
     Each may fail with what its confidence leaves, and together at most with the sum (Bonferroni).
-    A plan counts from when it was written: whether it was carried out cannot be told. Raises
-    DataError where nothing would be left to say.
+    A plan counts from when it was written: whether it was carried out cannot be told.
     """
     again = f"Restore it, or certify on other images: what {place.path} was used for must be known."
     images, failing, uses = set(plan.images.values()), 1 - plan.confidence, 1
@@ -92,14 +108,12 @@ def confidence_together(place: Run, plan: Plan) -> float:
         if earlier.digest != plan.digest and not images.isdisjoint(earlier.images.values()):
             failing += 1 - earlier.confidence
             uses += 1
-    # A sum of tenths is no half to the last digit.
-    if 1 - failing <= LEAST_CONFIDENCE + 1e-9:
-        raise DataError(
-            f"these images are used up: with this one {uses} certificates rest on some of them, "
-            f"and all hold together only with probability {max(0.0, 1 - failing):.2f}. Certify on "
-            "images that nothing was tested on."
-        )
-    return 1 - failing
+    return max(0.0, 1 - failing), uses
+
+
+def search_digest(asked: Mapping[str, Any], searched: CacheManifest) -> str:
+    """sha256 (hexadecimal) over what a search that certifies is asked, and what it searches."""
+    return digest_of({"asked": dict(asked), **{n: searched[n] for n in ("weights", "data")}})
 
 
 def bundle_digest(manifest: Mapping[str, Any]) -> str:

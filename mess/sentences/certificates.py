@@ -27,6 +27,7 @@ def certificate_lines(certificate: dict[str, Any]) -> list[str]:
     lines += _rare_in_certificate(certificate)
     if not certificate["holds"] and certificate["margin"] is None:
         lines.append("Not even the whole network keeps every limit for certain.")
+    lines += _spent_lines(certificate["confidence"], certificate.get("confidence_on_images", 1.0))
     return lines + _cheaper_lines(certificate, unit)
 
 
@@ -87,13 +88,18 @@ def certified_lines(report: dict[str, Any]) -> list[str]:
         if told["strength"] == "weak":
             lines.append(_weakness(groups))
         lines += _rare_in_certificate(told)
-    together = report["confidence_together"]
-    if together < report["tested"][0]["confidence"]:
-        lines.append(
-            "These images have certified before: all that rests on them holds together at "
-            f"{100 * together:.4g}%."
-        )
-    return lines
+    return lines + _spent_lines(report["tested"][0]["confidence"], report["confidence_together"])
+
+
+def _spent_lines(confidence: float, together: float) -> list[str]:
+    """What the images have been used for besides, where it was for anything."""
+    # A sum of tenths is none of them to the last digit.
+    if together >= confidence - 1e-9:
+        return []
+    return [
+        "These images have certified before: all that rests on them holds together at "
+        f"{100 * together:.4g}%."
+    ]
 
 
 def _weakness(groups: int) -> str:

@@ -33,6 +33,12 @@ def interval_lines(intervals: dict[str, Any]) -> list[str]:
     lines = [
         f"On all images like these {counted(intervals)}, at {confidence}: {', '.join(figures)}."
     ]
+    # Those of earlier versions do not say.
+    if intervals.get("skewed"):
+        lines.append(
+            "The error's interval is weak: most of what is lost lies in few images, and as many "
+            "others may lose more."
+        )
     lines += _weak(intervals) + rare_lines(intervals["rare"], "mIoU and error here leave them out")
     if intervals["searched"]:
         lines.append(

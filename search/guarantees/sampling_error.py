@@ -52,6 +52,10 @@ class Counts:
         hits = intersection_IC.astype(np.int64)
         return cls(hits, predicted_IC + label_IC - hits)
 
+    def of_classes(self, some_C: NDArray[np.bool_]) -> Self:
+        """Of some classes alone."""
+        return type(self)(self.hits_IC[:, some_C], self.union_IC[:, some_C])
+
     @property
     def present_C(self) -> NDArray[np.bool_]:
         """Classes that count in the mean: those whose union is not empty."""
@@ -142,7 +146,8 @@ class Estimate(NamedTuple):
     @property
     def is_skewed(self) -> bool:
         """Whether so much hangs on few groups that a bound may hold less often than it says."""
-        return self._widening(_USUAL, abs(self.skewness)) > _SKEWED * self._quantile(_USUAL)
+        widened = self._widening(_USUAL, abs(self.skewness)) / self._quantile(_USUAL)
+        return bool(widened > _SKEWED)
 
     def _reach(self, confidence: float, skewness: float) -> float:
         """In standard errors: Student's quantile, widened where samples mislead.

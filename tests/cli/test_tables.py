@@ -325,6 +325,8 @@ def test_intervals_are_told_with_what_they_rest_on() -> None:
         "Too rare to promise anything about: bus, train; mIoU and error here leave them out.",
         "12 of these 240 images chose the instance: on others it loses more.",
     ]
+    skewed = interval_lines(intervals(skewed=True))
+    assert skewed[1].startswith("The error's interval is weak: most of what is lost lies in few")
     # Where every class is rare, and all images cost the same.
     nothing = intervals(miou=None, error=None, exit_rates=[], macs=interval(1e6, 1e6, 1e6))
     assert interval_lines(nothing)[0].endswith("at 95%: 2.33 ms (2.25 to 2.42).")

@@ -137,11 +137,23 @@ def test_images_that_no_search_saw_certify_both_limits(run: Run) -> None:
     ]
     for bound in certificate["bounds"]:
         assert bound <= 0.3
+    # Asked again the images are used no further; asked something else they are.
+    assert certificate["confidence_on_images"] == pytest.approx(0.9)
+    assert workflow.search(run.path, **asked)["certificate"] == certificate
+    asked["max_lost"] = 0.2
+    other = workflow.search(run.path, **asked)
+    assert other["certificate"]["confidence_on_images"] == pytest.approx(0.8)
+    told = [line for line in new_images_lines(other) if "certified before" in line]
+    assert told == [
+        "These images have certified before: all that rests on them holds together at 80%."
+    ]
     # The searched images certify nothing, under whatever name.
     workflow.memoise(run.path, name="again", split="calibration")
     with pytest.raises(DataError, match="40 images of the cache 'again' are among those"):
         asked["certify"] = "again"
         workflow.search(run.path, **asked)
+    # What was refused looked at nothing.
+    assert len(list((run.path / "certificates").iterdir())) == 2
 
 
 def test_a_limit_that_so_few_images_cannot_certify_leaves_the_whole_network(run: Run) -> None:

@@ -14,13 +14,14 @@ from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.intervals import (
     LEAST_OF_CLASS,
     Accuracies,
+    Interval,
     drawn_ious,
     groups_of_classes,
     mean_interval,
     rare_classes,
     share_interval,
 )
-from mess.search.guarantees.sampling_error import Counts, error_estimate, miou_estimate
+from mess.search.guarantees.sampling_error import Counts, Estimate, error_estimate, miou_estimate
 from tests.search.guarantees.test_sampling_error import random_counts
 from tests.seeds import seeded
 
@@ -70,11 +71,14 @@ def test_bootstrap_delta_method_and_jackknife_agree() -> None:
         whole = union.sum(axis=0)
         return groups.sums(((hits - hits.sum(axis=0) / whole * union) / whole).mean(axis=1))
 
+    lost = found.error(1, 0)
+    assert lost is not None
+    assert lost == error_estimate(final, answer, groups)
     for interval, estimate, moved_G in (
         (found.miou(1), miou_estimate(answer, groups), influence_G(answer)),
         (
-            found.error(1, 0),
-            error_estimate(final, answer, groups),
+            Interval(lost.value, *lost.interval(0.95)),
+            lost,
             influence_G(final) - influence_G(answer),
         ),
         (found.iou(1, 2), miou_estimate(one, groups), influence_G(one)),
@@ -114,21 +118,36 @@ def test_what_ran_on_the_same_images_is_paired() -> None:
     assert error is not None
     assert miou is not None
     assert error.value == pytest.approx(final.miou - miou.value)
-    assert error.low > 0
+    assert error.lower(0.975) > 0
     whole = found.miou(0)
     assert whole is not None
     apart = np.hypot(miou.high - miou.low, whole.high - whole.low)
-    assert error.high - error.low < 0.7 * apart
+    low, high = error.interval(0.95)
+    assert high - low < 0.7 * apart
     # Turned round it is the same with the other sign.
     back = found.error(0, 1)
     assert back is not None
-    assert (back.low, back.value, back.high) == pytest.approx(
-        (-error.high, -error.value, -error.low)
-    )
+    assert back.interval(0.95) == pytest.approx((-high, -low))
     lost = found.lost_iou(1, 2, 0)
     assert lost is not None
     assert lost.value == pytest.approx(found.iou_KC[0, 2] - found.iou_KC[1, 2])
     assert 0 < lost.low < lost.value < lost.high
+
+
+def test_an_error_that_few_images_hold_is_called_uncertain() -> None:
+    """Two of 40 lose all that is lost: of as many others none may, or five."""
+    final = Counts(np.full((40, 2), 90), np.full((40, 2), 100))
+
+    def error(losing: int, hits: int) -> Estimate:
+        worse = final.hits_IC.copy()
+        worse[:losing] = hits
+        answer = Counts(worse, final.union_IC)
+        found = accuracies(final, answer, groups=Groups.alone(40)).error(1, 0)
+        assert found is not None
+        return found
+
+    assert error(2, 50).is_skewed
+    assert not error(20, 86).is_skewed
 
 
 def test_copies_of_images_make_nothing_more_certain() -> None:
@@ -266,7 +285,10 @@ def test_intervals_hold_as_often_as_they_say() -> None:
         drawn = (rng.integers(10_000, size=40)[:, None] * 2 + np.arange(2)).ravel()
         some = [Counts(c.hits_IC[drawn], c.union_IC[drawn]) for c in (final, answer)]
         found = Accuracies.of(some, some[0].union_IC, groups, 0.95, rng, 1000)
-        for index, interval in enumerate((found.miou(1), found.error(1, 0), found.iou(1, 3))):
+        lost = found.error(1, 0)
+        assert lost is not None
+        error = Interval(lost.value, *lost.interval(0.95))
+        for index, interval in enumerate((found.miou(1), error, found.iou(1, 3))):
             # Ten of 40 groups have the class, seldom fewer than six.
             held[index] += interval is None or interval.low <= truths[index] <= interval.high
     # 380 are expected; five standard deviations of 400 draws are 22.
