@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mess.commands.certify_options import CertifyOptions
 from mess.commands.fresh_images import cache_groups
 from mess.common.files import write_json
+from mess.common.images import thumbnail
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
@@ -22,6 +23,13 @@ from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, requi
 from mess.runs.data_sets import require_trained_classes
 from mess.runs.groups import distinct_groups, groups_of, shared_groups
 from mess.runs.intervals import rare_names
+from mess.runs.near_identical import (
+    NearIdentical,
+    Thumbnails,
+    among_searched,
+    in_other_groups,
+    thumbnails_of,
+)
 from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
@@ -90,9 +98,9 @@ def certify_bundles(
         # A bundle may have been exported again, or a kill may have come between.
         _write_manifests(bundles, told)
         return told
-    runs = [BundleRun(each) for each in [*bundles, baselines[0]]]
+    runs, thumbnails = [BundleRun(each) for each in [*bundles, baselines[0]]], []
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
-        run_in_turns(runs, map(data.sized, range(len(data))), task)
+        run_in_turns(runs, _seen(data, thumbnails), task)
     report = with_digest(
         {
             "plan": plan.digest,
@@ -102,11 +110,41 @@ def certify_bundles(
             "images": len(data),
             "confidence_together": together,
             "tested": _judge(runs, plan, groups, strength),
+            **_near_identical(place, bundles, Thumbnails.of(data.ids, thumbnails)),
         }
     )
     write_json(folder / RESULT, report)
     _write_manifests(bundles, report)
     return report
+
+
+def _seen(
+    data: SegmentationData, thumbnails: list[NDArray[np.uint8]]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The images with their masks as they are run; their thumbnails are appended."""
+    for index in range(len(data)):
+        pixels, mask = data.sized(index)
+        thumbnails.append(thumbnail(pixels))
+        yield pixels, mask
+
+
+def _near_identical(
+    place: Run, bundles: Sequence[Bundle], seen: Thumbnails
+) -> dict[str, NearIdentical | None]:
+    """Images too much alike for what is said of new ones, as a search's certificate tells it."""
+    searched = [
+        among_searched(seen, thumbnails_of(place.open_cache(name)))
+        for name in _searched_caches(bundles)
+    ]
+    known = [found for found in searched if found is not None]
+    return {
+        "near_identical": in_other_groups(seen, groups_of(place.config.data.groups, seen.ids)),
+        "near_searched": max(known, key=lambda found: found["images"], default=None),
+    }
+
+
+def _searched_caches(bundles: Sequence[Bundle]) -> set[str]:
+    return {bundle.facts["source"].get("name", CALIBRATION) for bundle in bundles}
 
 
 def _require_masks(bundle: Bundle) -> None:
@@ -184,7 +222,7 @@ def _strength(
     strength, spec = groups.strength(), place.config.data.groups
     # Joined groups go by the name of one of them, and any of them may have been searched.
     fresh = groups_of(spec, image_ids)
-    for name in {bundle.facts["source"].get("name", CALIBRATION) for bundle in bundles}:
+    for name in _searched_caches(bundles):
         searched = cache_groups(place, name)
         if told := shared_groups(spec, fresh, searched):
             reporter.message(told)

@@ -36,7 +36,7 @@ from mess.prediction.statistics import ExitPrediction
 from mess.runs.data_sets import require_trained_classes
 from mess.runs.fingerprints import exit_fingerprints
 from mess.runs.groups import groups_of
-from mess.runs.near_identical import in_other_groups
+from mess.runs.near_identical import in_other_groups, thumbnails_of
 from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
@@ -121,7 +121,7 @@ def _warn_of_near_identical(cache: Snapshot, spec: str | None, reporter: Reporte
         # No prediction needs groups, and what does will refuse them.
         reporter.message(f"Nearly identical images were not looked for: {error}")
         return
-    told = {"near_identical": in_other_groups(cache, groups)}
+    told = {"near_identical": in_other_groups(thumbnails_of(cache), groups)}
     for line in near_identical_lines(told, groups.images):
         reporter.message(line)
 

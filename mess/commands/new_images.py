@@ -147,11 +147,14 @@ def _spend(
 
 def _near_identical(place: Run, options: SearchOptions, reporter: Reporter) -> dict[str, Any]:
     """What the result tells of images that are too much alike for what is said of new ones."""
-    searched, groups = place.open_cache(options.cache), cache_groups(place, _judging(options))
+    searched, groups = (
+        thumbnails_of(place.open_cache(options.cache)),
+        cache_groups(place, _judging(options)),
+    )
     if options.certify == CROSS:
         told = {"near_identical": in_other_groups(searched, groups)}
     else:
-        fresh = place.open_cache(options.certify)
+        fresh = thumbnails_of(place.open_cache(options.certify))
         told = {
             "near_identical": in_other_groups(fresh, groups),
             "near_searched": among_searched(fresh, searched),

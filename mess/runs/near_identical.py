@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,39 +47,50 @@ class NearIdentical(TypedDict):
     groups: int | None
 
 
-def in_other_groups(cache: Snapshot, groups: Groups) -> NearIdentical | None:
-    """Images of a cache with a nearly identical one in another group; None without thumbnails.
+class Thumbnails(NamedTuple):
+    """Those of some images, shape (I, pixels), with the images' ids."""
 
-    `images` is 0 and `pair` empty where there are none.
-    """
-    thumbnails = thumbnails_of(cache)
-    if thumbnails is None:
-        return None
-    ids = list(cache.image_fingerprints)
-    return _told(ids, nearest_elsewhere(thumbnails, groups.of_image, ids), len(ids))
+    ids: list[str]
+    levels_IP: NDArray[np.uint8]
 
-
-def among_searched(fresh: Snapshot, searched: Snapshot) -> NearIdentical | None:
-    """Images of a fresh cache nearly identical to a searched one; `pair` has the fresh one first.
-
-    None where either has no thumbnails.
-    """
-    ours, theirs = thumbnails_of(fresh), thumbnails_of(searched)
-    if ours is None or theirs is None:
-        return None
-    ids = [*fresh.image_fingerprints, *searched.image_fingerprints]
-    side = np.repeat([0, 1], [len(ours), len(theirs)])
-    nearest = nearest_elsewhere(np.concatenate([ours, theirs]), side, ids)
-    return _told(ids, nearest, len(ours))
+    @classmethod
+    def of(cls, ids: Sequence[str], thumbnails: Sequence[NDArray[np.uint8]]) -> Self:
+        """Of images by their ids, each as `mess.common.images.thumbnail` makes it."""
+        return cls(list(ids), np.stack([levels.ravel() for levels in thumbnails]))
 
 
-def thumbnails_of(cache: Snapshot) -> NDArray[np.uint8] | None:
-    """Thumbnails of a cache's images, shape (I, pixels); None where any is missing."""
+def thumbnails_of(cache: Snapshot) -> Thumbnails | None:
+    """Thumbnails of a cache's images; None where any is missing."""
     found = [row.get("thumbnail") for row in cache.images]
     known = [thumbnail for thumbnail in found if thumbnail is not None]
     if len(known) < len(found):
         return None
-    return np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(found), -1)
+    levels_IP = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(found), -1)
+    return Thumbnails(list(cache.image_fingerprints), levels_IP)
+
+
+def in_other_groups(seen: Thumbnails | None, groups: Groups) -> NearIdentical | None:
+    """Images with a nearly identical one in another group; None without thumbnails.
+
+    `images` is 0 and `pair` empty where there are none.
+    """
+    if seen is None:
+        return None
+    nearest = nearest_elsewhere(seen.levels_IP, groups.of_image, seen.ids)
+    return _told(seen.ids, nearest, len(seen.ids))
+
+
+def among_searched(fresh: Thumbnails | None, searched: Thumbnails | None) -> NearIdentical | None:
+    """Fresh images nearly identical to a searched one; `pair` has the fresh one first.
+
+    None where either has no thumbnails.
+    """
+    if fresh is None or searched is None:
+        return None
+    ids = [*fresh.ids, *searched.ids]
+    side = np.repeat([0, 1], [len(fresh.ids), len(searched.ids)])
+    levels_IP = np.concatenate([fresh.levels_IP, searched.levels_IP])
+    return _told(ids, nearest_elsewhere(levels_IP, side, ids), len(fresh.ids))
 
 
 def nearest_elsewhere(

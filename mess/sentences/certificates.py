@@ -8,6 +8,7 @@ from mess.search.guarantees.groups import STRONG
 from mess.search.guarantees.methods import CROSS, FRESH, SPLIT
 from mess.sentences.figures import amount, counted, with_interval
 from mess.sentences.intervals import rare_lines
+from mess.sentences.near_identical import near_identical_lines
 
 _UNITS = {"latency": "ms", "macs": "MACs", "params": "parameters"}
 
@@ -88,7 +89,8 @@ def certified_lines(report: dict[str, Any]) -> list[str]:
         if told["strength"] == "weak":
             lines.append(_weakness(groups))
         lines += _rare_in_certificate(told)
-    return lines + _spent_lines(report["tested"][0]["confidence"], report["confidence_together"])
+    lines += _spent_lines(report["tested"][0]["confidence"], report["confidence_together"])
+    return lines + near_identical_lines(report, report["images"])
 
 
 def _spent_lines(confidence: float, together: float) -> list[str]:

@@ -20,6 +20,8 @@ from mess.runs.run import Run
 from mess.search.guarantees.claims import counts_of
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import error_estimate
+from mess.sentences.certificates import certified_lines
+from tests.workflow.videos import write_video
 
 SEARCH: dict[str, Any] = {"target": "macs", "max_exits": 2, "max_error": 0.3}
 
@@ -110,6 +112,20 @@ def test_what_fails_ends_the_order(
     found = json.loads(capsys.readouterr().out)
     assert [told["holds"] for told in found["tested"]] == [False]
     assert json.loads((bundle / "manifest.json").read_text())["certificate"]["holds"] is False
+
+
+def test_images_that_are_nearly_the_searched_ones_are_warned_of(
+    run: Run, searched: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = searched(**SEARCH)
+    write_video(run, tmp_path / "video", frames=2)
+    found = workflow.certify([bundle], root=tmp_path / "video", split="calibration", max_error=0.9)
+    near = found["near_searched"]
+    assert (near["images"], near["pair"]) == (20, ["scene0_0", "calibration-00000"])
+    within = found["near_identical"]
+    assert (within["images"], within["pair"]) == (20, ["scene0_0", "scene0_1"])
+    said = certified_lines(found)
+    assert any("20 of 20 images are nearly identical to one that was searched" in s for s in said)
 
 
 def test_a_plan_is_carried_out_once(run: Run, searched: Callable[..., Path]) -> None:

@@ -7,9 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mess import workflow
 from mess.cache.content import find_parts
@@ -28,7 +26,7 @@ from mess.runs.run import Run
 from mess.search.exact.workers import Team
 from mess.search.guarantees import certify
 from mess.sentences.new_images import new_images_lines
-from tests.seeds import seeded
+from tests.workflow.videos import write_video
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
 
@@ -131,23 +129,6 @@ def test_copies_of_a_file_count_once_however_its_signals_round(
     found = workflow.search(run.path, cache="copies", **TWO_EXITS, max_error=0.2, confidence=0.9)
     assert (found["certificate"]["images"], found["certificate"]["groups"]) == (42, 40)
     assert (found["intervals"]["images"], found["intervals"]["groups"]) == (42, 40)
-
-
-def write_video(run: Run, root: Path, *, frames: int) -> None:
-    """Frames, with noise of their own, of the first ten images that are searched."""
-    source, rng = run.config.data.root, np.random.default_rng(seeded(0))
-    assert source is not None
-    for kind in ("images", "masks"):
-        (root / "val" / kind).mkdir(parents=True)
-    shutil.copyfile(source / "classes.json", root / "classes.json")
-    for scene in range(10):
-        name = f"calibration-{scene:05d}.png"
-        image = np.asarray(Image.open(source / "val" / "images" / name)).astype(float)
-        for frame in range(frames):
-            noisy = (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
-            own = f"scene{scene}_{frame}.png"
-            Image.fromarray(noisy).save(root / "val" / "images" / own)
-            shutil.copyfile(source / "val" / "masks" / name, root / "val" / "masks" / own)
 
 
 class Listener(Silent):
