@@ -1,7 +1,7 @@
 """How long searches take: ours, enumeration in NumPy, Optuna's samplers and evolution.
 
-    python benchmarks/search.py [--parts table scaling baselines figure] [--exits 2 3 4] [--trial]
-        [--no-front] [--threads N] [--patience TIMES] [--output FILE]
+    python benchmarks/search.py [--parts table scaling large baselines figure] [--exits 2 3 4]
+        [--trial] [--no-front] [--threads N] [--patience TIMES] [--output FILE]
 
 Everything runs on random caches that look like a trained network's (`random_caches.py`), in the
 input-dependent setting with target MACs.
@@ -9,6 +9,7 @@ input-dependent setting with target MACs.
 - table: the exact search for several errors and caches; for one error also with the front, and with
   eight signals an exit instead of one.
 - scaling: its time and memory against the number of images, each in a process of its own.
+- large: 5,000 images of 150 classes with 199 exits, likewise.
 - baselines: the exact search, enumeration and samplers in turns on the same cache, each on one
   thread. A sampler runs until a candidate that meets the error costs at most 1% more than the
   proven optimum, or until it has taken so many times longer than the exact search (--patience).
@@ -49,6 +50,7 @@ class Plan:
 
     seeds: caches of the table; `seeds_dear` of its dear rows: fronts, eight signals, four exits.
     scaled, seeds_scaled: numbers of images and caches of the scaling.
+    large: images, classes and architectures of the large caches.
     raced: the baselines' spaces, each exits allowed and architectures a point; `rounds` caches
         each, with samplers and a front on the first `races` of them. Odd, so that there is a
         middle one. Samplers are left out of the `vast`, which would keep them for an hour.
@@ -66,6 +68,7 @@ class Plan:
     seeds_dear: int = 1
     scaled: tuple[int, ...] = (125, 250, 500, 1000, 1449)
     seeds_scaled: int = 3
+    large: tuple[int, int, int] = (5000, 150, 33)
     raced: tuple[tuple[int, int], ...] = (
         *((2, 4), (2, 14), (2, 56)),
         *((3, 4), (3, 14), (3, 56)),
@@ -89,6 +92,7 @@ TRIAL = Plan(
     seeds_dear=1,
     scaled=(60, 120),
     seeds_scaled=1,
+    large=(200, 30, 4),
     raced=((2, 2), (2, 4), (3, 2), (3, 4), (4, 2)),
     rounds=3,
     races=1,
@@ -99,7 +103,13 @@ TRIAL = Plan(
 
 
 def main() -> None:
-    parts = {"table": table, "scaling": scaling, "baselines": baselines, "figure": figure}
+    parts = {
+        "table": table,
+        "scaling": scaling,
+        "large": large,
+        "baselines": baselines,
+        "figure": figure,
+    }
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--exits", type=int, nargs="+", default=[2, 3, 4], help="max_exits")
@@ -172,6 +182,24 @@ def scaling(plan: Plan, options: argparse.Namespace, results: Results) -> None:
             f"| {images} | {show(median(seconds))} | {show(max(seconds))} "
             f"| {median(row['resident_mb'] for row in some):.0f} "
             f"| {max(row['peak_mb'] for row in some):.0f} |"
+        )
+
+
+def large(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """Time and memory of a large cache: the answer and the front of two exits, and of three."""
+    images, classes, architectures = plan.large
+    print(
+        "| exits allowed | front | seconds | resident before (MB) | peak (MB) |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
+    for max_exits, front in ((2, True), (3, False)):
+        case = search_case("large", plan, max_exits=max_exits, signals=1, seed=0)
+        case |= {"error": plan.error, "front": front, "threads": options.threads}
+        case |= {"images": images, "classes": classes, "architectures": architectures}
+        row = results.measure(case, partial(measure_apart, case))
+        print(
+            f"| {max_exits} | {'yes' if front else 'no'} | {show(row['seconds'])} "
+            f"| {row['resident_mb']:,.0f} | {row['peak_mb']:,.0f} |"
         )
 
 

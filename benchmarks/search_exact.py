@@ -65,7 +65,10 @@ def measure(case: Row) -> Row:
 def cache_size(case: Row) -> CacheSize:
     """Sizes of the random cache of a case."""
     return CacheSize(
-        images=case["images"], architectures=case["architectures"], signals=case["signals"]
+        images=case["images"],
+        classes=case.get("classes", 21),
+        architectures=case["architectures"],
+        signals=case["signals"],
     )
 
 

@@ -6,8 +6,9 @@ steps, what an image gains if the lane's exit answers it and not the deepest ear
 first column of a group on, that sum rises by no more than the positive ones of its images' steps.
 So the largest score of a group is at most the sum before it and these, added up together.
 
-What a column needs and can afford is linear in how many images stay, or a step: over a group both
-are largest and least at its ends. So a group has two *edges*, its first column and its last.
+What a column needs is linear in how many images stay, what it can afford a constant and another
+over that number, or a step. Ever more images stay from column to column, so that either rises or
+falls throughout: over a group both are largest and least at its *edges*, its first and last column.
 
 Suffixes of array names as in `mess.search.kernels.bound`; X edges, two a group.
 """
