@@ -28,7 +28,9 @@ def certificate_lines(certificate: dict[str, Any]) -> list[str]:
     lines += _rare_in_certificate(certificate)
     if not certificate["holds"] and certificate["margin"] is None:
         lines.append("Not even the whole network keeps every limit for certain.")
-    lines += _spent_lines(certificate["confidence"], certificate.get("confidence_on_images", 1.0))
+    # The searches of one comparison use the images together, as it says of all of them.
+    asked = certificate.get("confidence_together", certificate["confidence"])
+    lines += _spent_lines(asked, certificate.get("confidence_on_images", 1.0))
     return lines + _cheaper_lines(certificate, unit)
 
 

@@ -302,6 +302,22 @@ def test_policies_are_certified_together(
     assert "all hold together at 90%" in (Path(found["path"]) / "comparison.html").read_text()
 
 
+def test_policies_use_fresh_images_together(run: Run) -> None:
+    """All of them at what was asked, not each one more."""
+    workflow.memoise(run.path, split="test")
+    found = workflow.search(
+        run.path, policy="all", **TWO_EXITS, max_error=0.3, confidence=0.9, certify="test"
+    )
+    left = [row["certificate"]["confidence_on_images"] for row in found["policies"]]
+    assert min(left) == pytest.approx(0.9)
+    assert len({round(each, 6) for each in left}) == len(left)
+    assert not any("before" in line for row in found["policies"] for line in new_images_lines(row))
+    # What is asked of them afterwards is one more.
+    more = workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="test")
+    assert more["certificate"]["confidence_on_images"] == pytest.approx(0.8)
+    assert any("holds together at 80%" in line for line in new_images_lines(more))
+
+
 def test_what_to_expect_of_every_policy_is_told_together(run: Run) -> None:
     found = workflow.search(run.path, policy="all", **TWO_EXITS, max_error=0.3, expect=True)
     rows = found["policies"]
