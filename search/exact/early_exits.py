@@ -137,7 +137,7 @@ class EarlyExitSearch:
         First with likely exits alone: what they find rules out most of the rest before it is
         evaluated.
         """
-        self._pass_front(found, _unheard, resolution, self._likely(found))
+        self._pass_front(found, unheard, resolution, self._likely(found))
         self._pass_front(found, done, resolution, np.ones(self._goal.tables.exits, dtype=np.bool_))
 
     def _likely(self, found: Findings) -> NDArray[np.bool_]:
@@ -261,5 +261,5 @@ class EarlyExitSearch:
         )
 
 
-def _unheard(_share: float) -> None:
-    pass
+def unheard(_share: float) -> None:
+    """For who need not know how much is done."""

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from mess.search.exact.early_exits import EarlyExits, EarlyExitSearch, Task
+from mess.search.exact.early_exits import EarlyExits, EarlyExitSearch, Task, unheard
 from mess.search.exact.kernel_inputs import ByDepth, pack_prices
 from mess.search.exact.one_exit import search_single
 from mess.search.exact.resolution import Resolution
@@ -58,9 +58,9 @@ def collect_dependent(
     """The front alone, to a resolution."""
     for early, search in _begin(goal, found, steps_by_early, workers).items():
         if early == 1:
-            search.run_all(found, True, _unheard)
+            search.run_all(found, True, unheard)
         else:
-            search.run_front(found, _unheard, resolution)
+            search.run_front(found, unheard, resolution)
 
 
 def _begin(
@@ -73,10 +73,6 @@ def _begin(
         early: EarlyExitSearch(goal, by_depth, _early_exits(goal, by_depth, steps, early), workers)
         for early, steps in steps_by_early.items()
     }
-
-
-def _unheard(_share: float) -> None:
-    pass
 
 
 def _early_exits(goal: Goal, by_depth: ByDepth, steps: Thresholds, early: int) -> EarlyExits:

@@ -165,8 +165,7 @@ def rows_of(slots, bound, exits, early):
     fixed_4RL = fixed_norms(slots, bound, early, deeper)
     points = bound.most_free_EK24GN.shape[5]
     most_4RN = largest_by_point(fixed_4RL, exits.point_E[deeper:], points)
-    score_QL = bound.score_IE[order_I, deeper:]
-    return Rows(early, deeper, order_I, start_R, score_R, left_R2, score_QL, fixed_4RL, most_4RN)
+    return Rows(early, deeper, order_I, start_R, score_R, left_R2, fixed_4RL, most_4RN)
 
 
 @njit(cache=True, nogil=True)

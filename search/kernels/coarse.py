@@ -60,8 +60,8 @@ def lanes_that_may(bound, prices, exits, rows, deepest):
     start_P = lanes_by_point(last_L, exits.point_E)
     several = rows.early.rows1 > 1
     # Fields are read before the loop: to read one counts references to its array.
-    order_I, start_R, left_R2, score_QL = rows.order_I, rows.start_R, rows.left_R2, rows.score_QL
-    third, offset = deepest.exit - rows.deeper, first_last - rows.deeper
+    order_I, start_R, left_R2, score_IE = rows.order_I, rows.start_R, rows.left_R2, bound.score_IE
+    third = deepest.exit
     new_2GL, entered_X, sum_R2GL, stay_RX = steps
     new_GL, gain_GL, own_2L = new_2GL[0], new_2GL[1], lanes.own_2L
     top_GL, run_L = np.empty_like(new_GL), np.empty(len(last_L), dtype=np.float32)
@@ -76,14 +76,12 @@ def lanes_that_may(bound, prices, exits, rows, deepest):
         if r2 == 0:
             new_2GL[:] = 0
             entered_X[:] = 0
-        for q in range(start_R[row], start_R[row + 1]):
-            edge = edge_I[order_I[q]]
+        for i in order_I[start_R[row] : start_R[row + 1]]:
+            edge = edge_I[i]
             if edge < len(entered_X):
                 entered_X[edge] += 1
-                group = edge // 2
-                _add_step(
-                    score_QL[q, offset:], score_QL[q, third], cost_L, new_GL[group], gain_GL[group]
-                )
+                new_L, gain_L = new_GL[edge // 2], gain_GL[edge // 2]
+                _add_step(score_IE[i, first_last:], score_IE[i, third], cost_L, new_L, gain_L)
         stay_X, stay = stay_RX[r2], 0
         for edge in range(len(entered_X)):
             stay += entered_X[edge]

@@ -43,8 +43,6 @@ class Rows(NamedTuple):
     order_I, start_R: the images that reach the deepest early exit on some row, by the first row on
         which they do, and where each row's begin.
     score_R: score of what the exits of the row answer; left_R2: how many images each answers.
-    score_QL: score of the exits behind the row's on the images of `order_I`, in that order: read
-        for every deepest exit, from start to end.
     fixed_4RL: norms of the part of the second order that a row fixes, see
         `mess.search.kernels.second_order`; most_fixed_4RN: the largest over the exits of a point.
     """
@@ -55,7 +53,6 @@ class Rows(NamedTuple):
     start_R: NDArray[np.int64]
     score_R: NDArray[np.float64]
     left_R2: NDArray[np.int64]
-    score_QL: NDArray[np.float32]
     fixed_4RL: NDArray[np.float32]
     most_fixed_4RN: NDArray[np.float32]
 

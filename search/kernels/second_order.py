@@ -57,7 +57,7 @@ class Norms(NamedTuple):
 
     fixed_4RL, most_fixed_4RN: as in `Rows`; free_24GE, most_free_24GN: of the bound, of this exit
         and signal.
-    point_E, after_E: as in `Exits`; exit, first_last: as in `Deepest`; deeper: where L begins.
+    point_E: as in `Exits`; exit: as in `Deepest`; deeper: where L begins.
     """
 
     fixed_4RL: NDArray[np.float32]
@@ -65,9 +65,7 @@ class Norms(NamedTuple):
     free_24GE: NDArray[np.float32]
     most_free_24GN: NDArray[np.float32]
     point_E: NDArray[np.int64]
-    after_E: NDArray[np.int64]
     exit: int
-    first_last: int
     deeper: int
 
 
@@ -80,9 +78,7 @@ def norms_of(bound, exits, rows, deepest):
         bound.free_EK24GE[deepest.exit, deepest.signal],
         bound.most_free_EK24GN[deepest.exit, deepest.signal],
         exits.point_E,
-        exits.after_E,
         deepest.exit,
-        deepest.first_last,
         rows.deeper,
     )
 
