@@ -1,7 +1,7 @@
 """How long searches take: ours, enumeration in NumPy, Optuna's samplers and evolution.
 
-    python benchmarks/search.py [--parts table scaling large baselines figure] [--exits 2 3 4]
-        [--trial] [--no-front] [--threads N] [--patience TIMES] [--output FILE]
+    python benchmarks/search.py [--parts table scaling large promises baselines figure]
+        [--exits 2 3 4] [--trial] [--no-front] [--threads N] [--patience TIMES] [--output FILE]
 
 Everything runs on random caches that look like a trained network's (`random_caches.py`), in the
 input-dependent setting with target MACs.
@@ -10,6 +10,8 @@ input-dependent setting with target MACs.
   eight signals an exit instead of one.
 - scaling: its time and memory against the number of images, each in a process of its own.
 - large: 5,000 images of 150 classes with 199 exits, likewise.
+- promises: what a cross-fitted certificate takes, and the front of the whole space, exactly and to
+  the resolution of certificates.
 - baselines: the exact search, enumeration and samplers in turns on the same cache, each on one
   thread. A sampler runs until a candidate that meets the error costs at most 1% more than the
   proven optimum, or until it has taken so many times longer than the exact search (--patience).
@@ -37,7 +39,7 @@ from statistics import median
 from typing import Any
 
 from results import Results, Row, machine_facts
-from search_exact import measure, measure_apart
+from search_exact import measure, measure_apart, measure_promise
 from search_figure import Point, draw
 from search_race import EXACT, race
 
@@ -107,6 +109,7 @@ def main() -> None:
         "table": table,
         "scaling": scaling,
         "large": large,
+        "promises": promises,
         "baselines": baselines,
         "figure": figure,
     }
@@ -201,6 +204,17 @@ def large(plan: Plan, options: argparse.Namespace, results: Results) -> None:
             f"| {max_exits} | {'yes' if front else 'no'} | {show(row['seconds'])} "
             f"| {row['resident_mb']:,.0f} | {row['peak_mb']:,.0f} |"
         )
+
+
+def promises(plan: Plan, options: argparse.Namespace, results: Results) -> None:
+    """Certificates and fronts, of two and three exits."""
+    print("| exits allowed | what | seconds |\n| --- | --- | --- |")
+    kinds = ("certificate", "front to a resolution", "exact front")
+    for max_exits, kind in product((2, 3), kinds):
+        case = search_case("promises", plan, max_exits=max_exits, signals=1, seed=0)
+        case |= {"error": plan.error, "promise": kind, "threads": options.threads}
+        row = results.measure(case, partial(measure_promise, case))
+        print(f"| {max_exits} | {kind} | {show(row['seconds'])} |")
 
 
 def baselines(plan: Plan, options: argparse.Namespace, results: Results) -> None:

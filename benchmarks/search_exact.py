@@ -19,7 +19,13 @@ from random_caches import Cache, CacheSize, random_cache
 from results import Row
 
 from mess.search.answers.answer import search
-from mess.search.problem.costs import MACS
+from mess.search.exact.cover import collect
+from mess.search.exact.resolution import EXACT, FINE
+from mess.search.exact.workers import Workers
+from mess.search.guarantees.certify import certify_cross
+from mess.search.guarantees.groups import Groups
+from mess.search.problem.costs import MACS, to_ticks
+from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request
 
 
@@ -60,6 +66,27 @@ def measure(case: Row) -> Row:
         "saved": answer.goal.baseline.totals[request.target] / total,
         "rates": answer.evaluation.exit_rates,
     }
+
+
+def measure_promise(case: Row) -> Row:
+    """Seconds of what a promise on new images takes beside the answer.
+
+    `certificate` is cross-fitted from all images; `front` is the whole space's, exactly or to the
+    resolution that certificates are found with, and `points` what it has.
+    """
+    size, request = cache_size(case), request_of(case)
+    tables, costs = cached_cache(size, case["seed"])
+    warm_up(request, size.signals)
+    goal, workers = Goal.of(tables, to_ticks(tables, costs), request), Workers(case["threads"])
+    start = time.perf_counter()
+    if case["promise"] == "certificate":
+        groups = Groups.alone(size.images)
+        certificate = certify_cross(goal, groups, 0.95, case["seed"], workers)
+        found = {"certified": certificate.margin is not None}
+    else:
+        resolution = EXACT if case["promise"] == "exact front" else FINE
+        found = {"points": len(collect(goal, resolution, workers))}
+    return {"seconds": time.perf_counter() - start, **found}
 
 
 def cache_size(case: Row) -> CacheSize:
