@@ -188,11 +188,11 @@ class Bench:
     def forward(self) -> None:
         """Backbone and every exit, nothing else."""
         with torch.inference_mode():
-            maps = self.network.features(
+            features = self.network.features(
                 self.batch[0].to(memory_format=torch.channels_last, copy=True)
             )
             for exit_id in self.exits:
-                self.network.exit_module(exit_id)(maps[self.network.point(exit_id) - 1])
+                self.network.logits(exit_id, features)
 
     def memoise(self, exits: Sequence[str], folder: Path) -> None:
         """What `mess memoise` does with a batch."""
@@ -213,10 +213,11 @@ def normalise(network: OverprovisionedNetwork, images: torch.Tensor) -> None:
             module.momentum = None
     network.train()
     with torch.no_grad():
-        maps = network.features(images)
+        features = network.features(images)
         for exit_id in [*network.exits, FINAL]:
-            logits = network.exit_module(exit_id)(maps[network.point(exit_id) - 1])
+            logits = network.logits(exit_id, features)
             last = [m for m in network.exit_module(exit_id).modules() if hasattr(m, "bias")][-1]
+            assert isinstance(last.bias, torch.Tensor)
             last.bias -= logits.mean((0, 2, 3))
 
 

@@ -117,8 +117,7 @@ def measure_cost(rounds: int) -> Row:
         }
     )
     network = build_network(config, candidates(config, CLASSES), CLASSES)
-    head = network.exit_module(FINAL)
-    baseline = Segment(network.segment(0, network.point(FINAL)), head, continues=False)
+    baseline = Segment(network, 0, network.point(FINAL), FINAL)
     side = SIZE // STRIDE
     image = {"features": torch.randn(1, 3, SIZE, SIZE, generator=_generator())}
     parts: dict[str, tuple[nn.Module, Mapping[str, Tensor]]] = {"baseline": (baseline, image)}
@@ -242,9 +241,9 @@ def measure_definitions(run: Run, images: int) -> Row:
     found: dict[str, list[NDArray[np.float64]]] = {}
     with torch.inference_mode():
         for batch, _, _ in loader:
-            maps = network.features(batch)
+            features = network.features(batch)
             for exit_id in exits:
-                logits = network.exits[exit_id](maps[network.point(exit_id) - 1])
+                logits = network.logits(exit_id, features)
                 for name, values in _definitions(logits, size):
                     found.setdefault(f"{exit_id} {name}", []).append(values)
     signals = {name: np.concatenate(values) for name, values in found.items()}

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from results import Results, Row, machine_facts
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -190,22 +190,16 @@ def step_macs(network: OverprovisionedNetwork) -> float:
 
     Counted as they are computed, without taps that only meet padding.
     """
-    shape, macs, maps = (BATCH, 3, *CROP), 0.0, {}
-    meta = network.to("meta")
-    for point in range(1, len(network.points) + 1):
-        cost, shape = count(meta.segment(point - 1, point).eval(), shape)
-        macs, maps[point] = macs + cost, shape
-    macs += count(meta.backbone.head.eval(), shape)[0]
-    for exit_id, module in meta.exits.items():
-        macs += 3 * count(module.train(), maps[network.point(exit_id)])[0]
-    return macs
-
-
-def count(module: nn.Module, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Multiply-adds of a forward pass on the meta device, and the shape of its output."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = module(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() / 2, tuple(output.shape)
+    meta = network.to("meta").eval()
+    image = torch.empty(BATCH, 3, *CROP, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as once:
+        features = meta.features(image)
+        meta.logits(FINAL, features)
+    meta.exits.train()
+    with torch.no_grad(), FlopCounterMode(display=False) as exits:
+        for exit_id in meta.exits:
+            meta.logits(exit_id, features)
+    return (once.get_total_flops() + 3 * exits.get_total_flops()) / 2
 
 
 # ---- Memory

@@ -70,9 +70,9 @@ def read_table(
         return pq.read_table(path, columns=list(columns) if columns else None, memory_map=True)
 
 
-def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
-    """All rows of a small file."""
-    return read_table(path, schema).to_pylist()
+def read_rows(path: Path, schema: pa.Schema, later: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """All rows of a small file; see `read_table`."""
+    return read_table(path, schema, later=later).to_pylist()
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -39,9 +39,16 @@ EXITS = pa.schema(
         pa.field("output_stride", pa.int32(), nullable=False),
         pa.field("channels", pa.int32(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
+        pa.field("skip", pa.string()),
+        pa.field("skip_channels", pa.int32()),
+        pa.field("alive_bytes", pa.int64()),
     ]
 )
-"""The architecture columns are null for the network's own head."""
+"""The architecture columns are null for the network's own head, those of `skip` for exits that read
+their own features alone."""
+
+EXITS_LATER = ("skip", "skip_channels", "alive_bytes")
+"""Columns that files from before networks with skip connections lack."""
 
 IMAGES = pa.schema(
     [

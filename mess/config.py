@@ -86,6 +86,8 @@ class ExitsConfig(_Section):
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3)
     rdi: tuple[bool, ...] = (False, True)
     heads: tuple[str, ...] = ("fcn", "dlb")
+    skips: tuple[bool, ...] = (False,)
+    """Whether exits read shallower features, too: those that the network keeps for its decoder."""
     dlb_channels: Count = 256
     max_exit_cost: Positive = 1.0
     """Most that backbone up to the exit plus the exit may cost, in baselines."""
@@ -94,7 +96,7 @@ class ExitsConfig(_Section):
 
     @model_validator(mode="after")
     def _choices(self) -> ExitsConfig:
-        _check_choices(self, ("crm", "blocks", "rdi", "heads"))
+        _check_choices(self, ("crm", "blocks", "rdi", "heads", "skips"))
         if isinstance(self.points, int) and self.points < 1:
             raise ValueError(
                 f"points counts the final exit too and is at least 1, got {self.points}"

@@ -14,7 +14,7 @@ FINAL = "final"
 """Identifier of the network's own head."""
 
 # Without leading zeros, so that an architecture at a point has one identifier.
-_EXIT_ID = re.compile(r"p([1-9]\d*)-crm([1-9]\d*)-b(0|[1-9]\d*)(-rdi)?-([a-z0-9]+)")
+_EXIT_ID = re.compile(r"p([1-9]\d*)-crm([1-9]\d*)-b(0|[1-9]\d*)(-rdi)?-([a-z0-9]+)(-skip)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -22,13 +22,15 @@ class ExitArchitecture:
     """One architecture of Eq. 1: channel reduction, extra blocks, rapid dilation, head.
 
     `crm` divides the channels (1: no reduction), `blocks` counts extra 3×3 blocks, `rdi` doubles
-    the dilation in each of them, `head` names an entry of `mess.networks.heads.HEADS`.
+    the dilation in each of them, `head` names an entry of `mess.networks.heads.HEADS`. With `skip`
+    the head reads shallower features, too, where the network keeps some for its own decoder.
     """
 
     crm: int = 1
     blocks: int = 0
     rdi: bool = False
     head: str = "fcn"
+    skip: bool = False
 
     def __post_init__(self) -> None:
         if self.crm < 1 or self.blocks < 0:
@@ -39,7 +41,8 @@ class ExitArchitecture:
     def exit_id(self, point: int) -> str:
         """Identifier at exit point `point` (1-based), such as `p3-crm2-b1-rdi-fcn`."""
         rdi = "-rdi" if self.rdi else ""
-        return f"p{point}-crm{self.crm}-b{self.blocks}{rdi}-{self.head}"
+        skip = "-skip" if self.skip else ""
+        return f"p{point}-crm{self.crm}-b{self.blocks}{rdi}-{self.head}{skip}"
 
 
 def parse_exit_id(exit_id: str) -> tuple[int, ExitArchitecture]:
@@ -47,17 +50,22 @@ def parse_exit_id(exit_id: str) -> tuple[int, ExitArchitecture]:
     match = _EXIT_ID.fullmatch(exit_id)
     if match is None:
         raise ValueError(f"{exit_id!r} is not an exit identifier like 'p3-crm2-b1-rdi-fcn'")
-    point, crm, blocks, rdi, head = match.groups()
-    return int(point), ExitArchitecture(int(crm), int(blocks), rdi is not None, head)
+    point, crm, blocks, rdi, head, skip = match.groups()
+    architecture = ExitArchitecture(int(crm), int(blocks), rdi is not None, head, skip is not None)
+    return int(point), architecture
 
 
 def architectures(
-    crm: Iterable[int], blocks: Iterable[int], rdi: Iterable[bool], heads: Iterable[str]
+    crm: Iterable[int],
+    blocks: Iterable[int],
+    rdi: Iterable[bool],
+    heads: Iterable[str],
+    skips: Iterable[bool] = (False,),
 ) -> list[ExitArchitecture]:
     """The distinct architectures of Eq. 1; 56 for the paper's full options, not 64."""
     return [
-        ExitArchitecture(c, b, r, h)
-        for c, b, r, h in itertools.product(crm, blocks, rdi, heads)
+        ExitArchitecture(c, b, r, h, s)
+        for c, b, r, h, s in itertools.product(crm, blocks, rdi, heads, skips)
         # Without blocks there is nothing to dilate: 8 of the 64 would be there twice.
         if b > 0 or not r
     ]

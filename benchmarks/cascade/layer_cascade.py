@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks.cascade.macs import CascadeMacs
 from benchmarks.cascade.maps import LEVELS, Maps, cheapest
-from benchmarks.cascade.receptive_field import input_share, macs_on_map
+from benchmarks.cascade.receptive_field import chain, input_share, macs_on_map
 from benchmarks.cascade.tables import accuracy_table, bits_table, field_table, gains_table
 from benchmarks.results import Results, Row, machine_facts
 from mess.common.metrics import mean_iou
@@ -179,7 +179,7 @@ def really_run(
             labels.append(label_BHW.numpy().astype(np.uint8))
             features = network.features(images.to(memory_format=torch.channels_last))
             for exit_id, some in found.items():
-                logits = network.exit_module(exit_id)(features[network.point(exit_id) - 1])
+                logits = network.logits(exit_id, features)
                 some.append(logits.softmax(1).amax(1).numpy())
     return np.concatenate(labels), {e: np.concatenate(some) for e, some in found.items()}
 
@@ -354,15 +354,15 @@ def receptive_field(config: Config, head: str) -> Row:
     network = build_network(config, candidates(config, 21), 21)
     last = len(network.points)
     size = config.data.size
-    _, (channels, _, _) = macs_on_map(network.segment(0, last), (3, *size))
+    _, (channels, _, _) = macs_on_map(chain(network, 0, last), (3, *size))
     module: nn.Module = nn.Identity()
     if head != NO_HEAD:
         architecture = ExitArchitecture(1, 0, False, head)
         module = build_exit(architecture, channels, 21, config.exits.dlb_channels)
     shares = {}
     for point in (1, 3):
-        _, shape = macs_on_map(network.segment(0, point), (3, *size))
-        shares[str(point)] = input_share(nn.Sequential(network.segment(point, last), module), shape)
+        _, shape = macs_on_map(chain(network, 0, point), (3, *size))
+        shares[str(point)] = input_share(nn.Sequential(chain(network, point, last), module), shape)
     return {"size": list(size), "shares": shares}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cascade.receptive_field import Reach, macs_on_map
+from benchmarks.cascade.receptive_field import Reach, chain, macs_on_map
 from mess.networks.network import OverprovisionedNetwork
 
 
@@ -38,12 +38,12 @@ class CascadeMacs:
         points = [network.point(exit_id) for exit_id in exits]
         if len(exits) < 2 or points != sorted(points):
             raise ValueError(f"a cascade has two exits or more, from shallow to deep, got {exits}")
-        to_first, shape = macs_on_map(network.segment(0, points[0]), (3, *size))
+        to_first, shape = macs_on_map(chain(network, 0, points[0]), (3, *size))
         own, _ = macs_on_map(network.exit_module(exits[0]), shape)
         first = whole = to_first + own
         heads, segments = [], []
         for (start, end), exit_id in zip(itertools.pairwise(points), exits[1:], strict=True):
-            segment, head = network.segment(start, end), network.exit_module(exit_id)
+            segment, head = chain(network, start, end), network.exit_module(exit_id)
             segments.append(Reach.of(segment, shape))
             between, shape = macs_on_map(segment, shape)
             heads.append(Reach.of(head, shape))

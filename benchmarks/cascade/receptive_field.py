@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mess.networks import macs
+from mess.networks.network import OverprovisionedNetwork
 
 _VALUE = 2.0**-6
 """What every layer puts out. Above 0, where ReLU passes a gradient, and so small that sums over
@@ -88,9 +89,16 @@ def input_share(module: nn.Module, shape: Shape) -> float:
     return float(needs(module, shape, wanted.reshape(1, -1)).input.mean())
 
 
+def chain(network: OverprovisionedNetwork, start: int, end: int) -> nn.Sequential:
+    """The blocks after point `start` up to point `end` of a network without skip connections."""
+    if not network.backbone.is_chain:
+        raise ValueError("a cascade is of a chain of blocks; this backbone has skip connections")
+    return nn.Sequential(*network.span(start, end).blocks)
+
+
 def macs_on_map(module: nn.Module, shape: Shape) -> tuple[int, Shape]:
     """MACs of a module on one map, (C, h, w) on any device, and the shape of its output."""
-    total, (_, *output) = macs.macs_and_shape(copy.deepcopy(module).to("meta"), (1, *shape))
+    total, ((_, *output),) = macs.macs_and_shapes(copy.deepcopy(module).to("meta"), (1, *shape))
     channels, height, width = output
     return total, (channels, height, width)
 

@@ -19,7 +19,7 @@ from mess.common.progress import Reporter
 from mess.common.records import with_digest
 from mess.errors import BundleError
 from mess.export.programs import write_program
-from mess.export.segments import LabelMap, Segment, native_shape, point_shapes
+from mess.export.segments import LabelMap, Segment, native_shape, tensor_shapes
 from mess.networks.network import OverprovisionedNetwork
 from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, BundleExit
 from mess.runtime.registry import runtime_of
@@ -132,7 +132,7 @@ def _write_programs(
     format_: str,
     reporter: Reporter,
 ) -> list[BundleExit]:
-    shapes = point_shapes(network, size)
+    shapes = tensor_shapes(network, size)
     suffix = runtime_of(format_).suffix
     rows: list[BundleExit] = []
     start = 0
@@ -140,26 +140,28 @@ def _write_programs(
     labels_shape: tuple[int, ...] = (1, *size)
     with reporter.task("exporting", len(exits)) as task:
         for number, planned in enumerate(exits, start=1):
-            module = network.exit_module(planned.exit_id)
             later = exits[number:]
             segment = Segment(
-                network.segment(start, planned.point),
-                module,
+                network,
+                start,
+                planned.point,
+                planned.exit_id,
                 None if planned.signal is None else SignalModule(planned.signal, size),
-                continues=bool(later),
+                hands_on=_needed(network, planned.point, later),
                 gives_labels=bool(later and later[0].signal and later[0].signal.compares),
             )
-            examples = [torch.zeros(shapes[start]), torch.zeros(labels_shape, dtype=torch.uint8)]
+            examples = [torch.zeros(shapes[name]) for name in segment.reads]
+            examples.append(torch.zeros(labels_shape, dtype=torch.uint8))
             name = f"segment-{number}{suffix}"
             write_program(
                 segment,
-                # The second example is left over where the signal compares nothing.
+                # The last example is left over where the signal compares nothing.
                 dict(zip(segment.inputs, examples, strict=False)),
                 segment.outputs,
                 directory / name,
                 format_,
             )
-            native = native_shape(module, shapes[planned.point])
+            native = native_shape(network, planned.exit_id, shapes)
             labels_shape = (1, *native[2:])
             answer = f"answer-{native[2]}x{native[3]}{suffix}"
             if not (directory / answer).exists():
@@ -169,6 +171,7 @@ def _write_programs(
                 {
                     "exit_id": planned.exit_id,
                     "segment": name,
+                    "inputs": segment.inputs,
                     "outputs": segment.outputs,
                     "answer": answer,
                     "signal": None if planned.signal is None else planned.signal.to_json(),
@@ -180,6 +183,15 @@ def _write_programs(
             start = planned.point
             task.advance()
     return rows
+
+
+def _needed(
+    network: OverprovisionedNetwork, point: int, later: Sequence[PlannedExit]
+) -> tuple[str, ...]:
+    """What the instance reads behind a point: a decoder that is not run needs nothing."""
+    if not later:
+        return ()
+    return network.alive(point, later[-1].point, [planned.exit_id for planned in later])
 
 
 def _histogram(signal: NDArray[np.float32]) -> dict[str, list[float]]:

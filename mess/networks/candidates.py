@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from mess.config import BackboneConfig, Config, ExitsConfig
 from mess.errors import ConfigError, nearest
 from mess.exits import FINAL, ExitArchitecture, architectures
 from mess.networks import macs
 from mess.networks.backbones import Backbone, build_backbone
+from mess.networks.backbones.base import IMAGE
 from mess.networks.heads import HEADS, MIN_HEAD_CHANNELS, build_exit
+from mess.networks.macs import Shape
 
 KEPT = "kept"
 TRAINED = "trained"
@@ -26,6 +27,9 @@ class Candidate:
 
     `exit_macs` and `params` are the exit's alone, `backbone_macs` and `backbone_params` those from
     the input to its point. `crm`, `blocks`, `rdi` and `head` are None for the network's own head.
+    `skip` names the shallower features that it reads, None where it reads none. `alive_bytes` are
+    those of all float32 tensors that the network still reads behind the point: what stopping there
+    has to keep, or to send where it goes on elsewhere.
     """
 
     exit_id: str
@@ -41,6 +45,9 @@ class Candidate:
     backbone_params: int
     output_stride: int
     channels: int
+    skip: str | None
+    skip_channels: int | None
+    alive_bytes: int
     status: str
 
     @property
@@ -53,7 +60,7 @@ class Candidate:
         """None for the network's own head."""
         if self.crm is None or self.blocks is None or self.rdi is None or self.head is None:
             return None
-        return ExitArchitecture(self.crm, self.blocks, self.rdi, self.head)
+        return ExitArchitecture(self.crm, self.blocks, self.rdi, self.head, self.skip is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +71,27 @@ class _Point:
     block: str
     macs: int
     params: int
-    shape: tuple[int, ...]
+    shape: Shape
     """Of the features, (1, channels, h, w)."""
+    alive: Mapping[str, Shape]
+    """Shapes of the tensors that the network reads behind the point, by name."""
+    finest: float
+    """Most rows that features may have which an exit reads besides."""
+
+    @property
+    def skip(self) -> str | None:
+        """The shallower features that exits with `skip` read; None where none are alive."""
+        finer = {
+            name: shape[2]
+            for name, shape in self.alive.items()
+            if len(shape) == 4 and self.shape[2] < shape[2] <= self.finest
+        }
+        return max(finer, key=lambda name: finer[name], default=None)
+
+    @property
+    def alive_bytes(self) -> int:
+        """Of all alive tensors together, float32."""
+        return 4 * sum(math.prod(shape) for shape in self.alive.values())
 
 
 def equidistant_points(block_macs: Sequence[int], points: int) -> list[int]:
@@ -116,8 +142,9 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     costs too much or leaves too few channels is listed with the reason in `status`.
     """
     backbone = _meta_backbone(config.backbone, num_classes)
-    points = _points(config, backbone)
-    head_macs, _ = macs.macs_and_shape(backbone.head, points[-1].shape)
+    points, shapes = _points(config, backbone)
+    read = (shapes[name] for name in backbone.head_reads)
+    head_macs, _ = macs.macs_and_shapes(backbone.head, *read)
     # The network without exits: both ways of choosing points end with the last block.
     baseline = points[-1].macs + head_macs
     height = config.data.size[0]
@@ -138,37 +165,42 @@ def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
         return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
 
 
-def _points(config: Config, backbone: Backbone) -> list[_Point]:
-    """The exit points from shallow to deep, chosen by cost or by name."""
-    shape: tuple[int, ...] = (1, 3, *config.data.size)
-    block_macs, params, shapes = [], [], []
-    for block in backbone.blocks:
-        cost, shape = macs.macs_and_shape(block, shape)
+def _points(config: Config, backbone: Backbone) -> tuple[list[_Point], dict[str, Shape]]:
+    """The exit points from shallow to deep, chosen by cost or by name; and all shapes by name."""
+    shapes: dict[str, Shape] = {IMAGE: (1, 3, *config.data.size)}
+    block_macs, params = [], []
+    for block, reads, gives in zip(backbone.blocks, backbone.reads, backbone.gives, strict=True):
+        cost, found = macs.macs_and_shapes(block, *(shapes[name] for name in reads))
         block_macs.append(cost)
         params.append(macs.parameters(block))
-        shapes.append(shape)
+        shapes |= dict(zip(gives, found, strict=True))
     wanted = config.exits.points
     if isinstance(wanted, int):
         indices = equidistant_points(block_macs, wanted)
     else:
         indices = named_points(backbone.names, wanted)
-    return [
+    last = len(backbone.blocks) - 1
+    points = [
         _Point(
             number=number,
             block=backbone.names[index],
             macs=sum(block_macs[: index + 1]),
             params=sum(params[: index + 1]),
-            shape=shapes[index],
+            shape=shapes[backbone.names[index]],
+            alive={n: shapes[n] for n in backbone.alive(index, last, backbone.head_reads)},
+            # At half of the image a head would cost more than what its exit saves.
+            finest=config.data.size[0] / 4,
         )
         for number, index in enumerate(indices, start=1)
     ]
+    return points, shapes
 
 
 def _architectures(config: ExitsConfig) -> list[ExitArchitecture]:
     for head in config.heads:
         if head not in HEADS:
             raise ConfigError(f"exits.heads: no head is named {head!r}; {nearest(head, HEADS)}")
-    return architectures(config.crm, config.blocks, config.rdi, config.heads)
+    return architectures(config.crm, config.blocks, config.rdi, config.heads, config.skips)
 
 
 def _cost(
@@ -183,8 +215,17 @@ def _cost(
             f"a head needs {MIN_HEAD_CHANNELS}"
         )
         return 0, 0, status
-    module = _meta_exit(architecture, channels, num_classes, config.exits.dlb_channels)
-    cost, _ = macs.macs_and_shape(module, point.shape)
+    shapes = [point.shape]
+    if architecture.skip:
+        if point.skip is None:
+            return 0, 0, "excluded: the network keeps no shallower features that it could read"
+        shapes.append(point.alive[point.skip])
+    with torch.device("meta"):
+        module = build_exit(
+            architecture, channels, num_classes, config.exits.dlb_channels,
+            *(shape[1] for shape in shapes[1:]),
+        )  # fmt: skip
+    cost, _ = macs.macs_and_shapes(module, *shapes)
     status = _status(config.exits, cost / baseline, (point.macs + cost) / baseline)
     return cost, macs.parameters(module), status
 
@@ -204,14 +245,6 @@ def _status(limits: ExitsConfig, cost: float, path: float) -> str:
     return KEPT
 
 
-def _meta_exit(
-    architecture: ExitArchitecture, channels: int, num_classes: int, dlb_channels: int
-) -> nn.Module:
-    """An exit without memory."""
-    with torch.device("meta"):
-        return build_exit(architecture, channels, num_classes, dlb_channels)
-
-
 def _row(
     point: _Point,
     height: int,
@@ -221,6 +254,9 @@ def _row(
     params: int,
     status: str,
 ) -> Candidate:
+    skip = architecture is not None and architecture.skip
+    # Logits have the size of the finest features that are read.
+    rows = point.alive[point.skip][2] if skip and point.skip else point.shape[2]
     return Candidate(
         exit_id=exit_id,
         point=point.number,
@@ -234,7 +270,10 @@ def _row(
         params=params,
         backbone_params=point.params,
         # Strides are powers of two, heights need not be multiples of them.
-        output_stride=2 ** round(math.log2(height / point.shape[2])),
+        output_stride=2 ** round(math.log2(height / rows)),
         channels=point.shape[1],
+        skip=point.skip if skip else None,
+        skip_channels=point.alive[point.skip][1] if skip and point.skip else None,
+        alive_bytes=point.alive_bytes,
         status=status,
     )

@@ -98,14 +98,37 @@ class _Pooling(nn.Sequential):
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": fcn_head, "dlb": deeplab_head}
 
 
+class SkipExit(nn.Module):
+    """An exit that reads shallower features, too, as DeepLabV3+'s decoder does.
+
+    Its own, (B, C, h, w), are brought to the size of the shallower ones, (B, S, k·h, k·w), of which
+    a quarter as many channels join them before the head.
+    """
+
+    def __init__(self, body: nn.Module, skip: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.skip, self.head = body, skip, head
+
+    def forward(self, features: Tensor, shallower: Tensor) -> Tensor:
+        deep = F.interpolate(
+            self.body(features), size=shallower.shape[2:], mode="bilinear", align_corners=False
+        )
+        return self.head(torch.cat([deep, self.skip(shallower)], dim=1))
+
+
 def build_exit(
-    architecture: ExitArchitecture, channels: int, num_classes: int, dlb_channels: int
+    architecture: ExitArchitecture,
+    channels: int,
+    num_classes: int,
+    dlb_channels: int,
+    skip_channels: int | None = None,
 ) -> nn.Module:
     """One exit: features (B, channels, h, w) to logits (B, num_classes, h, w).
 
     Channel reduction, then the extra blocks at the reduced width, then the head. With rapid
     dilation the blocks dilate by 2, 4, 8; the first block doubles too, or one block with and
-    without it would be the same network.
+    without it would be the same network. With `skip` it takes shallower features of
+    `skip_channels` as well, and its logits have their size.
     """
     width = channels // architecture.crm
     if width < MIN_HEAD_CHANNELS:
@@ -119,8 +142,17 @@ def build_exit(
     for index in range(architecture.blocks):
         dilation = 2 ** (index + 1) if architecture.rdi else 1
         parts[f"block{index + 1}"] = _convolution(width, width, kernel=3, dilation=dilation)
-    parts["head"] = HEADS[architecture.head](width, num_classes, dlb_channels)
-    return nn.Sequential(parts)
+    build_head = HEADS[architecture.head]
+    if not architecture.skip:
+        parts["head"] = build_head(width, num_classes, dlb_channels)
+        return nn.Sequential(parts)
+    if skip_channels is None:
+        raise ValueError("an exit with skip needs the channels of the features it reads")
+    joined = max(width // 4, MIN_HEAD_CHANNELS)
+    skip = _convolution(skip_channels, joined, kernel=1)
+    return SkipExit(
+        nn.Sequential(parts), skip, build_head(width + joined, num_classes, dlb_channels)
+    )
 
 
 def _convolution(inputs: int, outputs: int, *, kernel: int, dilation: int = 1) -> nn.Sequential:

@@ -6,7 +6,7 @@ Shapes: B images, C channels or classes, H×W pixels of the input, h×w of a fea
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from mess.common.seeds import derive
 from mess.config import Config
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
 from mess.networks.backbones import Backbone, build_backbone
+from mess.networks.backbones.base import IMAGE, Span
 from mess.networks.candidates import KEPT, TRAINED, Candidate
 from mess.networks.heads import build_exit
 
@@ -26,21 +27,45 @@ class OverprovisionedNetwork(nn.Module):
     """Backbone, its own head and all candidate exits.
 
     `points` are the block indices of the exit points, the last block included; `exits` maps exit
-    identifiers to modules, `final` excepted: that one is the backbone's head.
+    identifiers to modules, `final` excepted: that one is the backbone's head. `skips` names, by
+    exit point (1-based), the shallower features that its exits with `skip` read.
     """
 
     def __init__(
-        self, backbone: Backbone, points: Sequence[int], exits: dict[str, nn.Module]
+        self,
+        backbone: Backbone,
+        points: Sequence[int],
+        exits: dict[str, nn.Module],
+        skips: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.points = tuple(points)
         self.exits = nn.ModuleDict(exits)
+        self._skips = dict(skips or {})
 
-    def segment(self, start: int, end: int) -> nn.Sequential:
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        """The blocks, and so the features, at the exit points."""
+        return tuple(self.backbone.names[index] for index in self.points)
+
+    def span(self, start: int, end: int) -> Span:
         """The blocks after point `start` up to point `end` (1-based; 0 is the input)."""
-        first = 0 if start == 0 else self.points[start - 1] + 1
-        return nn.Sequential(*self.backbone.blocks[first : self.points[end - 1] + 1])
+        return self.backbone.span(self._blocks_until(start), self._blocks_until(end))
+
+    def alive(self, point: int, until: int, exits: Iterable[str]) -> tuple[str, ...]:
+        """Names of the tensors that are still read after `point`.
+
+        By the blocks up to point `until`, or by `exits`: what has to be kept, or sent elsewhere,
+        where a network stops at `point` and goes on.
+        """
+        further = {name for exit_id in exits for name in self.reads(exit_id)}
+        return self.backbone.alive(
+            self._blocks_until(point) - 1, self._blocks_until(until) - 1, further
+        )
+
+    def _blocks_until(self, point: int) -> int:
+        return 0 if point == 0 else self.points[point - 1] + 1
 
     def exit_module(self, exit_id: str) -> nn.Module:
         """The exit's module; the backbone's head for `final`."""
@@ -50,17 +75,23 @@ class OverprovisionedNetwork(nn.Module):
         """The exit point (1-based) of an exit."""
         return len(self.points) if exit_id == FINAL else parse_exit_id(exit_id)[0]
 
-    def features(self, image_BCHW: Tensor) -> list[Tensor]:
-        """Feature maps (B, C, h, w) at every exit point, from one run of the backbone."""
-        maps = []
-        features = image_BCHW
-        wanted = set(self.points)
-        for index, block in enumerate(self.backbone.blocks):
-            features = block(features)
-            if index in wanted:
-                # Not copied: blocks change nothing in place, which `BackboneContract` tests.
-                maps.append(features)
-        return maps
+    def reads(self, exit_id: str) -> tuple[str, ...]:
+        """Names of the tensors that an exit takes, in order."""
+        if exit_id == FINAL:
+            return self.backbone.head_reads
+        point, architecture = parse_exit_id(exit_id)
+        own = self.point_names[point - 1]
+        return (own, self._skips[point]) if architecture.skip else (own,)
+
+    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """All that exits read, (B, C, h, w) each by name, from one run of the backbone."""
+        wanted = {*self.point_names, *self.backbone.head_reads, *self._skips.values()}
+        # Not copied: blocks change nothing in place, which `BackboneContract` tests.
+        return self.span(0, len(self.points))({IMAGE: image_BCHW}, wanted)
+
+    def logits(self, exit_id: str, features: Mapping[str, Tensor]) -> Tensor:
+        """Of one exit at native resolution, (B, classes, h, w), from `features`."""
+        return self.exit_module(exit_id)(*(features[name] for name in self.reads(exit_id)))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Logits of the final exit at native resolution, (B, classes, h, w)."""
@@ -81,22 +112,31 @@ def build_network(
         backbone = build_backbone(config.backbone, num_classes)
     blocks = {row.point: backbone.names.index(row.block) for row in rows}
     exits = {
-        row.exit_id: seeded_exit(config, row.exit_id, row.architecture, row.channels, num_classes)
+        row.exit_id: seeded_exit(
+            config, row.exit_id, row.architecture, row.channels, num_classes, row.skip_channels
+        )
         for row in rows
         if row.architecture is not None and row.status in (KEPT, TRAINED)
     }
     points = [blocks[point] for point in sorted(blocks)]
-    network = OverprovisionedNetwork(backbone, points, exits)
+    skips = {row.point: row.skip for row in rows if row.skip is not None}
+    network = OverprovisionedNetwork(backbone, points, exits, skips)
     return fast_layout(network)
 
 
 def seeded_exit(
-    config: Config, name: str, architecture: ExitArchitecture, channels: int, num_classes: int
+    config: Config,
+    name: str,
+    architecture: ExitArchitecture,
+    channels: int,
+    num_classes: int,
+    skip_channels: int | None = None,
 ) -> nn.Module:
     """An exit whose initialisation depends on the seed and its name alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "exit", name))
-        return build_exit(architecture, channels, num_classes, config.exits.dlb_channels)
+        dlb_channels = config.exits.dlb_channels
+        return build_exit(architecture, channels, num_classes, dlb_channels, skip_channels)
 
 
 def fast_layout(module: M) -> M:

@@ -41,11 +41,7 @@ def predict(
     round otherwise for another number of images.
     """
     network.eval()
-    points = {
-        exit_id: network.point(exit_id)
-        for exit_id in (network.exits if exits is None else exits)
-        if exit_id != FINAL
-    }
+    early = [exit_id for exit_id in (network.exits if exits is None else exits) if exit_id != FINAL]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for images, labels, indices in batches:
             count = len(images)
@@ -53,15 +49,15 @@ def predict(
             # Ended before the yield: the code that takes the predictions would run under them, too.
             with torch.inference_mode(), _exact_convolutions():
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-                maps = network.features(images)
-                logits = network.backbone.head(maps[-1])
+                features = network.features(images)
+                logits = network.logits(FINAL, features)
                 statistics = _statistics(
                     labels.to(device, non_blocking=True), logits, signals, pool, against_final
                 )
-                for exit_id, point in points.items():
+                for exit_id in early:
                     statistics.add(
                         exit_id,
-                        network.exits[exit_id](maps[point - 1]),
+                        network.logits(exit_id, features),
                         confidence_map=exit_id in confidence_maps,
                     )
                 statistics.add(FINAL, logits, confidence_map=FINAL in confidence_maps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mess.exits import FINAL
-from mess.export.segments import LabelMap, Labels, Segment, native_shape, point_shapes
+from mess.export.segments import LabelMap, Labels, Segment, native_shape, tensor_shapes
+from mess.networks.macs import Shape
 from mess.networks.network import OverprovisionedNetwork
 from mess.signals.measure import SignalModule
 from mess.signals.signal import Signal
@@ -27,36 +28,40 @@ class Part:
 def parts_of(
     network: OverprovisionedNetwork, size: tuple[int, int], signals: Sequence[Signal]
 ) -> list[Part]:
-    shapes = point_shapes(network, size)
-    last = len(shapes) - 1
+    shapes = tensor_shapes(network, size)
+    last = len(network.points)
     # What costs are put together from: ways from the input, and what going on costs more than
     # running through. Other spans are differences of the first.
     spans = [(0, point) for point in range(1, last + 1)] + [(p, last) for p in range(1, last)]
     parts = []
     for start, end in spans:
-        segment = Segment(network.segment(start, end), continues=True)
-        names = [("segment", f"{start}-{end}")]
-        parts.append(Part(names, segment, _features(shapes[start]), segment.outputs))
+        # All that is alive there, as if every exit behind were still to come.
+        hands_on = network.alive(end, last, [FINAL])
+        segment = Segment(network, start, end, hands_on=hands_on)
+        parts.append(_part([("segment", f"{start}-{end}")], segment, shapes))
     exits: dict[tuple[Any, ...], Part] = {}
-    natives: dict[tuple[int, ...], None] = {}
+    natives: dict[Shape, None] = {}
     for exit_id in [*network.exits, FINAL]:
-        shape = shapes[network.point(exit_id)]
-        module = network.exit_module(exit_id)
-        natives[native_shape(module, shape)] = None
+        point = network.point(exit_id)
+        natives[native_shape(network, exit_id, shapes)] = None
         # Without the point; `final` has none in its name.
         architecture = exit_id.partition("-")[2] or exit_id
-        segment = Segment(nn.Identity(), module, continues=False)
-        part = Part([], segment, _features(shape), segment.outputs)
-        exits.setdefault((architecture, shape), part).names.append(("exit", exit_id))
+        part = _part([], Segment(network, point, point, exit_id), shapes)
+        read = tuple(shapes[name] for name in network.reads(exit_id))
+        exits.setdefault((architecture, *read), part).names.append(("exit", exit_id))
     return [*parts, *exits.values(), *(p for n in natives for p in _on_logits(n, size, signals))]
 
 
-def _on_logits(
-    native: tuple[int, ...], size: tuple[int, int], signals: Sequence[Signal]
-) -> Iterator[Part]:
+def _part(names: list[tuple[str, str]], segment: Segment, shapes: Mapping[str, Shape]) -> Part:
+    """A segment with values for all that it reads."""
+    read = (_noise(shapes[name]) for name in segment.reads)
+    return Part(names, segment, dict(zip(segment.inputs, read, strict=True)), segment.outputs)
+
+
+def _on_logits(native: Shape, size: tuple[int, int], signals: Sequence[Signal]) -> Iterator[Part]:
     """What is computed from the logits of an exit, of shape `native`."""
     where = f"{native[2]}x{native[3]}"
-    logits = _features(native, "logits")
+    logits = {"logits": _noise(native)}
     for signal in signals:
         inputs = dict(logits)
         if signal.compares:
@@ -68,11 +73,11 @@ def _on_logits(
     yield Part([("answer", where)], LabelMap(size), logits, ["label_map"])
 
 
-def _features(shape: tuple[int, ...], name: str = "features") -> dict[str, Tensor]:
-    return {name: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+def _noise(shape: Shape) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _class_map(native: tuple[int, ...]) -> Tensor:
+def _class_map(native: Shape) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (1, *native[2:])
     return torch.randint(0, native[1], shape, generator=generator, dtype=torch.uint8)

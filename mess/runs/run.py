@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mess.cache.parquet import read_rows
-from mess.cache.schema import EXITS, FRONT
+from mess.cache.schema import EXITS, EXITS_LATER, FRONT
 from mess.common.files import sha256, write_text
 from mess.common.records import read_record, require_unaltered
 from mess.config import Config, load_config
@@ -152,7 +152,7 @@ class Run:
     @cached_property
     def candidate_rows(self) -> list[dict[str, Any]]:
         """All rows of exits.parquet."""
-        return read_rows(self.exits, EXITS)
+        return read_rows(self.exits, EXITS, EXITS_LATER)
 
     @property
     def exit_rows(self) -> list[dict[str, Any]]:

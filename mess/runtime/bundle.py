@@ -1,14 +1,14 @@
 """Running a bundle: numpy and one runtime; onnxruntime by default, no torch.
 
 A bundle is a folder with manifest.json, one program a segment and one that turns logits into the
-label map. Segment programs take the features of the segment before (the first the image) and give
-the next features, the logits and, where an image may leave, the signal. Where a signal compares two
-exits, the first one's program gives its label map too, and the second one's takes it.
+label map. Segment programs take features of the segments before (the first the image) and give
+those that later ones need, the logits and, where an image may leave, the signal. Where a signal
+compares two exits, the first one's program gives its label map too, and the second one's takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mess.common.files import sha256
 from mess.common.images import normalise, read_image, resize_image
 from mess.errors import BundleError, MessError
-from mess.runtime.manifest import Manifest, RunManifest, checked_manifest, read_manifest
+from mess.runtime.manifest import BundleExit, Manifest, RunManifest, checked_manifest, read_manifest
 from mess.runtime.program import Program
 from mess.runtime.registry import runtime_of
 from mess.signals.decision import leaves
@@ -38,12 +38,16 @@ class Answer:
     """None at an exit without one, such as the last."""
 
 
+_NEXT = "next_"
+"""Before the name, in its outputs, of what a program gives to later ones."""
+
+
 class _Found(NamedTuple):
-    """What a segment gave; `passed_on` is what the next one takes."""
+    """What a segment gave; `alive` is what later ones may take, by the names of their inputs."""
 
     logits: Any
     signal: float | None
-    passed_on: list[Any]
+    alive: dict[str, Any]
 
 
 class Bundle:
@@ -60,6 +64,7 @@ class Bundle:
         self.size = height, width
         program = _program(path, manifest["format"])
         self._exits = manifest["exits"]
+        self._inputs = _inputs_of(self._exits)
         self._segments = [program(path / exit_["segment"], threads) for exit_ in self._exits]
         # Exits with logits of one size share a program.
         self._answers = {
@@ -92,43 +97,53 @@ class Bundle:
         deadline is known.
         """
         last = len(self._exits) - 1 if until is None else until
-        values = self._start(image_3HW)
+        alive = self._start(image_3HW)
         for index in range(last):
-            found = self._segment(index, values)
+            found = self._segment(index, alive)
             if self._leaves(index, found.signal):
                 return self._answer(index, found)
-            values = found.passed_on
-        return self._answer(last, self._segment(last, values))
+            alive = found.alive
+        return self._answer(last, self._segment(last, alive))
 
     def stream(self, image: Path | str | NDArray[np.uint8]) -> Iterator[Answer]:
         """Every exit's answer in turn, each as soon as it is there (anytime inference)."""
-        values = self._start(self.preprocess(image))
+        alive = self._start(self.preprocess(image))
         for index in range(len(self._exits)):
-            found = self._segment(index, values)
+            found = self._segment(index, alive)
             yield self._answer(index, found)
-            values = found.passed_on
+            alive = found.alive
 
     def _leaves(self, index: int, signal: float | None) -> bool:
         threshold = self._exits[index]["threshold"]
         return signal is not None and threshold is not None and bool(leaves(signal, threshold))
 
-    def _start(self, image_3HW: NDArray[np.float32]) -> list[Any]:
+    def _start(self, image_3HW: NDArray[np.float32]) -> dict[str, Any]:
         if image_3HW.shape != (3, *self.size):
             raise BundleError(
                 f"the bundle takes images of shape {(3, *self.size)}, got {image_3HW.shape}."
             )
         # Programs were written for batch 1.
-        return [self._segments[0].to_value(image_3HW[None])]
+        return {self._inputs[0][0]: self._segments[0].to_value(image_3HW[None])}
 
-    def _segment(self, index: int, values: Sequence[Any]) -> _Found:
+    def _segment(self, index: int, alive: Mapping[str, Any]) -> _Found:
         program = self._segments[index]
-        # By the names in the manifest: what one segment gives depends on what the next one takes.
-        outputs = dict(zip(self._exits[index]["outputs"], program(*values), strict=True))
+        # By the names in the manifest: what one segment gives depends on what later ones take.
+        values = program(*(alive[name] for name in self._inputs[index]))
+        outputs = dict(zip(self._exits[index]["outputs"], values, strict=True))
         signal = outputs.get("signal")
+        given = {
+            name.removeprefix(_NEXT): value
+            for name, value in outputs.items()
+            if name.startswith(_NEXT)
+        }
+        if "labels" in outputs:
+            given["previous_labels"] = outputs["labels"]
+        later = {name for names in self._inputs[index + 1 :] for name in names}
         return _Found(
             logits=outputs["logits"],
             signal=None if signal is None else float(program.to_array(signal)[0]),
-            passed_on=[outputs[name] for name in ("next_features", "labels") if name in outputs],
+            # Features that only a later segment reads are kept for it, others let go.
+            alive={name: value for name, value in {**alive, **given}.items() if name in later},
         )
 
     def _answer(self, index: int, found: _Found) -> Answer:
@@ -157,6 +172,18 @@ def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
         if sha256(file) != digest:
             raise BundleError(f"bundle file {file} was altered after its export. Export it again.")
     return Bundle(path, manifest, threads)
+
+
+def _inputs_of(exits: Sequence[BundleExit]) -> list[list[str]]:
+    """Names of what the program of each exit takes."""
+    names = []
+    compares = False
+    for exit_ in exits:
+        # Version 1 had chains alone, and did not name what they take.
+        chain = ["features", "previous_labels"] if compares else ["features"]
+        names.append(exit_.get("inputs", chain))
+        compares = "labels" in exit_["outputs"]
+    return names
 
 
 def _program(path: Path, format_: str) -> type[Program]:

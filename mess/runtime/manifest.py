@@ -29,6 +29,11 @@ class BundleExit(TypedDict):
     exit_id: str
     segment: str
     """File of the program that ends with this exit."""
+    inputs: NotRequired[list[str]]
+    """What it takes, in order: `previous_labels`, or what programs before it gave as `next_NAME`.
+
+    Bundles of version 1 lack it: of a chain, each takes the features of the one before.
+    """
     outputs: list[str]
     answer: str
     """File of the program that turns its logits into the label map."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mess.networks.backbones import Backbone
+from mess.networks.backbones.base import IMAGE
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,11 +32,10 @@ class BackboneContract:
             # On meta nothing is computed. Not square, so that swapped axes show.
             image = torch.empty(2, 3, 32, 48)
         assert isinstance(backbone, Backbone)
-        features = image
-        for block in backbone.blocks:
-            features = block(features)
-            assert features.dim() == 4, "a block returns features (B, C, h, w)"
-        logits = backbone.head(features)
+        tensors = run_in_turn(backbone, image, lambda _name, _tensors: None)
+        for name in backbone.names:
+            assert tensors[name].dim() == 4, "a block returns features (B, C, h, w)"
+        logits = backbone.head(*(tensors[name] for name in backbone.head_reads))
         assert logits.shape == (2, CLASSES, 32 // self.stride, 48 // self.stride)
         assert backbone(image).shape == logits.shape
 
@@ -48,14 +49,19 @@ class BackboneContract:
     def test_blocks_leave_their_inputs_as_they_are(self) -> None:
         """Exits read them too."""
         backbone = filled(self._on_meta())
-        features = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        before: dict[str, Tensor] = {}
+
+        def compare(block: str, tensors: Mapping[str, Tensor]) -> None:
+            # Block by block: in-place changes further on would hide which one it was.
+            for name, tensor in tensors.items():
+                same = torch.equal(tensor, before.setdefault(name, tensor.clone()))
+                assert same, f"{block} changes {name!r} in place"
+
         with torch.inference_mode():
-            for block in [*backbone.blocks, backbone.head]:
-                # Looked at block by block: in-place changes further on would hide which one it was.
-                before = features.clone()
-                output = block(features)
-                assert torch.equal(features, before), "a block changes its input in place"
-                features = output
+            tensors = run_in_turn(backbone, image, compare)
+            backbone.head(*(tensors[name] for name in backbone.head_reads))
+            compare("the head", tensors)
 
     def test_two_images_are_answered_as_each_alone(self) -> None:
         """In eval mode nothing passes between the images of a batch."""
@@ -70,6 +76,18 @@ class BackboneContract:
     def _on_meta(self) -> Backbone:
         with torch.device("meta"):
             return self.build(CLASSES)
+
+
+def run_in_turn(
+    backbone: Backbone, image_BCHW: Tensor, after: Callable[[str, Mapping[str, Tensor]], None]
+) -> dict[str, Tensor]:
+    """All tensors by name; `after` is told of each block and of what there is behind it."""
+    tensors = {IMAGE: image_BCHW}
+    after(IMAGE, tensors)
+    for index, name in enumerate(backbone.names):
+        tensors = backbone.span(index, index + 1)(tensors, {*tensors, *backbone.gives[index]})
+        after(name, tensors)
+    return tensors
 
 
 def filled(module: M) -> M:

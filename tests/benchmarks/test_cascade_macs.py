@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.cascade.macs import CascadeMacs
-from benchmarks.cascade.receptive_field import macs_on_map, needs
+from benchmarks.cascade.receptive_field import chain, macs_on_map, needs
 from mess.config import Config
 from mess.exits import FINAL
 from mess.networks.candidates import candidates
@@ -83,9 +83,9 @@ def test_each_position_is_counted_once_for_all_later_exits(
     start = network.point(exits[0])
     expected = np.full(6, cascade.first)
     united: dict[int, tuple[int, NDArray[np.bool_]]] = {}
-    _, shape = macs_on_map(network.segment(0, start), (3, *SIZE))
+    _, shape = macs_on_map(chain(network, 0, start), (3, *SIZE))
     for exit_id, mask in zip(exits[1:], active, strict=True):
-        body = network.segment(start, network.point(exit_id))
+        body = chain(network, start, network.point(exit_id))
         wanted = mask.reshape(6, -1)
         own = len(needs(body, shape, wanted).layers)
         found = needs(nn.Sequential(body, network.exit_module(exit_id)), shape, wanted).layers

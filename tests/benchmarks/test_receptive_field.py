@@ -204,7 +204,7 @@ def test_everything_wanted_costs_what_macs_counts(
     module = factory()
     with torch.device("meta"):
         laid_out = factory()
-    whole, output = macs.macs_and_shape(laid_out, (1, 3, *size))
+    whole, (output,) = macs.macs_and_shapes(laid_out, (1, 3, *size))
     everything = np.ones((1, output[2] * output[3]), np.bool_)
     found = needs(module, (3, *size), everything)
     assert sum(layer.macs * layer.positions.sum() for layer in found.layers) == whole
@@ -223,7 +223,7 @@ def test_requests_are_followed_each_for_itself_and_together() -> None:
     assert np.array_equal(followed, total)
     assert np.array_equal(features, found.input)
     assert followed[0] == 0
-    assert followed[1] == macs.macs_and_shape(module.to("meta"), (1, *shape))[0]
+    assert followed[1] == macs.macs_and_shapes(module.to("meta"), (1, *shape))[0]
     # The two 3×3 convolutions need the same as each other nowhere, the projection is of the last.
     assert len(reach.layers) == 2
 

@@ -32,6 +32,9 @@ FROZEN = {
         "output_stride": "int32",
         "channels": "int32",
         "status": "string",
+        "skip": "string?",
+        "skip_channels": "int32?",
+        "alive_bytes": "int64?",
     },
     "IMAGES": {
         "image_id": "string",

@@ -24,6 +24,7 @@ from mess.common.progress import Silent
 from mess.common.records import with_digest
 from mess.errors import BundleError
 from mess.export.bundle import PlannedExit, export_bundle
+from mess.networks.backbones.base import IMAGE
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.runtime.bundle import Answer, load_bundle
@@ -68,8 +69,8 @@ class Instance:
 
 def native_logits(network: OverprovisionedNetwork, exit_id: str, image: Tensor) -> Tensor:
     with torch.inference_mode():
-        features = network.segment(0, network.point(exit_id))(image)
-        return network.exit_module(exit_id)(features)
+        alive = network.span(0, network.point(exit_id))({IMAGE: image}, network.reads(exit_id))
+        return network.logits(exit_id, alive)
 
 
 def widest_gap(values: Tensor) -> float:
@@ -99,9 +100,9 @@ def instance(make_config: MakeConfig) -> Instance:
     with torch.no_grad():
         images = torch.from_numpy(np.stack([normalise(p) for p in pictures()]))
         for _ in range(20):  # batch statistics, as training would leave them
-            maps = network.features(images)
+            features = network.features(images)
             for exit_id in EXITS:
-                network.exit_module(exit_id)(maps[network.point(exit_id) - 1])
+                network.logits(exit_id, features)
         for exit_id in EXITS:
             list(network.exit_module(exit_id).parameters())[-2].mul_(6)
     network.eval()

@@ -281,7 +281,7 @@ def plain_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 def test_multiply_adds_of_a_layer_are_those_of_its_formula(
     layer: nn.Module, shape: tuple[int, ...], expected: int
 ) -> None:
-    found, output = macs.macs_and_shape(layer.to("meta"), shape)
+    found, (output,) = macs.macs_and_shapes(layer.to("meta"), shape)
     assert found == expected
     assert output == tuple(layer(torch.empty(shape, device="meta")).shape)
 
@@ -312,7 +312,7 @@ def test_tracing_leaves_a_module_as_it_was() -> None:
     module = nn.Sequential(*layers).to("meta")
     for training in (True, False):
         module.train(training)
-        macs.macs_and_shape(module, (1, 1, 2, 2))
+        macs.macs_and_shapes(module, (1, 1, 2, 2))
         assert module.training is training
         assert not any("forward" in vars(layer) for layer in layers)
 
@@ -320,4 +320,4 @@ def test_tracing_leaves_a_module_as_it_was() -> None:
 def test_what_replaces_a_free_layer_is_counted() -> None:
     convolution, norm = nn.Conv2d(1, 1, 3, device="meta"), nn.BatchNorm2d(1, device="meta")
     norm.forward = convolution.forward
-    assert macs.macs_and_shape(norm, (1, 1, 3, 3)) == (9, (1, 1, 1, 1))
+    assert macs.macs_and_shapes(norm, (1, 1, 3, 3)) == (9, ((1, 1, 1, 1),))

@@ -73,4 +73,4 @@ def test_every_tap_counts_as_it_does_in_the_papers() -> None:
         ours = deeplab_head(CHANNELS, CLASSES, WIDTH)
         theirs = nn.Sequential(ASPP(CHANNELS, [12, 24, 36], WIDTH), *list(ours)[1:])
     shape = (1, CHANNELS, 9, 30)
-    assert macs.macs_and_shape(ours, shape) == macs.macs_and_shape(theirs, shape)
+    assert macs.macs_and_shapes(ours, shape) == macs.macs_and_shapes(theirs, shape)

@@ -14,6 +14,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from mess.config import Config
 from mess.errors import WeightsError
 from mess.exits import FINAL, ExitArchitecture
+from mess.networks.backbones.base import IMAGE
 from mess.networks.candidates import candidates
 from mess.networks.heads import HEADS, build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network, export_copy, frozen
@@ -41,10 +42,12 @@ def test_features_are_those_of_the_segments_from_the_input(
     network: OverprovisionedNetwork, image: Tensor
 ) -> None:
     with torch.inference_mode():
-        maps = network.features(image)
-        assert len(maps) == len(network.points) == 3
-        for point, features in enumerate(maps, start=1):
-            assert torch.equal(network.segment(0, point)(image), features)
+        found = network.features(image)
+        assert list(found) == list(network.point_names)
+        assert len(found) == len(network.points) == 3
+        for point, name in enumerate(network.point_names, start=1):
+            alone = network.span(0, point)({IMAGE: image}, [name])
+            assert torch.equal(alone[name], found[name])
 
 
 @pytest.mark.parametrize("cuts", [(0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3)])
@@ -52,10 +55,11 @@ def test_segments_one_after_another_are_the_backbone(
     cuts: tuple[int, ...], network: OverprovisionedNetwork, image: Tensor
 ) -> None:
     with torch.inference_mode():
-        features = image
+        alive = {IMAGE: image}
         for start, end in itertools.pairwise(cuts):
-            features = network.segment(start, end)(features)
-        assert torch.equal(network.backbone.head(features), network(image))
+            alive = network.span(start, end)(alive, network.alive(end, 3, [FINAL]))
+            assert len(alive) == 1
+        assert torch.equal(network.logits(FINAL, alive), network(image))
 
 
 def test_only_kept_candidates_are_built(tiny: Config, network: OverprovisionedNetwork) -> None:

@@ -58,7 +58,7 @@ def native_logits(network: OverprovisionedNetwork, exit_id: str, images: Tensor)
     network.eval()
     with torch.inference_mode():
         features = images.to(memory_format=torch.channels_last)
-        for block in network.segment(0, network.point(exit_id)):
+        for block in network.span(0, network.point(exit_id)).blocks:
             features = block(features)
         return network.exit_module(exit_id)(features)
 

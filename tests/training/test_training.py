@@ -255,11 +255,11 @@ def test_stage_2_reports_eq3_of_every_exit(make_config: MakeConfig) -> None:
     stage.begin()
     images, labels = batch("stage2", 0)
     with torch.no_grad():
-        maps = network.features(images)
-        target = SoftTarget(network.backbone.head(maps[-1]), labels, mixture("pfd", 0.3))
+        features = network.features(images)
+        target = SoftTarget(network.logits(FINAL, features), labels, mixture("pfd", 0.3))
         expected = {
-            exit_id: target.loss(module(maps[network.point(exit_id) - 1])).item()
-            for exit_id, module in network.exits.items()
+            exit_id: target.loss(network.logits(exit_id, features)).item()
+            for exit_id in network.exits
         }
     losses = stage.step(images, labels, 0)
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
@@ -624,12 +624,11 @@ def test_joint_training_steps_along_the_gradient_of_the_sum(
     images, labels = batch("stage1", 0)
     losses = stage.step(images, labels, 0)
     plain.train()
-    maps = plain.features(images)
-    final = plain.backbone.head(maps[-1])
+    features = plain.features(images)
+    final = plain.logits(FINAL, features)
     target = exit_loss(loss, final, labels)
     expected = {FINAL: target.loss(final)} | {
-        exit_id: target.loss(module(maps[plain.point(exit_id) - 1]))
-        for exit_id, module in plain.exits.items()
+        exit_id: target.loss(plain.logits(exit_id, features)) for exit_id in plain.exits
     }
     torch.stack(list(expected.values())).sum().backward()
     assert {n: v.item() for n, v in losses.items()} == pytest.approx(

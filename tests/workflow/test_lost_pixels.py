@@ -46,9 +46,9 @@ def label_maps(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray]:
     images = torch.from_numpy(np.stack([normalise(image) for image, _ in pairs]))
     found = {}
     with torch.inference_mode():
-        maps = network.features(images)
+        features = network.features(images)
         for exit_id in (*network.exits, FINAL):
-            logits = network.exit_module(exit_id)(maps[network.point(exit_id) - 1])
+            logits = network.logits(exit_id, features)
             found[exit_id] = full_size(logits, config.data.size).argmax(1)
     return found, np.stack([mask for _, mask in pairs])
 

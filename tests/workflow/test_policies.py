@@ -148,7 +148,7 @@ def test_an_exit_in_the_middle_compares_and_is_compared_with(
         with torch.inference_mode():
             features = network.features(torch.from_numpy(bundle.preprocess(image))[None])
             labels = [
-                network.exit_module(name)(features[point - 1]).argmax(1)[0].numpy()
+                network.logits(name, features).argmax(1)[0].numpy()
                 for name, point in zip(names, points, strict=True)
             ]
         assert answers[0].signal is None

@@ -127,7 +127,7 @@ def test_pictures_of_other_sizes_count_as_their_masks_would(
     for images, _, indices in evaluation_loader(data, run.config.data, batch_size=batch_size):
         with torch.inference_mode():
             features = network.features(images.to(memory_format=torch.channels_last))
-            logits = network.backbone.head(features[-1])
+            logits = network.logits(FINAL, features)
         for index, class_HW in zip(
             indices, upsampled(logits.numpy(), data.size).argmax(1), strict=True
         ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,30 +14,139 @@ from torchvision.models import WeightsEnum
 
 from mess.errors import WeightsError
 
+IMAGE = "image"
+"""The tensor that a network starts from, (B, 3, H, W)."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block, or the head, that reads other tensors than the features of the block before it.
+
+    reads: names of the tensors that it takes, in order: of earlier blocks, or `IMAGE`. Empty, it
+        takes the features of the block before.
+    gives: names of tensors that it returns behind its own features, for later blocks to read.
+    """
+
+    module: nn.Module
+    reads: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+class Span(nn.Module):
+    """Some of a backbone's blocks in a row: from tensors by name to tensors by name."""
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        reads: Sequence[tuple[str, ...]],
+        gives: Sequence[tuple[str, ...]],
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.reads, self.gives = tuple(reads), tuple(gives)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the tensors that its blocks give."""
+        return tuple(name for names in self.gives for name in names)
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """Names of the tensors that its blocks read and do not give, in order of reading."""
+        names = dict.fromkeys(name for names in self.reads for name in names)
+        return tuple(name for name in names if name not in self.given)
+
+    def forward(
+        self, tensors: Mapping[str, Tensor], keep: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """Those of `tensors` and of what its blocks give that are in `keep`."""
+        live = dict(tensors)
+        for index, block in enumerate(self.blocks):
+            live |= self.step(index, block, live)
+            # Let go after their last reader: inference holds what is alive, and no more.
+            wanted = {name for names in self.reads[index + 1 :] for name in names}
+            live = {n: tensor for n, tensor in live.items() if n in wanted or n in keep}
+        return {name: tensor for name, tensor in live.items() if name in keep}
+
+    def step(
+        self, index: int, block: nn.Module, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What the block at `index`, or one in its place, gives."""
+        found = block(*(tensors[name] for name in self.reads[index]))
+        names = self.gives[index]
+        return dict(zip(names, found if len(names) > 1 else (found,), strict=True))
+
 
 class Backbone(nn.Module):
     """A segmentation network as blocks, run one after another, and a final head.
 
     `blocks` maps names to modules in order of execution; each takes the features of the one before
     it (the first takes the image, (B, 3, H, W)) and returns features (B, C, h, w). `head` turns the
-    last features into logits (B, classes, h, w) at native resolution. Exits attach to the outputs
-    of blocks, so what lies before the first block of interest, such as a stem, belongs into it.
+    last features into logits (B, classes, h, w) at native resolution. Where a block or the head
+    reads others, such as a decoder with skip connections, a `Block` says which: features are named
+    after the block that gives them. Exits attach to the features of blocks, so what lies before the
+    first block of interest, such as a stem, belongs into it.
     """
 
-    def __init__(self, blocks: Mapping[str, nn.Module], head: nn.Module) -> None:
+    def __init__(self, blocks: Mapping[str, nn.Module | Block], head: nn.Module | Block) -> None:
         super().__init__()
         if not blocks:
             raise ValueError("a backbone needs at least one block")
         self.names = tuple(blocks)
-        self.blocks = nn.ModuleList(blocks.values())
-        self.head = head
+        wired = [each if isinstance(each, Block) else Block(each) for each in blocks.values()]
+        end = head if isinstance(head, Block) else Block(head)
+        before = (IMAGE, *self.names)
+        self.reads = tuple(b.reads or (last,) for b, last in zip(wired, before, strict=False))
+        self.gives = tuple((n, *b.gives) for n, b in zip(self.names, wired, strict=True))
+        self.head_reads = end.reads or (self.names[-1],)
+        self._check_names()
+        self.blocks = nn.ModuleList(block.module for block in wired)
+        self.head = end.module
+
+    def _check_names(self) -> None:
+        known = [IMAGE]
+        for name, reads, gives in zip(self.names, self.reads, self.gives, strict=True):
+            _require_known(f"block {name!r}", reads, known)
+            known += gives
+        _require_known("the head", self.head_reads, known)
+        repeated = [name for name in known if known.count(name) > 1]
+        if repeated:
+            raise ValueError(f"a tensor is named {repeated[0]!r} twice; names are unique")
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether nothing but the last features is alive between two blocks."""
+        before = ((IMAGE,), *((name,) for name in self.names))
+        reads, gives = (*self.reads, self.head_reads), self.gives
+        return reads == before and all(len(names) == 1 for names in gives)
+
+    def span(self, start: int, end: int) -> Span:
+        """Blocks `start` (0-based) up to before `end`; the modules are shared."""
+        return Span(self.blocks[start:end], self.reads[start:end], self.gives[start:end])
+
+    def alive(self, block: int, until: int, further: Iterable[str]) -> tuple[str, ...]:
+        """Names of the tensors that are still read after block `block`, in order of their making.
+
+        By the blocks up to `until`, or as `further`. Indices are 0-based; -1 is before the first.
+        """
+        made = [IMAGE, *(name for names in self.gives[: block + 1] for name in names)]
+        read = {name for names in self.reads[block + 1 : until + 1] for name in names}
+        return tuple(name for name in made if name in read or name in further)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Final logits at native resolution."""
-        features = image_BCHW
-        for block in self.blocks:
-            features = block(features)
-        return self.head(features)
+        whole = self.span(0, len(self.blocks))
+        tensors = whole({IMAGE: image_BCHW}, self.head_reads)
+        return self.head(*(tensors[name] for name in self.head_reads))
+
+
+def _require_known(reader: str, reads: Sequence[str], known: Sequence[str]) -> None:
+    for name in reads:
+        if name not in known:
+            raise ValueError(
+                f"{reader} reads {name!r}, which no block before it gives; there are "
+                f"{', '.join(known)}"
+            )
 
 
 def load_pretrained(

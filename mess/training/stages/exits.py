@@ -10,6 +10,7 @@ from torch import Tensor
 from mess.common.seeds import derive
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config
+from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork, frozen
 from mess.training.losses import ExitLoss, PixelGrid, exit_loss
 from mess.training.stage import TrainedUnit
@@ -70,8 +71,8 @@ class ExitTraining:
         amp = precision(self.settings, images.device)
         # Not in inference mode, whose tensors autograd refuses to save for the backward of exits.
         with torch.no_grad(), amp:
-            maps = self._network.features(images)
-            teacher = self._network.backbone.head(maps[-1]).float()
+            features = self._network.features(images)
+            teacher = self._network.logits(FINAL, features).float()
         target = batch_loss(
             self._loss, teacher, labels, iteration, self._config, self._class_weights
         )
@@ -80,7 +81,7 @@ class ExitTraining:
         for exit_id, optimiser in self._optimisers.items():
             torch.manual_seed(derive(self._config.seed, self.seed_name, iteration, exit_id))
             with amp:
-                logits = self._network.exits[exit_id](maps[self._network.point(exit_id) - 1])
+                logits = self._network.logits(exit_id, features)
             loss = target.loss(logits.float())
             loss.backward()
             optimiser.step(self.settings, iteration)

@@ -70,9 +70,9 @@ class JointTraining:
         self._together.seed(seed)
         amp = precision(self.settings, images.device)
         with amp:
-            maps = self._network.features(images)
-            leaves = [features.detach().requires_grad_() for features in maps]
-            final = self._network.backbone.head(leaves[-1]).float()
+            features = self._network.features(images)
+            leaves = {name: each.detach().requires_grad_() for name, each in features.items()}
+            final = self._network.logits(FINAL, leaves).float()
         target = batch_loss(self._loss, final, labels, iteration, self._config, self._class_weights)
         grid = pixel_grid(self._config, iteration)
         # Shares are of the pixels that the losses are means over: the grid's, not all.
@@ -84,15 +84,19 @@ class JointTraining:
             return loss.detach()
 
         losses = {FINAL: backward(final)}
-        for exit_id, module in self._network.exits.items():
+        for exit_id in self._network.exits:
             self._together.seed(derive(self._config.seed, self.name, iteration, exit_id))
             with amp:
-                logits = module(leaves[self._network.point(exit_id) - 1])
+                logits = self._network.logits(exit_id, leaves)
             losses[exit_id] = backward(logits.float())
-        # A point whose exits were all left out has no gradient of its own.
-        reached = [point for point, leaf in enumerate(leaves) if leaf.grad is not None]
+        # A point whose exits were all left out has no gradient of its own, and the image no graph.
+        reached = [
+            name
+            for name, leaf in leaves.items()
+            if leaf.grad is not None and features[name].requires_grad
+        ]
         torch.autograd.backward(
-            [maps[point] for point in reached], [leaves[point].grad for point in reached]
+            [features[name] for name in reached], [leaves[name].grad for name in reached]
         )
         return self._together.step(self.settings, iteration, losses)
 

@@ -72,11 +72,11 @@ class ExitAwarePretraining:
     def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
         self._together.seed(derive(self._config.seed, self.name, iteration))
         with precision(self.settings, images.device):
-            maps = self._network.features(images)
-            logits = {FINAL: self._network.backbone.head(maps[-1])}
-            points = len(maps) if self._heads else 1
+            features, names = self._network.features(images), self._network.point_names
+            logits = {FINAL: self._network.logits(FINAL, features)}
+            points = len(names) if self._heads else 1
             for point in active_exits(self.settings.exit_dropout, iteration, points):
-                logits[f"p{point}"] = self._heads[f"p{point}"](maps[point - 1])
+                logits[f"p{point}"] = self._heads[f"p{point}"](features[names[point - 1]])
         share = self._together.share(labels)
         losses = {
             name: share * cross_entropy(values.float(), labels, self._class_weights)

@@ -1,0 +1,85 @@
+"""A small network with skip connections, as a plain module and as a backbone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mess.networks.backbones import Backbone
+from mess.networks.backbones.base import IMAGE, Block
+
+WIDTH = 8
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+class First(nn.Module):
+    """Features, and beside them the pooled image, which a later block reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _convolution(3, WIDTH, 2)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(image), F.avg_pool2d(image, 4)
+
+
+class Joined(nn.Module):
+    """Features with others beside them, brought to one size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = _convolution(inputs, outputs)
+
+    def forward(self, features: Tensor, other: Tensor) -> Tensor:
+        size = other.shape[2:]
+        wide = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        return self.body(torch.cat([wide, other], 1))
+
+
+class Forked(nn.Module):
+    """Half, quarter and eighth of the image, then back to half; the head reads the image, too."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first = First()
+        self.quarter = _convolution(WIDTH, 2 * WIDTH, 2)
+        self.beside = Joined(2 * WIDTH + 3, 2 * WIDTH)
+        self.eighth = _convolution(2 * WIDTH, 4 * WIDTH, 2)
+        self.up = Joined(6 * WIDTH, 2 * WIDTH)
+        self.top = Joined(3 * WIDTH, WIDTH)
+        self.head = Joined(WIDTH + 3, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        half, pooled = self.first(image)
+        beside = self.beside(self.quarter(half), pooled)
+        up = self.up(self.eighth(beside), beside)
+        return self.head(self.top(up, half), image)
+
+
+def forked(num_classes: int, *, weights: str = "none") -> Backbone:
+    """Its blocks, which share its modules."""
+    assert weights == "none"
+    return backbone_of(Forked(num_classes))
+
+
+def backbone_of(plain: Forked) -> Backbone:
+    """The same network as blocks."""
+    return Backbone(
+        {
+            "half": Block(plain.first, gives=("pooled",)),
+            "quarter": plain.quarter,
+            "beside": Block(plain.beside, reads=("quarter", "pooled")),
+            "eighth": plain.eighth,
+            "up": Block(plain.up, reads=("eighth", "beside")),
+            "top": Block(plain.top, reads=("up", "half")),
+        },
+        Block(plain.head, reads=("top", IMAGE)),
+    )

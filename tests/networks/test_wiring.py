@@ -1,0 +1,246 @@
+"""Networks with skip connections: which tensors are alive where, and exits that read two."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mess.common.progress import Silent
+from mess.config import Config
+from mess.exits import FINAL, ExitArchitecture, parse_exit_id
+from mess.export.bundle import PlannedExit, export_bundle
+from mess.export.segments import Segment, native_shapes
+from mess.networks.backbones import Backbone
+from mess.networks.backbones.base import IMAGE, Block
+from mess.networks.candidates import candidates
+from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.profiling.parts import parts_of
+from mess.runtime.bundle import load_bundle
+from mess.signals.builtin import ConfidentShare
+from mess.signals.maps import PixelMaps
+from mess.signals.measure import measure
+from mess.testing import BackboneContract
+from mess.testing.backbones import filled
+from tests.conftest import MakeConfig
+from tests.forked import Forked, backbone_of, forked
+from tests.upsampling import upsampled
+
+CLASSES = 6
+SIZE = (32, 48)
+EXITS = {
+    "points": ["half", "beside", "eighth", "up"],
+    "crm": [1],
+    "blocks": [0],
+    "rdi": [False],
+    "heads": ["fcn"],
+    "skips": [False, True],
+    "max_exit_cost": 99,
+}
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    return make_config(
+        data={"kind": "shapes", "size": SIZE},
+        backbone={"name": "tests.forked:forked", "options": {}},
+        exits=EXITS,
+    )
+
+
+@pytest.fixture
+def network(config: Config) -> OverprovisionedNetwork:
+    return filled(build_network(config, candidates(config, CLASSES), CLASSES))
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+class TestForked(BackboneContract):
+    stride = 1
+
+    def build(self, num_classes: int) -> Backbone:
+        return forked(num_classes)
+
+
+# ---- The network
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_blocks_in_turn_are_the_plain_network(image: Tensor, training: bool) -> None:
+    plain = filled(Forked(CLASSES)).train(training)
+    with torch.no_grad():
+        assert torch.equal(backbone_of(plain).train(training)(image), plain(image))
+
+
+def test_what_is_alive_is_what_later_blocks_and_exits_read(
+    network: OverprovisionedNetwork,
+) -> None:
+    last = len(network.points)
+    assert network.alive(0, last, [FINAL]) == (IMAGE,)
+    assert network.alive(1, last, [FINAL]) == (IMAGE, "half", "pooled")
+    assert network.alive(2, last, [FINAL]) == (IMAGE, "half", "beside")
+    assert network.alive(3, last, [FINAL]) == (IMAGE, "half", "beside", "eighth")
+    # An instance that ends at the third point runs no decoder.
+    assert network.alive(1, 3, ["p3-crm1-b0-fcn"]) == ("half", "pooled")
+    assert network.alive(2, 3, ["p3-crm1-b0-fcn"]) == ("beside",)
+    assert network.alive(3, 3, ["p3-crm1-b0-fcn-skip"]) == ("beside", "eighth")
+
+
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 1, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5)])
+def test_spans_that_hand_on_what_is_alive_are_the_network(
+    cuts: tuple[int, ...], network: OverprovisionedNetwork, image: Tensor
+) -> None:
+    with torch.inference_mode():
+        alive = {IMAGE: image}
+        for start, end in itertools.pairwise(cuts):
+            alive = network.span(start, end)(alive, network.alive(end, 5, [FINAL]))
+            assert set(alive) == set(network.alive(end, 5, [FINAL]))
+        assert torch.equal(network.logits(FINAL, alive), network(image))
+
+
+def test_a_chain_has_one_tensor_at_a_time() -> None:
+    layers = {name: nn.Conv2d(3, 3, 1) for name in "abc"}
+    assert Backbone(layers, nn.Identity()).is_chain
+    assert not Backbone(layers, Block(nn.Identity(), reads=("b",))).is_chain
+    assert not Backbone(
+        {**layers, "d": Block(nn.Conv2d(3, 3, 1), reads=("a",))}, nn.Identity()
+    ).is_chain
+    assert not forked(CLASSES).is_chain
+
+
+@pytest.mark.parametrize(
+    ("blocks", "head", "message"),
+    [
+        (
+            {"a": Block(nn.Identity(), reads=("b",)), "b": nn.Identity()},
+            nn.Identity(),
+            "'a' reads 'b'",
+        ),
+        ({"a": nn.Identity()}, Block(nn.Identity(), reads=("c",)), "the head reads 'c'.* image, a"),
+        ({"a": Block(nn.Identity(), gives=("a",))}, nn.Identity(), "'a' twice"),
+        ({"image": nn.Identity()}, nn.Identity(), "'image' twice"),
+    ],
+)
+def test_wiring_that_cannot_be_is_refused(
+    blocks: dict[str, nn.Module], head: nn.Module, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Backbone(blocks, head)
+
+
+# ---- Exits that read two features
+
+
+def test_an_exit_with_skip_reads_the_finest_that_is_kept_up_to_a_quarter(config: Config) -> None:
+    rows = {row.exit_id: row for row in candidates(config, CLASSES)}
+    assert rows["p3-crm1-b0-fcn-skip"].skip == "beside"
+    assert rows["p3-crm1-b0-fcn-skip"].output_stride == 4
+    assert rows["p3-crm1-b0-fcn"].output_stride == 8
+    for point in (1, 2, 4, 5):
+        row = rows[f"p{point}-crm1-b0-fcn-skip"]
+        assert row.status.startswith("excluded: the network keeps no shallower features")
+    # Half's 8 channels and the pooled image at a quarter; the image itself.
+    halves, quarters = 16 * 24, 8 * 12
+    assert rows["p1-crm1-b0-fcn"].alive_bytes == 4 * (3 * 4 * halves + 8 * halves + 3 * quarters)
+
+
+def test_an_identifier_tells_the_skip() -> None:
+    architecture = ExitArchitecture(2, 1, True, "fcn", skip=True)
+    assert architecture.exit_id(3) == "p3-crm2-b1-rdi-fcn-skip"
+    assert parse_exit_id("p3-crm2-b1-rdi-fcn-skip") == (3, architecture)
+
+
+def test_logits_of_an_exit_with_skip_have_the_size_of_the_finer_features(
+    network: OverprovisionedNetwork, image: Tensor
+) -> None:
+    with torch.inference_mode():
+        features = network.features(image)
+        assert network.logits("p3-crm1-b0-fcn-skip", features).shape == (1, CLASSES, 8, 12)
+    assert native_shapes(network, SIZE)["p3-crm1-b0-fcn-skip"] == (8, 12)
+
+
+# ---- Programs
+
+
+def test_parts_take_what_they_read_and_give_what_is_alive(network: OverprovisionedNetwork) -> None:
+    parts = {name: part for part in parts_of(network, SIZE, []) for name in part.names}
+    first = parts["segment", "0-1"]
+    assert list(first.inputs) == ["features.image"]
+    # The image is there already.
+    assert first.outputs == ["next_features.half", "next_features.pooled"]
+    rest = parts["segment", "2-5"]
+    assert list(rest.inputs) == ["features.beside", "features.half"]
+    assert list(parts["exit", "final"].inputs) == ["features.top", "features.image"]
+    for part in parts.values():
+        outputs = part.module.eval()(*part.inputs.values())
+        assert len(outputs) == len(part.outputs)
+
+
+@pytest.mark.parametrize("format_", ["onnx", "torch"])
+@pytest.mark.parametrize("last", [FINAL, "p3-crm1-b0-fcn-skip"])
+def test_a_bundle_of_segments_with_several_tensors_answers_as_the_network(
+    network: OverprovisionedNetwork, tmp_path: Path, format_: str, last: str
+) -> None:
+    exits = ["p1-crm1-b0-fcn", "p2-crm1-b0-fcn", last]
+    signal = ConfidentShare("top1", 0.5, edge_enhanced=False)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(6, 3, *SIZE)).astype(np.float32)
+    with torch.inference_mode():
+        features = network.features(torch.from_numpy(images))
+        logits = {exit_id: network.logits(exit_id, features) for exit_id in exits}
+    # Half of the images leave at each early exit; no signal is near a threshold by chance alone.
+    planned, leaving = [], np.zeros(len(images), int)
+    for number, exit_id in enumerate(exits[:-1]):
+        confidence = PixelMaps(logits[exit_id]).confidence("top1")
+        pixel = float(confidence.median()) + 1e-4
+        signal = ConfidentShare("top1", pixel, edge_enhanced=False)
+        values = measure(PixelMaps(logits[exit_id]), [signal], SIZE)[:, 0].numpy()
+        ordered = np.unique(values)
+        threshold = float((ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2]) / 2)
+        leaving += (leaving == number) & (values < threshold)
+        planned.append(_planned(network, exit_id, signal, threshold, values))
+    planned.append(_planned(network, last, None, None, None))
+    path = export_bundle(
+        network,
+        planned,
+        tmp_path / "bundle",
+        size=SIZE,
+        format_=format_,
+        facts={},
+        reporter=Silent(),
+    )
+    bundle = load_bundle(path)
+    for number, image in enumerate(images):
+        answers = [bundle.answer(image, until=until) for until in range(3)]
+        assert [each.exit_index for each in answers] == [min(leaving[number], u) for u in range(3)]
+        for answer in answers:
+            native = logits[exits[answer.exit_index]][number : number + 1].numpy()
+            expected = upsampled(native, SIZE).argmax(1)[0]
+            # Runtimes round otherwise, which shows where two classes are equal.
+            assert (answer.label_map == expected).mean() > 0.99
+
+
+def _planned(
+    network: OverprovisionedNetwork,
+    exit_id: str,
+    signal: ConfidentShare | None,
+    threshold: float | None,
+    values: np.ndarray | None,
+) -> PlannedExit:
+    return PlannedExit(
+        exit_id=exit_id, point=network.point(exit_id), macs=1.0, signal=signal,
+        threshold=threshold, exit_rate=None, calibration_signal=values,
+    )  # fmt: skip
+
+
+def test_a_segment_hands_on_nothing_that_is_not_run(network: OverprovisionedNetwork) -> None:
+    needed = network.alive(2, 3, ["p3-crm1-b0-fcn"])
+    segment = Segment(network, 0, 2, "p2-crm1-b0-fcn", hands_on=needed)
+    assert segment.outputs == ["next_features.beside", "logits"]
