@@ -1,6 +1,6 @@
 """The configuration: frozen, keyword-only, validated, with unknown keys refused by name.
 
-May import: errors.
+May import: errors, common.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mess.common.normalisation import (
+    IMAGENET,
+    Channels,
+    Normalisation,
+    as_deviations,
+    as_means,
+    as_range,
+)
 from mess.errors import ConfigError, nearest
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -44,6 +52,13 @@ class DataConfig(_Section):
     root: Path | None = None
     size: tuple[Count, Count] = (96, 128)
     """Height and width in pixels; every figure is at this size."""
+    mean: Annotated[tuple[float, ...], AfterValidator(as_means)] = IMAGENET.mean
+    std: Annotated[tuple[float, ...], AfterValidator(as_deviations)] = IMAGENET.std
+    """Three numbers each, in the order of `channels`; what the network was trained with."""
+    channels: Channels = IMAGENET.channels
+    """Order of the channels that the network takes."""
+    range: Annotated[float, AfterValidator(as_range)] = IMAGENET.range
+    """Pixels of 0..255 are scaled to 0..range before mean and std."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the train split held out to watch training; the calibration split never is."""
     shapes: tuple[Count, Count, Count] = (480, 240, 240)
@@ -65,6 +80,11 @@ class DataConfig(_Section):
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale is [smallest, largest], got {list(self.scale)}")
         return self
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """From pixels to what the network takes."""
+        return Normalisation(mean=self.mean, std=self.std, channels=self.channels, range=self.range)
 
 
 class BackboneConfig(_Section):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mess.common.images import MEAN, STD
+from mess.common.normalisation import IMAGENET
 from mess.data.shapes import CLASSES
 from mess.exits import FINAL, parse_exit_id
 from mess.networks.backbones.small import ResidualBlock
@@ -145,8 +145,8 @@ def readout(bar: float) -> tuple[Tensor, Tensor]:
     weight, bias = torch.zeros(CLASSES.num_classes, 3), torch.zeros(CLASSES.num_classes)
     for label, (channel, direction) in enumerate(AXES, start=1):
         per_level = direction * SHARPNESS / REACH
-        weight[label, channel] = per_level * 255 * STD[channel]
-        level_of_0 = 255 * (MEAN[channel] - LIFT * STD[channel])
+        weight[label, channel] = per_level * 255 * IMAGENET.std[channel]
+        level_of_0 = 255 * (IMAGENET.mean[channel] - LIFT * IMAGENET.std[channel])
         bias[label] = per_level * (level_of_0 - GREY) - SHARPNESS * bar
     return weight, bias
 

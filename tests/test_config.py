@@ -50,7 +50,16 @@ def test_everything_that_can_be_set_survives_toml(tmp_path: Path) -> None:
     config = parse_config(
         {
             "seed": -3,
-            "data": {"kind": "folder", "root": '/da "ta"/ünï\\x', "size": [7, 9], "scale": [1, 1]},
+            "data": {
+                "kind": "folder",
+                "root": '/da "ta"/ünï\\x',
+                "size": [7, 9],
+                "scale": [1, 1],
+                "mean": [103.5, 116, 123],
+                "std": [58, 57, 57.5],
+                "channels": "bgr",
+                "range": 255,
+            },
             "backbone": {
                 "name": "package.module:factory",
                 "options": {"width": 0.25, "flag": True, "rates": [1, 2], "deep": {"x": "y"}},
@@ -110,6 +119,11 @@ def test_a_key_like_nothing_lists_the_known_ones() -> None:
         ({"data": {"holdout": 1.0}}, "data.holdout", "1.0"),
         ({"data": {"scale": [2.0, 0.5]}}, "data", "[2.0, 0.5]"),
         ({"data": {"crop": 0.0}}, "data.crop", "0.0"),
+        ({"data": {"mean": [0.5]}}, "data.mean", "[0.5]: needs three means"),
+        ({"data": {"std": [1, 1, 1, 1]}}, "data.std", "[1, 1, 1, 1]: needs three deviations"),
+        ({"data": {"std": [1, 0, 1]}}, "data.std", "[1, 0, 1]: channels are divided by them"),
+        ({"data": {"channels": "grey"}}, "data.channels", "'grey'"),
+        ({"data": {"range": 0}}, "data.range", "0: pixels are scaled to 0..range"),
         ({"exits": {"points": 0}}, "exits", "got 0"),
         ({"exits": {"crm": [0]}}, "exits.crm.0", "0"),
         ({"exits": {"blocks": [-1]}}, "exits.blocks.0", "-1"),
@@ -213,3 +227,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().seed = 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"mean": [0, 0, 0]}, {"std": [1, 1, 1]}, {"channels": "bgr"}, {"range": 255.0}],
+)
+def test_weights_depend_on_what_the_network_takes(changed: dict[str, object]) -> None:
+    assert parse_config({"data": changed}).of_weights() != Config().of_weights()

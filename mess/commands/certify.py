@@ -19,7 +19,7 @@ from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
 from mess.data import SegmentationData
 from mess.errors import CacheError, DataError, MessError
-from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_size
+from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_input
 from mess.runs.data_sets import require_trained_classes
 from mess.runs.groups import distinct_groups, groups_of, shared_groups
 from mess.runs.intervals import rare_names
@@ -67,7 +67,7 @@ def certify_bundles(
     ]
     baselines = []
     for bundle in bundles:
-        require_size(place, bundle)
+        require_input(place, bundle)
         _require_masks(bundle)
         # Of bundles of several formats the first one's runtime runs the network to its end.
         baselines.append(load_baseline(place, bundle, options.threads))

@@ -14,7 +14,7 @@ from mess.data import SegmentationData, Unlabelled
 from mess.data.base import fingerprint_of
 from mess.errors import CacheError, DataError
 from mess.exits import FINAL
-from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_size
+from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_input
 from mess.runs.intervals import Measured, answered_by, groups_or_reason, intervals_of
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
@@ -43,7 +43,7 @@ def evaluate_bundle(
     An anytime bundle is run up to each of its exits as well.
     """
     bundle = load_bundle(path or newest_bundle(place), threads=threads)
-    require_size(place, bundle)
+    require_input(place, bundle)
     baseline = load_baseline(place, bundle, threads)
     source = ImageSource(split, None) if images is None else ImageSource(None, images.resolve())
     data = source.open(place)

@@ -23,7 +23,7 @@ from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
-from mess.runtime.manifest import InstanceSource, RunManifest, read_manifest
+from mess.runtime.manifest import InstanceSource, RunManifest, normalisation_of, read_manifest
 from mess.runtime.registry import runtime_of
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
@@ -56,7 +56,7 @@ def export_search(
     baseline = _baseline(result)
     directory = bundle_path(place, BASELINE, format_)
     # Written once: every search of the same predictions is compared with this one.
-    if not _is_there(directory, baseline.source):
+    if not _is_there(place, directory, baseline.source):
         _export(place, cache, network, baseline, directory, format_, reporter)
     directory = output or bundle_path(place, search_id, format_)
     chosen = _chosen(search_id, result, cache, reporter)
@@ -103,9 +103,11 @@ def _baseline(result: SearchResult) -> _Instance:
     )
 
 
-def _is_there(directory: Path, source: InstanceSource) -> bool:
+def _is_there(place: Run, directory: Path, source: InstanceSource) -> bool:
     try:
-        return read_manifest(directory, RunManifest)["source"] == source
+        manifest = read_manifest(directory, RunManifest)
+        taken = normalisation_of(manifest, directory)
+        return manifest["source"] == source and taken == place.config.data.normalisation
     except BundleError:
         return False  # none yet, or a damaged one
 
@@ -137,6 +139,7 @@ def _export(
         _planned(place, cache, instance),
         directory,
         size=place.config.data.size,
+        normalisation=place.config.data.normalisation,
         format_=format_,
         facts=facts,
         reporter=reporter,

@@ -1,8 +1,7 @@
-"""Reading images and masks, and the one preprocessing of training, memoising and bundles."""
+"""Reading and resizing images and masks, the same way for training, memoising and bundles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mess.errors import DataError
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet statistics of RGB in [0, 1], which every torchvision backbone expects."""
 
 THUMBNAIL = 8
 """Rows and columns of a thumbnail."""
@@ -60,17 +55,6 @@ def thumbnail(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Grey levels of the whole image, shape (8, 8): what tells nearly identical images."""
     grey = Image.fromarray(image_HW3).convert("L")
     return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
-
-
-def normalise(
-    image_HW3: NDArray[np.uint8],
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
-) -> NDArray[np.float32]:
-    """uint8 RGB to the network's input, shape (3, H, W), float32, zero mean and unit deviation."""
-    scaled = image_HW3.astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
 def _open(path: Path, kind: str) -> Image.Image:

@@ -10,27 +10,26 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from mess.common.images import MEAN
 from mess.common.metrics import VOID
 from mess.config import DataConfig
-
-# Rounded, for images are uint8 here; normalised it is about 0.
-_FILL = [float(round(255 * mean)) for mean in MEAN]
 
 
 class ScaledCrop(v2.Transform):
     """Scale by a random factor, then crop at a random place; equal, but cropped before scaling.
 
-    Where the scaled image is smaller than the crop it lies at a random place in it, on the mean
-    colour in the image and on void in the mask. Images are bilinear with antialiasing, masks
-    nearest: by pixel centres ("nearest-exact"), for plain "nearest" shifts a mask by up to half a
-    pixel against its image.
+    Where the scaled image is smaller than the crop it lies at a random place in it, on the colour
+    `fill` in the image (RGB in 0..255) and on void in the mask. Images are bilinear with
+    antialiasing, masks nearest: by pixel centres ("nearest-exact"), for plain "nearest" shifts a
+    mask by up to half a pixel against its image.
     """
 
-    def __init__(self, scale: tuple[float, float], crop_size: tuple[int, int]) -> None:
+    def __init__(
+        self, scale: tuple[float, float], crop_size: tuple[int, int], fill: tuple[int, int, int]
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.crop_size = crop_size
+        self.fill = [float(level) for level in fill]
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The box to cut from the source, the size to give it and the padding around it."""
@@ -61,12 +60,13 @@ class ScaledCrop(v2.Transform):
             mask = functional.pad_image(mask, params["padding"], fill=VOID)
             return tv_tensors.Mask(mask[0])
         image = functional.resized_crop(inpt, *params["crop"], size=params["size"], antialias=True)
-        return functional.pad(image, params["padding"], fill=_FILL)
+        return functional.pad(image, params["padding"], fill=self.fill)
 
 
 def augmentation(config: DataConfig, crop_size: tuple[int, int]) -> v2.Compose:
     """Scale, crop, flip and jitter of an (Image, Mask) pair, at the strengths of `config`."""
-    steps: list[Any] = [ScaledCrop(config.scale, crop_size), v2.RandomHorizontalFlip(config.flip)]
+    crop = ScaledCrop(config.scale, crop_size, config.normalisation.fill)
+    steps: list[Any] = [crop, v2.RandomHorizontalFlip(config.flip)]
     if config.jitter:
         strength = config.jitter
         # Hue a tenth: it makes another colour, where the others make another light.

@@ -55,7 +55,7 @@ def evaluation_loader(
 
     The last batch is smaller where `batch_size` does not divide the number of images.
     """
-    loader = DataLoader(EvaluationSet(data), batch_size=batch_size, **_options(config))
+    loader = DataLoader(EvaluationSet(data, config), batch_size=batch_size, **_options(config))
     return _plainly(loader)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
-from mess.common.images import normalise
+from mess.common.normalisation import Normalisation
 from mess.config import DataConfig
 from mess.data.augment import augmentation
 from mess.data.base import SegmentationData, generator
@@ -29,14 +29,15 @@ _ORDER_KEY, _DRAW_KEY = 11, 13
 class EvaluationSet(Dataset[Item]):
     """Every image of a split at the run's size, in order and unaugmented."""
 
-    def __init__(self, data: SegmentationData) -> None:
+    def __init__(self, data: SegmentationData, config: DataConfig) -> None:
         self.data = data
+        self._normalisation = config.normalisation
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Item:
-        return *_tensors(*self.data.sized(index)), index
+        return *_tensors(*self.data.sized(index), self._normalisation), index
 
 
 class TrainingSet(Dataset[Item]):
@@ -47,6 +48,7 @@ class TrainingSet(Dataset[Item]):
         height, width = data.size
         self.crop_size = max(round(config.crop * height), 1), max(round(config.crop * width), 1)
         self._augment = augmentation(config, self.crop_size)
+        self._normalisation = config.normalisation
 
     def __getitem__(self, draw: Draw) -> Item:
         index, seed = draw
@@ -59,7 +61,8 @@ class TrainingSet(Dataset[Item]):
             image, mask = self._augment(
                 tv_tensors.Image(image_HW3.permute(2, 0, 1)), tv_tensors.Mask(mask_HW)
             )
-        return *_tensors(image.permute(1, 2, 0).numpy(), mask.numpy()), index
+        pixels_HW3 = image.permute(1, 2, 0).numpy()
+        return *_tensors(pixels_HW3, mask.numpy(), self._normalisation), index
 
 
 class Draws(Sampler[list[Draw]]):
@@ -107,5 +110,8 @@ class Draws(Sampler[list[Draw]]):
         return int(generator(self.seed, _DRAW_KEY, position).integers(2**63))
 
 
-def _tensors(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(normalise(image_HW3)), torch.from_numpy(mask_HW.astype(np.int64))
+def _tensors(
+    image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.uint8], normalisation: Normalisation
+) -> tuple[Tensor, Tensor]:
+    image = torch.from_numpy(normalisation.apply(image_HW3))
+    return image, torch.from_numpy(mask_HW.astype(np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mess.common.files import sha256, write_json
-from mess.common.images import MEAN, STD
+from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Reporter
 from mess.common.records import with_digest
 from mess.errors import BundleError
@@ -50,6 +50,7 @@ def export_bundle(
     directory: Path,
     *,
     size: tuple[int, int],
+    normalisation: Normalisation = IMAGENET,
     format_: str,
     facts: Mapping[str, Any],
     reporter: Reporter,
@@ -70,7 +71,7 @@ def export_bundle(
         manifest = {
             "bundle_version": BUNDLE_VERSION,
             "format": format_,
-            "input": {"size": list(size), "mean": list(MEAN), "std": list(STD)},
+            "input": {"size": list(size), **asdict(normalisation)},
             "exits": rows,
             "histograms": {
                 planned.exit_id: _histogram(planned.calibration_signal)

@@ -42,13 +42,18 @@ def run_of(bundle: Path) -> Path | None:
     return folder if (folder / "config.toml").is_file() else None
 
 
-def require_size(place: Run, bundle: Bundle) -> None:
-    """Raise BundleError for a bundle that takes images of another size than the run."""
-    size = tuple(place.config.data.size)
+def require_input(place: Run, bundle: Bundle) -> None:
+    """Raise BundleError for a bundle that takes other images than the run's network."""
+    size, normalisation = tuple(place.config.data.size), place.config.data.normalisation
     if bundle.size != size:
         raise BundleError(
             f"bundle {bundle.path} takes images of {bundle.size}, run {place.path} has {size}. "
             "Name the run it was exported from with --run."
+        )
+    if bundle.normalisation != normalisation:
+        raise BundleError(
+            f"bundle {bundle.path} takes images by {bundle.normalisation}, run {place.path} has "
+            f"{normalisation}. Name the run it was exported from with --run, or export it again."
         )
 
 

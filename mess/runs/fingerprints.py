@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mess.common.images import MEAN, PREPROCESSING, STD
+from mess.common.images import PREPROCESSING
+from mess.common.normalisation import IMAGENET
 from mess.config import Config
 from mess.errors import WeightsError
 from mess.exits import FINAL
@@ -25,7 +26,11 @@ _BACKBONE, _EXITS = "backbone.", "exits."
 def pipeline_fingerprint(config: Config) -> str:
     """sha256 (hexadecimal) over what decides predictions besides weights and images."""
     backbone = {"name": config.backbone.name, "options": config.backbone.options}
-    content = [_VERSION, PREPROCESSING, MEAN, STD, backbone]
+    taken = config.data.normalisation
+    content = [_VERSION, PREPROCESSING, taken.mean, taken.std, backbone]
+    if (taken.channels, taken.range) != (IMAGENET.channels, IMAGENET.range):
+        # Nothing else, so that predictions of before there was a choice stay what they are.
+        content.append([taken.channels, taken.range])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

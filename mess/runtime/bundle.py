@@ -17,9 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.common.files import sha256
-from mess.common.images import normalise, read_image, resize_image
+from mess.common.images import read_image, resize_image
 from mess.errors import BundleError, MessError
-from mess.runtime.manifest import BundleExit, Manifest, RunManifest, checked_manifest, read_manifest
+from mess.runtime.manifest import (
+    BundleExit,
+    Manifest,
+    RunManifest,
+    checked_manifest,
+    normalisation_of,
+    read_manifest,
+)
 from mess.runtime.program import Program
 from mess.runtime.registry import runtime_of
 from mess.signals.decision import leaves
@@ -62,6 +69,7 @@ class Bundle:
         self.manifest = manifest
         height, width = manifest["input"]["size"]
         self.size = height, width
+        self.normalisation = normalisation_of(manifest, path)
         program = _program(path, manifest["format"])
         self._exits = manifest["exits"]
         self._inputs = _inputs_of(self._exits)
@@ -87,8 +95,7 @@ class Bundle:
             raise BundleError(
                 f"an image is RGB of shape (H, W, 3), uint8; got {array.shape}, {array.dtype}."
             )
-        settings = self.manifest["input"]
-        return normalise(resize_image(array, self.size), settings["mean"], settings["std"])
+        return self.normalisation.apply(resize_image(array, self.size))
 
     def answer(self, image_3HW: NDArray[np.float32], *, until: int | None = None) -> Answer:
         """Answer one normalised image of shape (3, H, W): what a latency measures.

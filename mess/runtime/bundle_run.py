@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.common.images import normalise
 from mess.common.metrics import VOID, mean_iou
 from mess.common.progress import Task
 from mess.runtime.bundle import Answer, Bundle
@@ -103,14 +102,16 @@ def run_in_turns(
     falls on all of them.
     """
     for number, (pixels, label) in enumerate(images):
-        image = normalise(pixels)
+        # By the settings of each, once for all that have the same.
+        normalised = {kind: kind.apply(pixels) for kind in {r.bundle.normalisation for r in runs}}
+        turns = [(run, normalised[run.bundle.normalisation]) for run in runs]
         # The first runs of a program are slower; they count for no image.
         if number == 0:
-            for run in runs:
+            for run, image in turns:
                 for _ in range(_WARM_UP):
                     run.bundle.answer(image, until=run.until)
         taken: list[tuple[BundleRun, Answer, float]] = []
-        for run in runs if number % 2 else reversed(runs):
+        for run, image in turns if number % 2 else reversed(turns):
             # From the normalised tensor to the label map, as latencies are measured.
             start = time.perf_counter()
             answer = run.bundle.answer(image, until=run.until)

@@ -6,21 +6,27 @@ import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
+from mess.common.normalisation import IMAGENET, Normalisation, as_channels
 from mess.common.records import Figures, as_record, require_unaltered
 from mess.errors import BundleError
 
 MANIFEST = "manifest.json"
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
+
+_READ_VERSIONS = (1, BUNDLE_VERSION)
+"""Of 1 the network takes RGB in [0, 1]; its `input` says no more."""
 
 _AGAIN = "Export the bundle again."
 
 
 class Input(TypedDict):
-    """How an image is prepared: the size in pixels, mean and deviation of each channel."""
+    """How an image is prepared: the size in pixels, and the fields of a `Normalisation`."""
 
     size: list[int]
     mean: list[float]
     std: list[float]
+    channels: NotRequired[str]
+    range: NotRequired[float]
 
 
 class BundleExit(TypedDict):
@@ -102,13 +108,28 @@ def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
         raise BundleError(f"{file} is damaged: it is no JSON object. {_AGAIN}")
     # Before the keys: another version may have others.
     version = manifest.get("bundle_version")
-    if version != BUNDLE_VERSION:
+    if version not in _READ_VERSIONS:
         raise BundleError(
-            f"{file} has bundle version {version}, this version of mess reads {BUNDLE_VERSION}."
+            f"{file} has bundle version {version}, this version of mess reads "
+            f"{' and '.join(map(str, _READ_VERSIONS))}. Export it again with this version."
         )
     found = checked_manifest(manifest, path, kind)
     require_unaltered(found, file, _AGAIN, BundleError)
     return found
+
+
+def normalisation_of(manifest: Manifest, path: Path) -> Normalisation:
+    """What the network of the bundle at `path` takes; raises BundleError, which names a fault."""
+    given = manifest["input"]
+    try:
+        return Normalisation(
+            mean=tuple(given["mean"]),
+            std=tuple(given["std"]),
+            channels=as_channels(given.get("channels", IMAGENET.channels)),
+            range=given.get("range", IMAGENET.range),
+        )
+    except ValueError as error:
+        raise BundleError(f"{path / MANIFEST} has input = {given}: {error}. {_AGAIN}") from error
 
 
 def checked_manifest(manifest: object, path: Path, kind: type[_Kind]) -> _Kind:

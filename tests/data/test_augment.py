@@ -85,6 +85,12 @@ def test_whole_images_are_scaled_as_pillow_scales_them(scale: float) -> None:
     assert np.abs(image - smooth).max() <= 1
 
 
+def test_padding_has_the_mean_colour_of_what_the_network_takes() -> None:
+    taken = {"mean": (10, 20, 300), "std": (1, 1, 1), "channels": "bgr", "range": 255.0}
+    image, mask = augmented(build(scale=(0.5, 0.5), **taken), seed=0)
+    assert np.unique(image[mask == 255], axis=0).tolist() == [[255, 20, 10]]
+
+
 def test_without_variation_it_is_the_identity() -> None:
     image, mask = augmented(build(), seed=0)
     np.testing.assert_array_equal(image, coded()[0])
@@ -111,7 +117,7 @@ def test_crop_is_a_window_and_reaches_every_corner() -> None:
 
 def test_enlarged_crop_shows_its_share_of_the_source() -> None:
     """At twice the scale, a crop of the whole size shows a quarter of the image."""
-    transform = ScaledCrop((2.0, 2.0), SIZE)
+    transform = ScaledCrop((2.0, 2.0), SIZE, FILL)
     image, _ = coded()
     params = transform.make_params([tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))])
     assert params["crop"][2:] == (24, 32)

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mess.export.bundle
 from mess.common.files import sha256
-from mess.common.images import normalise
+from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Silent
 from mess.common.records import with_digest
 from mess.errors import BundleError
@@ -28,6 +28,7 @@ from mess.networks.backbones.base import IMAGE
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.runtime.bundle import Answer, load_bundle
+from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.onnx_program import OnnxProgram
 from mess.signals.builtin import ConfidentShare
 from mess.signals.decision import threshold_between
@@ -98,7 +99,7 @@ def instance(make_config: MakeConfig) -> Instance:
     network = build_network(config, candidates(config, CLASSES), CLASSES)
     network.train()
     with torch.no_grad():
-        images = torch.from_numpy(np.stack([normalise(p) for p in pictures()]))
+        images = torch.from_numpy(np.stack([IMAGENET.apply(p) for p in pictures()]))
         for _ in range(20):  # batch statistics, as training would leave them
             features = network.features(images)
             for exit_id in EXITS:
@@ -291,6 +292,64 @@ def test_an_image_of_another_size_is_rescaled(exported: Path) -> None:
     assert load_bundle(exported)(large).label_map.shape == SIZE
 
 
+OTHER = Normalisation(mean=(100, 110, 120), std=(60, 50, 40), channels="bgr", range=255.0)
+
+
+def other_input(**changes: Any) -> dict[str, Any]:
+    return {"size": list(SIZE), **asdict(OTHER), **changes}
+
+
+def test_a_bundle_normalises_as_its_manifest_says(bundle_path: Path) -> None:
+    edit_manifest(bundle_path, input=other_input())
+    bundle = load_bundle(bundle_path)
+    assert bundle.normalisation == OTHER
+    picture = pictures()[1]
+    np.testing.assert_array_equal(bundle.preprocess(picture), OTHER.apply(picture))
+
+
+def test_a_bundle_of_the_first_version_takes_rgb_up_to_1(bundle_path: Path) -> None:
+    picture = pictures()[1]
+    expected = load_bundle(bundle_path)(picture)
+    input_ = {"size": list(SIZE), "mean": IMAGENET.mean, "std": IMAGENET.std}
+    edit_manifest(bundle_path, bundle_version=1, input=input_)
+    bundle = load_bundle(bundle_path)
+    assert bundle.normalisation == IMAGENET
+    assert bundle(picture).signal == expected.signal
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"mean": [1.0]}, r"'mean': \[1.0\].*needs three means"),
+        ({"std": [1.0, 0.0, 1.0]}, "channels are divided by them"),
+        ({"channels": "grey"}, "one of rgb, bgr, got 'grey'"),
+        ({"range": -1.0}, "got -1"),
+    ],
+)
+def test_what_no_image_can_be_prepared_by_is_refused(
+    bundle_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    edit_manifest(bundle_path, input=other_input(**changes))
+    with pytest.raises(BundleError, match=f"manifest.json has input = .*{named}.*Export"):
+        load_bundle(bundle_path)
+
+
+def test_bundles_are_run_each_by_its_own_settings(bundle_path: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bundle_path, tmp_path / "other"))
+    figures = {"miou": 0.5, "macs": 1.0, "latency_ms": None, "params": 1.0}
+    source = {"search": None, "weights": "", "data": ""}
+    facts = {"predicted": figures, "baseline": figures, "source": source, "ignore_index": 255}
+    edit_manifest(bundle_path, **facts)
+    edit_manifest(other, input=other_input(), **facts)
+    picture, paths = pictures()[1], (bundle_path, other, bundle_path)
+    runs = [BundleRun(load_bundle(path)) for path in paths]
+    with Silent().task("", 1) as task:
+        run_in_turns(runs, [(picture, np.zeros(SIZE, np.uint8))], task)
+    expected = [load_bundle(path)(picture).signal for path in paths]
+    assert [run.signal[0] for run in runs] == expected
+    assert expected[0] != expected[1]
+
+
 @pytest.mark.parametrize(
     ("image", "named"),
     [
@@ -314,9 +373,15 @@ def test_a_normalised_image_of_another_shape_is_refused_with_both(exported: Path
 
 def test_the_manifest_says_what_the_bundle_is(exported: Path, instance: Instance) -> None:
     manifest = load_bundle(exported).manifest
-    assert manifest["bundle_version"] == 1
+    assert manifest["bundle_version"] == 2
     assert manifest["format"] == "onnx"
-    assert manifest["input"]["size"] == list(SIZE)
+    assert manifest["input"] == {
+        "size": list(SIZE),
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "channels": "rgb",
+        "range": 1.0,
+    }
     assert {key: manifest[key] for key in FACTS} == FACTS
     assert [exit_["exit_id"] for exit_ in manifest["exits"]] == list(EXITS)
     for exit_, planned in zip(manifest["exits"], instance.planned, strict=True):
@@ -365,13 +430,13 @@ def test_a_missing_file_is_refused_by_name(bundle_path: Path) -> None:
         load_bundle(bundle_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, None])
+@pytest.mark.parametrize("version", [0, 3, None])
 def test_another_bundle_version_is_refused_with_both(
     bundle_path: Path, version: int | None
 ) -> None:
     edit_manifest(bundle_path, bundle_version=version)
     with pytest.raises(
-        BundleError, match=f"bundle version {version}, this version of mess reads 1"
+        BundleError, match=f"bundle version {version}, this version of mess reads 1 and 2. Export"
     ):
         load_bundle(bundle_path)
 

@@ -16,8 +16,8 @@ from mess import workflow
 from mess.cache.predictions.store import PredictionStore
 from mess.cli import app as cli
 from mess.commands.search_options import SearchOptions
-from mess.common.images import normalise
 from mess.common.metrics import VOID
+from mess.common.normalisation import IMAGENET
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, DataError, MessError
 from mess.exits import FINAL
@@ -43,7 +43,7 @@ def label_maps(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray]:
     data = open_split(config.data, "calibration", config.seed)
     network = trained_network(run, torch.device("cpu")).eval()
     pairs = [data.sized(index) for index in range(len(data))]
-    images = torch.from_numpy(np.stack([normalise(image) for image, _ in pairs]))
+    images = torch.from_numpy(np.stack([IMAGENET.apply(image) for image, _ in pairs]))
     found = {}
     with torch.inference_mode():
         features = network.features(images)
