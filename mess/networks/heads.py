@@ -99,21 +99,21 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": fcn_head, "dlb"
 
 
 class SkipExit(nn.Module):
-    """An exit that reads shallower features, too, as DeepLabV3+'s decoder does.
+    """An exit that reads shallower features, too: their own class scores are added to its own.
 
-    Its own, (B, C, h, w), are brought to the size of the shallower ones, (B, S, k·h, k·w), of which
-    a quarter as many channels join them before the head.
+    From (B, C, h, w) and shallower (B, S, k·h, k·w) to logits (B, num_classes, k·h, k·w), as in
+    FCN-8s and LR-ASPP. Joining the features before the head, as DeepLabV3+ does, runs the head at
+    the finer size, which costs 2 to 7 times as much.
     """
 
-    def __init__(self, body: nn.Module, skip: nn.Module, head: nn.Module) -> None:
+    def __init__(self, exit_: nn.Module, skip: nn.Module) -> None:
         super().__init__()
-        self.body, self.skip, self.head = body, skip, head
+        self.exit, self.skip = exit_, skip
 
     def forward(self, features: Tensor, shallower: Tensor) -> Tensor:
-        deep = F.interpolate(
-            self.body(features), size=shallower.shape[2:], mode="bilinear", align_corners=False
-        )
-        return self.head(torch.cat([deep, self.skip(shallower)], dim=1))
+        logits, size = self.exit(features), shallower.shape[2:]
+        wide = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return wide + self.skip(shallower)
 
 
 def build_exit(
@@ -142,17 +142,13 @@ def build_exit(
     for index in range(architecture.blocks):
         dilation = 2 ** (index + 1) if architecture.rdi else 1
         parts[f"block{index + 1}"] = _convolution(width, width, kernel=3, dilation=dilation)
-    build_head = HEADS[architecture.head]
+    parts["head"] = HEADS[architecture.head](width, num_classes, dlb_channels)
+    exit_ = nn.Sequential(parts)
     if not architecture.skip:
-        parts["head"] = build_head(width, num_classes, dlb_channels)
-        return nn.Sequential(parts)
+        return exit_
     if skip_channels is None:
         raise ValueError("an exit with skip needs the channels of the features it reads")
-    joined = max(width // 4, MIN_HEAD_CHANNELS)
-    skip = _convolution(skip_channels, joined, kernel=1)
-    return SkipExit(
-        nn.Sequential(parts), skip, build_head(width + joined, num_classes, dlb_channels)
-    )
+    return SkipExit(exit_, nn.Conv2d(skip_channels, num_classes, 1))
 
 
 def _convolution(inputs: int, outputs: int, *, kernel: int, dilation: int = 1) -> nn.Sequential:
