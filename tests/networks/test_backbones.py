@@ -117,10 +117,9 @@ def test_blocks_run_in_order_are_torchvisions_network_bit_for_bit(name: str, ref
             build(name),
             reference(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False),
         )
-    filled(ours)
-    # Both list their layers in the order of execution.
-    state = ours.state_dict().values()
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), state, strict=True)), assign=True)
+    names = ours.original_names
+    state = {names[name]: tensor for name, tensor in filled(ours).state_dict().items()}
+    theirs.load_state_dict(state, assign=True)
     theirs.eval()
     image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seeded(1)))
     with torch.inference_mode():
@@ -166,6 +165,36 @@ def test_dilated_mobilenet_computes_the_strided_one_in_between(stride: int) -> N
     step = 32 // stride
     assert few.shape[2:] == (3, 2)
     torch.testing.assert_close(every[:, :, ::step, ::step], few, rtol=1e-4, atol=1e-5)
+
+
+# ---- Names of tensors in the model they were taken from
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "head"),
+    [
+        ("drn50", "backbone.conv1.weight", "classifier.0.weight"),
+        ("deeplabv3_mobilenet_v3_large", "backbone.0.0.weight", "classifier.0.convs.0.0.weight"),
+        ("mobilenet_v2", "features.0.0.weight", None),
+        ("timm", "conv_stem.weight", None),
+        ("small_resnet", None, None),
+        ("own_backbones:tiny", None, None),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tensors_keep_the_names_of_the_library_s_model(
+    name: str, first: str | None, head: str | None, device: str
+) -> None:
+    """Where mess adds the head, or made all of the network, that has no other names."""
+    with torch.device(device):
+        backbone = small(name)
+    ours = list(backbone.state_dict())
+    assert backbone.original_names.get(ours[0]) == first
+    of_head = [name for name in ours if name.startswith("head.")]
+    assert backbone.original_names.get(of_head[0]) == head
+    for prefix, named in (("blocks.", first), ("head.", head)):
+        names = {name for name in ours if name.startswith(prefix)}
+        assert len(names & set(backbone.original_names)) == (len(names) if named else 0)
 
 
 # ---- Weights

@@ -95,7 +95,7 @@ def checked_backbone(model: nn.Module, blocks: Sequence[str], title: str) -> Bac
     # No tolerance: the same layers in the same order round the same.
     if not on_meta and not torch.equal(found, expected):
         _refuse(title, blocks, f"that are off by up to {float((found - expected).abs().max()):.3g}")
-    return _cut(model, blocks, title)
+    return _cut(model, blocks, title).name_after(model)
 
 
 def first_line(error: Exception) -> str:

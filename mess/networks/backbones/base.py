@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -86,6 +87,9 @@ class Backbone(nn.Module):
     reads others, such as a decoder with skip connections, a `Block` says which: features are named
     after the block that gives them. Exits attach to the features of blocks, so what lies before the
     first block of interest, such as a stem, belongs into it.
+
+    `original_names` maps names of `state_dict()` to those that the same tensors have in the model
+    of another library that the blocks were taken from; empty for a network of one's own.
     """
 
     def __init__(self, blocks: Mapping[str, nn.Module | Block], head: nn.Module | Block) -> None:
@@ -102,6 +106,16 @@ class Backbone(nn.Module):
         self._check_names()
         self.blocks = nn.ModuleList(block.module for block in wired)
         self.head = end.module
+        self.original_names: Mapping[str, str] = {}
+
+    def name_after(self, original: nn.Module) -> Self:
+        """Note what the tensors that are shared with `original` are called there."""
+        theirs: dict[int, str] = {}
+        for name, tensor in original.state_dict(keep_vars=True).items():
+            theirs.setdefault(id(tensor), name)
+        ours = self.state_dict(keep_vars=True).items()
+        self.original_names = {n: theirs[id(t)] for n, t in ours if id(t) in theirs}
+        return self
 
     def _check_names(self) -> None:
         known = [IMAGE]

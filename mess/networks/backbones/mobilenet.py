@@ -46,7 +46,8 @@ def segmentation_mobilenet_v2(
         dilation *= 2
     blocks: dict[str, nn.Module] = {"features.1": nn.Sequential(features[0], features[1])}
     blocks |= {f"features.{index}": features[index] for index in range(2, 18)}
-    return Backbone(blocks, FCNHead(cast(int, features[17].out_channels), num_classes))
+    head = FCNHead(cast(int, features[17].out_channels), num_classes)
+    return Backbone(blocks, head).name_after(network)
 
 
 def deeplabv3_mobilenet_v3_large(num_classes: int, *, weights: str = "none") -> Backbone:

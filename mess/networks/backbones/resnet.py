@@ -18,9 +18,9 @@ _CHANNELS = 2048
 
 
 def drn50(num_classes: int, *, weights: str = "none", output_stride: int = 8) -> Backbone:
-    """ResNet50 dilated to `output_stride` 8, 16 or 32, with an FCN head."""
+    """Torchvision's FCN on ResNet50, dilated to `output_stride` 8, 16 or 32."""
     network = _resnet(resnet50, weights, ResNet50_Weights.IMAGENET1K_V1, output_stride)
-    return Backbone(_blocks(network), FCNHead(_CHANNELS, num_classes))
+    return _segmentation(network, FCNHead(_CHANNELS, num_classes))
 
 
 def deeplabv3_resnet50(
@@ -28,7 +28,7 @@ def deeplabv3_resnet50(
 ) -> Backbone:
     """Torchvision's DeepLabV3 on ResNet50; `weights` are ImageNet's, of the ResNet alone."""
     network = _resnet(resnet50, weights, ResNet50_Weights.IMAGENET1K_V1, output_stride)
-    return Backbone(_blocks(network), DeepLabHead(_CHANNELS, num_classes))
+    return _segmentation(network, DeepLabHead(_CHANNELS, num_classes))
 
 
 def deeplabv3_resnet101(
@@ -36,7 +36,7 @@ def deeplabv3_resnet101(
 ) -> Backbone:
     """Torchvision's DeepLabV3 on ResNet101; `weights` are ImageNet's, of the ResNet alone."""
     network = _resnet(resnet101, weights, ResNet101_Weights.IMAGENET1K_V1, output_stride)
-    return Backbone(_blocks(network), DeepLabHead(_CHANNELS, num_classes))
+    return _segmentation(network, DeepLabHead(_CHANNELS, num_classes))
 
 
 def _resnet(
@@ -47,6 +47,12 @@ def _resnet(
     network = factory(replace_stride_with_dilation=_DILATED_STAGES[output_stride])
     load_pretrained(network, weights, download, ("fc.",))
     return network
+
+
+def _segmentation(network: ResNet, head: nn.Module) -> Backbone:
+    # The names that torchvision's segmentation models have.
+    original = nn.ModuleDict({"backbone": network, "classifier": head})
+    return Backbone(_blocks(network), head).name_after(original)
 
 
 def _blocks(network: ResNet) -> dict[str, nn.Module]:

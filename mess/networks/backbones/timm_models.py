@@ -41,7 +41,9 @@ def timm_model(
     head = FCNHead(last["num_chs"], num_classes)
     title = f"timm's {model}"
     blocks = block_names(network, title, last["module"], _is_list)
-    return checked_backbone(_Segmentation(network, last["module"], head), blocks, title)
+    backbone = checked_backbone(_Segmentation(network, last["module"], head), blocks, title)
+    # As in timm's own files, in which a head of ours has no names.
+    return backbone.name_after(network)
 
 
 class _Segmentation(nn.Module):
