@@ -39,12 +39,12 @@ EXITS = pa.schema(
         pa.field("output_stride", pa.int32(), nullable=False),
         pa.field("channels", pa.int32(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
-        pa.field("skip", pa.string()),
-        pa.field("skip_channels", pa.int32()),
+        pa.field("skip", _list(pa.string())),
+        pa.field("skip_channels", _list(pa.int32())),
         pa.field("alive_bytes", pa.int64()),
     ]
 )
-"""The architecture columns are null for the network's own head, those of `skip` for exits that read
+"""The architecture columns are null for the network's own head, the lists empty for exits that read
 their own features alone."""
 
 EXITS_LATER = ("skip", "skip_channels", "alive_bytes")

@@ -108,6 +108,8 @@ class ExitsConfig(_Section):
     heads: tuple[str, ...] = ("fcn", "dlb")
     skips: tuple[bool, ...] = (False,)
     """Whether exits read shallower features, too: those that the network keeps for its decoder."""
+    skip_stride: Count = 4
+    """Output stride of the finest features that they read so; label maps have it, too."""
     dlb_channels: Count = 256
     max_exit_cost: Positive = 1.0
     """Most that backbone up to the exit plus the exit may cost, in baselines."""

@@ -27,7 +27,7 @@ class Candidate:
 
     `exit_macs` and `params` are the exit's alone, `backbone_macs` and `backbone_params` those from
     the input to its point. `crm`, `blocks`, `rdi` and `head` are None for the network's own head.
-    `skip` names the shallower features that it reads, None where it reads none. `alive_bytes` are
+    `skip` names the shallower features that it reads, coarse to fine. `alive_bytes` are
     those of all float32 tensors that the network still reads behind the point: what stopping there
     has to keep, or to send where it goes on elsewhere.
     """
@@ -45,8 +45,8 @@ class Candidate:
     backbone_params: int
     output_stride: int
     channels: int
-    skip: str | None
-    skip_channels: int | None
+    skip: tuple[str, ...]
+    skip_channels: tuple[int, ...]
     alive_bytes: int
     status: str
 
@@ -60,7 +60,7 @@ class Candidate:
         """None for the network's own head."""
         if self.crm is None or self.blocks is None or self.rdi is None or self.head is None:
             return None
-        return ExitArchitecture(self.crm, self.blocks, self.rdi, self.head, self.skip is not None)
+        return ExitArchitecture(self.crm, self.blocks, self.rdi, self.head, bool(self.skip))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +79,17 @@ class _Point:
     """Most rows that features may have which an exit reads besides."""
 
     @property
-    def skip(self) -> str | None:
-        """The shallower features that exits with `skip` read; None where none are alive."""
+    def skip(self) -> tuple[str, ...]:
+        """The shallower features that exits with `skip` read: of each finer size those made last.
+
+        What is made later has seen more of the image, and of one size one is enough.
+        """
         finer = {
-            name: shape[2]
+            shape[2]: name
             for name, shape in self.alive.items()
             if len(shape) == 4 and self.shape[2] < shape[2] <= self.finest
         }
-        return max(finer, key=lambda name: finer[name], default=None)
+        return tuple(finer[rows] for rows in sorted(finer))
 
     @property
     def alive_bytes(self) -> int:
@@ -188,8 +191,7 @@ def _points(config: Config, backbone: Backbone) -> tuple[list[_Point], dict[str,
             params=sum(params[: index + 1]),
             shape=shapes[backbone.names[index]],
             alive={n: shapes[n] for n in backbone.alive(index, last, backbone.head_reads)},
-            # At half of the image a head would cost more than what its exit saves.
-            finest=config.data.size[0] / 4,
+            finest=config.data.size[0] / config.exits.skip_stride,
         )
         for number, index in enumerate(indices, start=1)
     ]
@@ -217,13 +219,13 @@ def _cost(
         return 0, 0, status
     shapes = [point.shape]
     if architecture.skip:
-        if point.skip is None:
+        if not point.skip:
             return 0, 0, "excluded: the network keeps no shallower features that it could read"
-        shapes.append(point.alive[point.skip])
+        shapes += [point.alive[name] for name in point.skip]
     with torch.device("meta"):
         module = build_exit(
             architecture, channels, num_classes, config.exits.dlb_channels,
-            *(shape[1] for shape in shapes[1:]),
+            [shape[1] for shape in shapes[1:]],
         )  # fmt: skip
     cost, _ = macs.macs_and_shapes(module, *shapes)
     status = _status(config.exits, cost / baseline, (point.macs + cost) / baseline)
@@ -254,9 +256,9 @@ def _row(
     params: int,
     status: str,
 ) -> Candidate:
-    skip = architecture is not None and architecture.skip
+    skip = point.skip if architecture is not None and architecture.skip else ()
     # Logits have the size of the finest features that are read.
-    rows = point.alive[point.skip][2] if skip and point.skip else point.shape[2]
+    rows = point.alive[skip[-1]][2] if skip else point.shape[2]
     return Candidate(
         exit_id=exit_id,
         point=point.number,
@@ -272,8 +274,8 @@ def _row(
         # Strides are powers of two, heights need not be multiples of them.
         output_stride=2 ** round(math.log2(height / rows)),
         channels=point.shape[1],
-        skip=point.skip if skip else None,
-        skip_channels=point.alive[point.skip][1] if skip and point.skip else None,
+        skip=skip,
+        skip_channels=tuple(point.alive[name][1] for name in skip),
         alive_bytes=point.alive_bytes,
         status=status,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,21 +99,24 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": fcn_head, "dlb"
 
 
 class SkipExit(nn.Module):
-    """An exit that reads shallower features, too: their own class scores are added to its own.
+    """An exit that reads shallower features, too: class scores of theirs are added to its own.
 
-    From (B, C, h, w) and shallower (B, S, k·h, k·w) to logits (B, num_classes, k·h, k·w), as in
-    FCN-8s and LR-ASPP. Joining the features before the head, as DeepLabV3+ does, runs the head at
-    the finer size, which costs 2 to 7 times as much.
+    From (B, C, h, w) and others, each finer than the one before, to logits of the size of the last,
+    as in FCN-8s and LR-ASPP. Joining the features before the head, as DeepLabV3+ does, runs the
+    head at the finer size, which costs 2 to 7 times as much.
     """
 
-    def __init__(self, exit_: nn.Module, skip: nn.Module) -> None:
+    def __init__(self, exit_: nn.Module, skips: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.exit, self.skip = exit_, skip
+        self.exit, self.skips = exit_, nn.ModuleList(skips)
 
-    def forward(self, features: Tensor, shallower: Tensor) -> Tensor:
-        logits, size = self.exit(features), shallower.shape[2:]
-        wide = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return wide + self.skip(shallower)
+    def forward(self, features: Tensor, *finer: Tensor) -> Tensor:
+        logits = self.exit(features)
+        for skip, shallower in zip(self.skips, finer, strict=True):
+            size = shallower.shape[2:]
+            wide = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            logits = wide + skip(shallower)
+        return logits
 
 
 def build_exit(
@@ -121,14 +124,14 @@ def build_exit(
     channels: int,
     num_classes: int,
     dlb_channels: int,
-    skip_channels: int | None = None,
+    skip_channels: Sequence[int] = (),
 ) -> nn.Module:
     """One exit: features (B, channels, h, w) to logits (B, num_classes, h, w).
 
     Channel reduction, then the extra blocks at the reduced width, then the head. With rapid
     dilation the blocks dilate by 2, 4, 8; the first block doubles too, or one block with and
     without it would be the same network. With `skip` it takes shallower features of
-    `skip_channels` as well, and its logits have their size.
+    `skip_channels` as well, from coarse to fine, and its logits have the size of the last.
     """
     width = channels // architecture.crm
     if width < MIN_HEAD_CHANNELS:
@@ -146,9 +149,9 @@ def build_exit(
     exit_ = nn.Sequential(parts)
     if not architecture.skip:
         return exit_
-    if skip_channels is None:
+    if not skip_channels:
         raise ValueError("an exit with skip needs the channels of the features it reads")
-    return SkipExit(exit_, nn.Conv2d(skip_channels, num_classes, 1))
+    return SkipExit(exit_, (nn.Conv2d(each, num_classes, 1) for each in skip_channels))
 
 
 def _convolution(inputs: int, outputs: int, *, kernel: int, dilation: int = 1) -> nn.Sequential:

@@ -28,7 +28,7 @@ class OverprovisionedNetwork(nn.Module):
 
     `points` are the block indices of the exit points, the last block included; `exits` maps exit
     identifiers to modules, `final` excepted: that one is the backbone's head. `skips` names, by
-    exit point (1-based), the shallower features that its exits with `skip` read.
+    exit point (1-based), the shallower features that its exits with `skip` read, coarse to fine.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class OverprovisionedNetwork(nn.Module):
         backbone: Backbone,
         points: Sequence[int],
         exits: dict[str, nn.Module],
-        skips: Mapping[int, str] | None = None,
+        skips: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -81,11 +81,12 @@ class OverprovisionedNetwork(nn.Module):
             return self.backbone.head_reads
         point, architecture = parse_exit_id(exit_id)
         own = self.point_names[point - 1]
-        return (own, self._skips[point]) if architecture.skip else (own,)
+        return (own, *self._skips[point]) if architecture.skip else (own,)
 
     def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """All that exits read, (B, C, h, w) each by name, from one run of the backbone."""
-        wanted = {*self.point_names, *self.backbone.head_reads, *self._skips.values()}
+        skips = (name for names in self._skips.values() for name in names)
+        wanted = {*self.point_names, *self.backbone.head_reads, *skips}
         # Not copied: blocks change nothing in place, which `BackboneContract` tests.
         return self.span(0, len(self.points))({IMAGE: image_BCHW}, wanted)
 
@@ -119,7 +120,7 @@ def build_network(
         if row.architecture is not None and row.status in (KEPT, TRAINED)
     }
     points = [blocks[point] for point in sorted(blocks)]
-    skips = {row.point: row.skip for row in rows if row.skip is not None}
+    skips = {row.point: row.skip for row in rows if row.skip}
     network = OverprovisionedNetwork(backbone, points, exits, skips)
     return fast_layout(network)
 
@@ -130,7 +131,7 @@ def seeded_exit(
     architecture: ExitArchitecture,
     channels: int,
     num_classes: int,
-    skip_channels: int | None = None,
+    skip_channels: Sequence[int] = (),
 ) -> nn.Module:
     """An exit whose initialisation depends on the seed and its name alone."""
     with torch.random.fork_rng(devices=[]):

@@ -32,8 +32,8 @@ FROZEN = {
         "output_stride": "int32",
         "channels": "int32",
         "status": "string",
-        "skip": "string?",
-        "skip_channels": "int32?",
+        "skip": "list<element: string not null>?",
+        "skip_channels": "list<element: int32 not null>?",
         "alive_bytes": "int64?",
     },
     "IMAGES": {

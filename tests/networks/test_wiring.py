@@ -18,6 +18,7 @@ from mess.export.segments import Segment, native_shapes
 from mess.networks.backbones import Backbone
 from mess.networks.backbones.base import IMAGE, Block
 from mess.networks.candidates import candidates
+from mess.networks.heads import SkipExit
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.profiling.parts import parts_of
 from mess.runtime.bundle import load_bundle
@@ -138,9 +139,9 @@ def test_wiring_that_cannot_be_is_refused(
 # ---- Exits that read two features
 
 
-def test_an_exit_with_skip_reads_the_finest_that_is_kept_up_to_a_quarter(config: Config) -> None:
+def test_an_exit_with_skip_reads_what_is_kept_of_each_size_up_to_a_stride(config: Config) -> None:
     rows = {row.exit_id: row for row in candidates(config, CLASSES)}
-    assert rows["p3-crm1-b0-fcn-skip"].skip == "beside"
+    assert rows["p3-crm1-b0-fcn-skip"].skip == ("beside",)
     assert rows["p3-crm1-b0-fcn-skip"].output_stride == 4
     assert rows["p3-crm1-b0-fcn"].output_stride == 8
     for point in (1, 2, 4, 5):
@@ -244,3 +245,28 @@ def test_a_segment_hands_on_nothing_that_is_not_run(network: OverprovisionedNetw
     needed = network.alive(2, 3, ["p3-crm1-b0-fcn"])
     segment = Segment(network, 0, 2, "p2-crm1-b0-fcn", hands_on=needed)
     assert segment.outputs == ["next_features.beside", "logits"]
+
+
+def test_a_finer_stride_adds_finer_features(config: Config, image: Tensor) -> None:
+    exits = config.exits.model_copy(update={"skip_stride": 2})
+    config = config.model_copy(update={"exits": exits})
+    rows = candidates(config, CLASSES)
+    by_id = {row.exit_id: row for row in rows}
+    assert by_id["p3-crm1-b0-fcn-skip"].skip == ("beside", "half")
+    assert by_id["p3-crm1-b0-fcn-skip"].skip_channels == (16, 8)
+    assert by_id["p3-crm1-b0-fcn-skip"].output_stride == 2
+    # The 1x1 convolutions on a quarter and a half of the image, and nothing else.
+    more = by_id["p3-crm1-b0-fcn-skip"].exit_macs - by_id["p3-crm1-b0-fcn"].exit_macs
+    assert more == CLASSES * (16 * 8 * 12 + 8 * 16 * 24)
+    network = filled(build_network(config, rows, CLASSES))
+    with torch.inference_mode():
+        features = network.features(image)
+        found = network.logits("p3-crm1-b0-fcn-skip", features)
+        exit_ = network.exits["p3-crm1-b0-fcn-skip"]
+        assert isinstance(exit_, SkipExit)
+        expected = exit_.exit(features["eighth"])
+        for skip, name in zip(exit_.skips, ("beside", "half"), strict=True):
+            finer = features[name]
+            wide = upsampled(expected.numpy(), (finer.shape[2], finer.shape[3]))
+            expected = torch.from_numpy(wide) + skip(finer)
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-4)
