@@ -82,6 +82,12 @@ class DataConfig(_Section):
         return self
 
     @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of training images."""
+        height, width = self.size
+        return max(round(self.crop * height), 1), max(round(self.crop * width), 1)
+
+    @property
     def normalisation(self) -> Normalisation:
         """From pixels to what the network takes."""
         return Normalisation(mean=self.mean, std=self.std, channels=self.channels, range=self.range)

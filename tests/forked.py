@@ -83,3 +83,27 @@ def backbone_of(plain: Forked) -> Backbone:
         },
         Block(plain.head, reads=("top", IMAGE)),
     )
+
+
+class Added(nn.Module):
+    """Features beside deeper ones at twice their size, which only fit where nothing was rounded."""
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        return shallow + F.interpolate(deep, scale_factor=2.0)
+
+
+def strict(num_classes: int, *, weights: str = "none") -> Backbone:
+    """Takes images whose sides are multiples of 8 alone, and fails on others, as most decoders."""
+    assert weights == "none"
+    blocks = {
+        "stem": _convolution(3, 4, 2),
+        "down": _convolution(4, 4, 2),
+        "deep": _convolution(4, 4, 2),
+        "skip": Block(Added(), reads=("down", "deep")),
+    }
+    return Backbone(blocks, nn.Conv2d(4, num_classes, 1))
+
+
+def too_few(num_classes: int, *, weights: str = "none") -> Backbone:
+    """Logits of one class less than there are."""
+    return strict(num_classes - 1, weights=weights)

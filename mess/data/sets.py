@@ -45,8 +45,7 @@ class TrainingSet(Dataset[Item]):
 
     def __init__(self, data: SegmentationData, config: DataConfig) -> None:
         self.data = data
-        height, width = data.size
-        self.crop_size = max(round(config.crop * height), 1), max(round(config.crop * width), 1)
+        self.crop_size = config.crop_size
         self._augment = augmentation(config, self.crop_size)
         self._normalisation = config.normalisation
 

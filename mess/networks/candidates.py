@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from mess.config import BackboneConfig, Config, ExitsConfig
 from mess.errors import ConfigError, nearest
@@ -145,9 +147,11 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     costs too much or leaves too few channels is listed with the reason in `status`.
     """
     backbone = _meta_backbone(config.backbone, num_classes)
-    points, shapes = _points(config, backbone)
-    read = (shapes[name] for name in backbone.head_reads)
-    head_macs, _ = macs.macs_and_shapes(backbone.head, *read)
+    # What would fail in training fails here: crops have another size.
+    _costs(backbone, config.data.crop_size, num_classes, "training crops (data.crop)")
+    costs = _costs(backbone, config.data.size, num_classes, "images (data.size)")
+    points = _points(config, backbone, costs)
+    head_macs = costs.head
     # The network without exits: both ways of choosing points end with the last block.
     baseline = points[-1].macs + head_macs
     height = config.data.size[0]
@@ -168,22 +172,60 @@ def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
         return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
 
 
-def _points(config: Config, backbone: Backbone) -> tuple[list[_Point], dict[str, Shape]]:
-    """The exit points from shallow to deep, chosen by cost or by name; and all shapes by name."""
-    shapes: dict[str, Shape] = {IMAGE: (1, 3, *config.data.size)}
-    block_macs, params = [], []
-    for block, reads, gives in zip(backbone.blocks, backbone.reads, backbone.gives, strict=True):
-        cost, found = macs.macs_and_shapes(block, *(shapes[name] for name in reads))
+class _Costs(NamedTuple):
+    """MACs of the blocks and the head, and the shapes of all tensors by name."""
+
+    blocks: list[int]
+    head: int
+    shapes: dict[str, Shape]
+
+
+def _costs(backbone: Backbone, size: tuple[int, int], classes: int, what: str) -> _Costs:
+    """Of images of this size; raises ConfigError that names the block which does not take them."""
+    shapes: dict[str, Shape] = {IMAGE: (1, 3, *size)}
+    height, width = size
+
+    def run(name: str, module: nn.Module, reads: Sequence[str]) -> tuple[int, tuple[Shape, ...]]:
+        inputs = [shapes[each] for each in reads]
+        try:
+            return macs.macs_and_shapes(module, *inputs)
+        except Exception as error:  # whatever a network's own code raises
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"{name} does not run on {what} of {height}×{width} pixels: it reads "
+                f"{', '.join(f'{n} {list(s[1:])}' for n, s in zip(reads, inputs, strict=True))}, "
+                f"and fails with {reason}. Networks that go down and up again need sides that are "
+                "multiples of their output stride, such as 8 or 32."
+            ) from error
+
+    block_macs = []
+    for name, block, reads, gives in zip(
+        backbone.names, backbone.blocks, backbone.reads, backbone.gives, strict=True
+    ):
+        cost, found = run(f"block {name!r}", block, reads)
         block_macs.append(cost)
-        params.append(macs.parameters(block))
         shapes |= dict(zip(gives, found, strict=True))
+    head_macs, logits = run("the final head", backbone.head, backbone.head_reads)
+    if len(logits) != 1 or len(logits[0]) != 4 or logits[0][1] != classes:
+        raise ConfigError(
+            f"the final head gives {', '.join(str(list(s)) for s in logits)}, not logits "
+            f"(1, {classes}, h, w) of the {classes} classes. Build it for as many as the data set "
+            "has."
+        )
+    return _Costs(block_macs, head_macs, shapes)
+
+
+def _points(config: Config, backbone: Backbone, costs: _Costs) -> list[_Point]:
+    """The exit points from shallow to deep, chosen by cost or by name."""
+    block_macs, shapes = costs.blocks, costs.shapes
+    params = [macs.parameters(block) for block in backbone.blocks]
     wanted = config.exits.points
     if isinstance(wanted, int):
         indices = equidistant_points(block_macs, wanted)
     else:
         indices = named_points(backbone.names, wanted)
     last = len(backbone.blocks) - 1
-    points = [
+    return [
         _Point(
             number=number,
             block=backbone.names[index],
@@ -195,7 +237,6 @@ def _points(config: Config, backbone: Backbone) -> tuple[list[_Point], dict[str,
         )
         for number, index in enumerate(indices, start=1)
     ]
-    return points, shapes
 
 
 def _architectures(config: ExitsConfig) -> list[ExitArchitecture]:

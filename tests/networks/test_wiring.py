@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mess.common.progress import Silent
 from mess.config import Config
+from mess.errors import ConfigError
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
 from mess.export.bundle import PlannedExit, export_bundle
 from mess.export.segments import Segment, native_shapes
@@ -270,3 +272,30 @@ def test_a_finer_stride_adds_finer_features(config: Config, image: Tensor) -> No
             wide = upsampled(expected.numpy(), (finer.shape[2], finer.shape[3]))
             expected = torch.from_numpy(wide) + skip(finer)
     torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"size": [36, 48], "crop": 1.0},
+            r"block 'skip' does not run on training crops \(data\.crop\) of 36×48 pixels: it reads "
+            r"down \[4, 9, 12\], deep \[4, 5, 6\], and fails with .*multiples of their output",
+        ),
+        ({"size": [32, 48], "crop": 0.9}, r"training crops .* of 29×43 pixels"),
+        ({"size": [36, 36], "crop": 0.889}, r"images \(data\.size\) of 36×36 pixels"),
+    ],
+)
+def test_sizes_that_a_network_does_not_take_are_told_without_training(
+    make_config: MakeConfig, data: dict[str, Any], message: str
+) -> None:
+    config = make_config(data=data, backbone={"name": "tests.forked:strict", "options": {}})
+    with pytest.raises(ConfigError, match=message):
+        candidates(config, CLASSES)
+
+
+def test_a_head_of_other_classes_is_told_without_training(make_config: MakeConfig) -> None:
+    backbone = {"name": "tests.forked:too_few", "options": {}}
+    config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
+    with pytest.raises(ConfigError, match=r"final head gives \[1, 5, .* of the 6 classes"):
+        candidates(config, CLASSES)
