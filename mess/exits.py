@@ -22,8 +22,9 @@ class ExitArchitecture:
     """One architecture of Eq. 1: channel reduction, extra blocks, rapid dilation, head.
 
     `crm` divides the channels (1: no reduction), `blocks` counts extra 3×3 blocks, `rdi` doubles
-    the dilation in each of them, `head` names an entry of `mess.networks.heads.HEADS`. With `skip`
-    the head reads shallower features, too, where the network keeps some for its own decoder.
+    the dilation in each of them, `head` names an entry of HEADS in `mess.networks.backbones.heads`.
+    With `skip` the head reads shallower features, too, where the network keeps some for its own
+    decoder.
     """
 
     crm: int = 1

@@ -16,7 +16,8 @@ from mess.exits import FINAL, ExitArchitecture, architectures
 from mess.networks import macs
 from mess.networks.backbones import Backbone, build_backbone
 from mess.networks.backbones.base import IMAGE
-from mess.networks.heads import HEADS, MIN_HEAD_CHANNELS, build_exit
+from mess.networks.backbones.heads import HEADS, MIN_HEAD_CHANNELS
+from mess.networks.heads import build_exit
 from mess.networks.macs import Shape
 
 KEPT = "kept"

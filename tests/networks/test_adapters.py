@@ -80,6 +80,8 @@ def skipping(share: float) -> Callable[[nn.Module, Tensor], Tensor]:
         ("deeplabv3_resnet50", {"aux_loss": True}, None),
         ("deeplabv3_mobilenet_v3_large", {"aux_loss": True}, None),
         ("deeplabv3_mobilenet_v3_large", {}, ["3", "6", "16"]),
+        ("lraspp_mobilenet_v3_large", {}, None),
+        ("lraspp_mobilenet_v3_large", {}, ["4", "8", "16"]),
     ],
 )
 def test_a_cut_model_answers_as_the_whole_one(
@@ -107,10 +109,23 @@ def test_a_residual_block_is_a_block_and_the_stem_joins_the_first() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_head_that_reads_two_feature_maps_is_refused(device: str) -> None:
+def test_a_head_that_reads_two_features_names_their_blocks(device: str) -> None:
     with torch.device(device):
-        model = torchvisions("lraspp_mobilenet_v3_large")
-        with pytest.raises(ConfigError, match=r"LRASPP does not read .* alone.* \(low, high\)"):
+        backbone = from_torchvision(torchvisions("lraspp_mobilenet_v3_large"))
+        assert backbone.head_reads == ("4", "16")
+        with pytest.raises(ConfigError, match=r"LRASPP reads the features of '4' as 'low'.* too"):
+            from_torchvision(torchvisions("lraspp_mobilenet_v3_large"), ["6", "16"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_head_that_reads_features_of_unknown_layers_is_refused(device: str) -> None:
+    with torch.device(device):
+        model: Any = torchvisions("lraspp_mobilenet_v3_large")
+        del model.backbone.return_layers
+        model.backbone.forward = lambda image: {"low": image, "high": image}
+        model.classifier = convolution(3, CLASSES)
+        model.classifier.forward = lambda levels: levels["high"]
+        with pytest.raises(ConfigError, match="no chain.* the head does not run on .*960, 4, 6"):
             from_torchvision(model)
 
 
@@ -241,7 +256,7 @@ def test_single_layers_have_to_be_named() -> None:
         (["layer9"], "no layer 'layer9'. .* did you mean"),
         (["layer2", "layer1", "layer4"], "no layer 'layer1' behind 'layer2'"),
         (["layer1", "layer1", "layer4"], "no layer 'layer1' behind 'layer1'"),
-        (["layer1", "layer3"], r"'the classifier' does not run on .*\[1, 1024, 8, 12\]"),
+        (["layer1", "layer3"], r"the head does not run on .*\[1, 1024, 8, 12\]"),
         (["layer1.0.conv1", "layer4"], "no chain"),
     ],
 )

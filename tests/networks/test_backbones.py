@@ -17,6 +17,7 @@ from torchvision.models.segmentation import (
     deeplabv3_resnet50,
     deeplabv3_resnet101,
     fcn_resnet50,
+    fcn_resnet101,
 )
 
 from mess.config import BackboneConfig
@@ -109,6 +110,7 @@ def test_a_backbone_without_blocks_is_refused() -> None:
         ("deeplabv3_resnet50", deeplabv3_resnet50),
         ("deeplabv3_resnet101", deeplabv3_resnet101),
         ("drn50", fcn_resnet50),
+        ("fcn_resnet101", fcn_resnet101),
     ],
 )
 def test_blocks_run_in_order_are_torchvisions_network_bit_for_bit(name: str, reference) -> None:

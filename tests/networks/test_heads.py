@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from mess.networks import macs
-from mess.networks.heads import deeplab_head
+from mess.networks.backbones.heads import deeplab_head
 from tests.seeds import seeded
 
 CHANNELS, CLASSES, WIDTH = 16, 5, 8

@@ -15,8 +15,9 @@ from mess.config import Config
 from mess.errors import WeightsError
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.backbones.base import IMAGE
+from mess.networks.backbones.heads import HEADS
 from mess.networks.candidates import candidates
-from mess.networks.heads import HEADS, build_exit
+from mess.networks.heads import build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network, export_copy, frozen
 from mess.networks.weights import load_weights, save_weights
 from tests.conftest import MakeConfig

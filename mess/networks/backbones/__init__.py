@@ -1,4 +1,4 @@
-"""Backbones as blocks in order, and adapters that cut other libraries' models into them.
+"""Backbones as blocks in order, heads, and adapters that cut other libraries' models into blocks.
 
 May import: errors, config, common.
 """
@@ -14,9 +14,15 @@ from mess.errors import ConfigError
 from mess.networks.backbones.base import Backbone
 from mess.networks.backbones.mobilenet import (
     deeplabv3_mobilenet_v3_large,
+    lraspp_mobilenet_v3_large,
     segmentation_mobilenet_v2,
 )
-from mess.networks.backbones.resnet import deeplabv3_resnet50, deeplabv3_resnet101, drn50
+from mess.networks.backbones.resnet import (
+    deeplabv3_resnet50,
+    deeplabv3_resnet101,
+    drn50,
+    fcn_resnet101,
+)
 from mess.networks.backbones.small import small_resnet
 from mess.networks.backbones.timm_models import timm_model
 
@@ -24,9 +30,11 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "small_resnet": small_resnet,
     "mobilenet_v2": segmentation_mobilenet_v2,
     "drn50": drn50,
+    "fcn_resnet101": fcn_resnet101,
     "deeplabv3_resnet50": deeplabv3_resnet50,
     "deeplabv3_resnet101": deeplabv3_resnet101,
     "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
+    "lraspp_mobilenet_v3_large": lraspp_mobilenet_v3_large,
     "timm": timm_model,
 }
 

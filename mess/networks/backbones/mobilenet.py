@@ -1,4 +1,4 @@
-"""MobileNetV2, dilated, with an FCN head (the papers' segMBNetV2); V3 with a DeepLabV3 head."""
+"""MobileNetV2, dilated, with an FCN head (the papers' segMBNetV2); torchvision's models on V3."""
 
 from __future__ import annotations
 
@@ -59,8 +59,23 @@ def deeplabv3_mobilenet_v3_large(num_classes: int, *, weights: str = "none") -> 
     model = segmentation.deeplabv3_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=num_classes
     )
+    return _on_mobilenet_v3(model, weights)
+
+
+def lraspp_mobilenet_v3_large(num_classes: int, *, weights: str = "none") -> Backbone:
+    """Torchvision's LR-ASPP on MobileNetV3: features at output stride 16, logits at 8.
+
+    `weights` and blocks as of `deeplabv3_mobilenet_v3_large`; the head reads block "4", too.
+    """
+    model = segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=num_classes
+    )
+    return _on_mobilenet_v3(model, weights)
+
+
+def _on_mobilenet_v3(model: nn.Module, weights: str) -> Backbone:
     # The names that the layers have in torchvision's classifier, whose weights these are.
-    classifier = nn.ModuleDict({"features": model.backbone})
+    classifier = nn.ModuleDict({"features": model.get_submodule("backbone")})
     download = MobileNet_V3_Large_Weights.IMAGENET1K_V1
     load_pretrained(classifier, weights, download, ("classifier.",))
     return from_torchvision(model)

@@ -23,6 +23,12 @@ def drn50(num_classes: int, *, weights: str = "none", output_stride: int = 8) ->
     return _segmentation(network, FCNHead(_CHANNELS, num_classes))
 
 
+def fcn_resnet101(num_classes: int, *, weights: str = "none", output_stride: int = 8) -> Backbone:
+    """Torchvision's FCN on ResNet101; its FCN on ResNet50 is `drn50`."""
+    network = _resnet(resnet101, weights, ResNet101_Weights.IMAGENET1K_V1, output_stride)
+    return _segmentation(network, FCNHead(_CHANNELS, num_classes))
+
+
 def deeplabv3_resnet50(
     num_classes: int, *, weights: str = "none", output_stride: int = 8
 ) -> Backbone:

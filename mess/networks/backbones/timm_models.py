@@ -1,4 +1,4 @@
-"""Image classifiers of timm, dilated, with an FCN head."""
+"""Image classifiers of timm, dilated, with a segmentation head."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.segmentation.fcn import FCNHead
 
-from mess.errors import ConfigError
-from mess.networks.backbones.adapters import (
-    block_names,
-    checked_backbone,
-    first_line,
-    plain_sequential,
-)
+from mess.errors import ConfigError, nearest
+from mess.networks.backbones.adapters import block_names, chain_of_layers, plain_sequential
 from mess.networks.backbones.base import Backbone, load_pretrained
+from mess.networks.backbones.checks import first_line
+from mess.networks.backbones.heads import HEADS
 
 
 def timm_model(
-    num_classes: int, *, model: str, weights: str = "none", output_stride: int = 8
+    num_classes: int,
+    *,
+    model: str,
+    weights: str = "none",
+    output_stride: int = 8,
+    head: str = "fcn",
+    dlb_channels: int = 256,
 ) -> Backbone:
-    """The features of timm's `model` at `output_stride`, with an FCN head.
+    """The features of timm's `model` at `output_stride`, with a `head` of HEADS.
 
     For models that are a chain, such as ResNets, MobileNets, EfficientNets, RegNets and ConvNeXts;
     checked as in `from_torchvision`. Blocks are the residual blocks of its stages; dilation is
-    timm's own. `weights` is "none" or a safetensors file of the whole classifier. Raises
-    ConfigError where timm is not installed, has no such model, or not at this stride, and for a
-    model that is no chain.
+    timm's own. `weights` is "none" or a safetensors file of the whole classifier; `dlb_channels`
+    is the width of the DeepLab head. Raises ConfigError where timm is not installed, has no such
+    model, or not at this stride, for a model that is no chain, and for an unknown head.
     """
+    if head not in HEADS:
+        raise ConfigError(
+            f"backbone.options.head: no head is named {head!r}; {nearest(head, HEADS)}"
+        )
     timm = _library(model)
     # Only its stride and the names of its layers are asked for: no memory, no random numbers.
     with torch.device("meta"):
@@ -38,10 +44,11 @@ def timm_model(
     network = _dilated(timm, model, plain, output_stride)
     last = network.feature_info[-1]
     load_pretrained(network, weights, None, _dropped(plain, last["module"]))
-    head = FCNHead(last["num_chs"], num_classes)
+    classifier = HEADS[head](last["num_chs"], num_classes, dlb_channels)
     title = f"timm's {model}"
     blocks = block_names(network, title, last["module"], _is_list)
-    backbone = checked_backbone(_Segmentation(network, last["module"], head), blocks, title)
+    whole = _Segmentation(network, last["module"], classifier)
+    backbone = chain_of_layers(whole, blocks, title)
     # As in timm's own files, in which a head of ours has no names.
     return backbone.name_after(network)
 

@@ -1,0 +1,147 @@
+"""Whether a model of another library that was cut into blocks is still that model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from mess.errors import ConfigError, MessError
+from mess.networks.backbones.base import IMAGE, Backbone
+
+_TRIAL = (64, 96)
+"""Height and width of the image that a cut is tried on."""
+
+BY_HAND = "Write its factory by hand, see docs/own-backbone.md."
+
+
+def checked_backbone(
+    model: nn.Module,
+    cut: Callable[[nn.Module], Backbone],
+    answer: Callable[[nn.Module, Tensor], Tensor],
+    title: str,
+    otherwise: str = BY_HAND,
+) -> Backbone:
+    """The blocks that `cut` makes of `model`, which is taken apart, with its names of tensors.
+
+    `answer` runs the model by itself: an image to the logits that the blocks should give. On a
+    small image and a copy with random weights they do so bit for bit, and change no tensor in
+    place; on the meta device shapes alone are compared. Raises ConfigError with the reason, which
+    calls the model `title` and ends with `otherwise`, the next move.
+    """
+    # Tensors of the inference mode do not tell what changes them.
+    with torch.inference_mode(False), torch.no_grad():
+        probe = copy.deepcopy(model).eval()
+        on_meta = any(parameter.is_meta for parameter in probe.parameters())
+        device = torch.device("meta" if on_meta else "cpu")
+        # A generator of its own leaves the global one alone. The CPU is named for factories that
+        # are called under torch.device("meta").
+        image = torch.rand(1, 3, *_TRIAL, generator=torch.Generator().manual_seed(0), device="cpu")
+        if not on_meta:
+            scatter(probe.to(device))
+        expected = _answered(probe, answer, image.to(device), title)
+        backbone = cut(probe)
+        found = _run(backbone, image.to(device), title, otherwise)
+    if found.shape != expected.shape:
+        _refuse(
+            backbone, title, f"of shape {list(found.shape)}, not {list(expected.shape)}", otherwise
+        )
+    # No tolerance: the same layers in the same order round the same.
+    if not on_meta and not torch.equal(found, expected):
+        off = float((found - expected).abs().max())
+        _refuse(backbone, title, f"that are off by up to {off:.3g}", otherwise)
+    return cut(model).name_after(model)
+
+
+def output_of(model: nn.Module, head: nn.Module, image: Tensor, title: str) -> Tensor:
+    """What the model's `head` returns when the model runs by itself."""
+    logits: list[Tensor] = []
+    handle = head.register_forward_hook(lambda *call: logits.append(call[-1]))
+    try:
+        model(image)
+    finally:
+        handle.remove()
+    if len(logits) != 1:
+        raise ConfigError(f"{title} runs its classifier {len(logits)} times, not once. {BY_HAND}")
+    return logits[0]
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough to quote."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def scatter(model: nn.Module) -> None:
+    """Random parameters: fresh networks have scales of zero, behind which a wrong cut is hidden."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            # Uniform of variance 1 / inputs: sums of so many products do not vanish or overflow.
+            bound = (3 / parameter[0].numel()) ** 0.5
+            parameter.uniform_(-bound, bound, generator=generator)
+        else:
+            parameter.uniform_(0.0, 1.0, generator=generator)
+
+
+def _answered(
+    model: nn.Module, answer: Callable[[nn.Module, Tensor], Tensor], image: Tensor, title: str
+) -> Tensor:
+    try:
+        return answer(model, image)
+    except MessError:
+        raise
+    except Exception as error:  # whatever another library's module raises
+        raise ConfigError(
+            f"{title} does not run on an image of {_TRIAL[0]}×{_TRIAL[1]} pixels: "
+            f"{first_line(error)}. {BY_HAND}"
+        ) from error
+
+
+def _run(backbone: Backbone, image: Tensor, title: str, otherwise: str) -> Tensor:
+    """The logits of blocks and head run in turn; refuses a block that changes what exits read."""
+    tensors = {IMAGE: image}
+    for index, (name, block) in enumerate(zip(backbone.names, backbone.blocks, strict=True)):
+        inputs = [tensors[read] for read in backbone.reads[index]]
+        found = _checked(repr(name), block, inputs, title, otherwise)
+        several = found if isinstance(found, tuple) else (found,)
+        gives = backbone.gives[index]
+        features = several[0]
+        if not isinstance(features, Tensor) or features.dim() != 4 or len(several) != len(gives):
+            raise ConfigError(
+                f"{title} is no chain of its layers: {name!r} does not return features "
+                f"(B, C, h, w). {otherwise}"
+            )
+        tensors |= dict(zip(gives, several, strict=True))
+    inputs = [tensors[read] for read in backbone.head_reads]
+    return _checked("the head", backbone.head, inputs, title, otherwise)
+
+
+def _checked(name: str, part: nn.Module, inputs: list[Tensor], title: str, otherwise: str) -> Any:
+    """What a part returns, which has to leave its inputs as they are."""
+    versions = [tensor._version for tensor in inputs]
+    try:
+        found = part(*inputs)
+    except Exception as error:  # whatever another library's module raises
+        shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise ConfigError(
+            f"{title} is no chain of its layers: {name} does not run on features of shape "
+            f"{shapes}: {first_line(error)}. {otherwise}"
+        ) from error
+    # torch counts changes in place, on the meta device too, where values would not show them.
+    if [tensor._version for tensor in inputs] != versions:
+        raise ConfigError(
+            f"{title}: block {name} changes its input in place, which exits read too. Let the "
+            "block before it end a layer later, or build the model with inplace=False."
+        )
+    return found
+
+
+def _refuse(backbone: Backbone, title: str, difference: str, otherwise: str) -> NoReturn:
+    raise ConfigError(
+        f"{title} is no chain of its layers: the blocks {', '.join(backbone.names)} in turn, then "
+        f"the head, give logits {difference}. {otherwise}"
+    )
