@@ -101,6 +101,9 @@ class BackboneConfig(_Section):
     """"none", "torchvision" (its download) or a safetensors file."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the backbone's factory, such as `width` of mobilenet_v2."""
+    outputs: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the network's channels in order, where they are not the data set's classes in order.
+    Those that name no class, such as "void", are left out."""
 
 
 class ExitsConfig(_Section):
@@ -170,6 +173,8 @@ class TrainingConfig(_Section):
     """A named recipe, see `mess.training.stages.recipes`."""
     start: Path | None = None
     """A trained run whose backbone and final head training starts from."""
+    adopted: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """sha256 of the weights that `--adopt` named: backbone and final exit are theirs for good."""
     loss: Literal["pfd", "ce", "kd", "self-distill", "lovasz"] | None = None
     """What the exits learn from; the scheme's own where it is not set."""
     keep: Literal["last", "best"] | None = None

@@ -2,8 +2,8 @@
 
 Functions that need torch import it when they run: `mess search` and `mess --help` start without.
 
-May import: config, cache, commands, common, compute, data, networks, report, runs, runtime,
-search.exact, signals.
+May import: config, cache, commands, common, compute, data, networks, networks.backbones, report,
+runs, runtime, search.exact, signals.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ def train_overprovisioned(
     *,
     run: Path | None = None,
     overrides: Sequence[str] = (),
+    adopt: Path | None = None,
     device: str = "auto",
     reporter: Reporter = _SILENT,
 ) -> Run:
     """Train both stages, memoise the calibration split and measure latency; resumes where it was.
 
     `config` is a shipped name or a TOML file ("quickstart" by default; the run's own configuration
-    where `run` has one). Returns the run.
+    where `run` has one). `adopt` are the weights of a trained network, whose backbone and final
+    exit stay as they are, to the last bit; exits alone are trained. Returns the run.
     """
     from mess.commands.memoise import memoise_split
     from mess.commands.profile import measure_run
@@ -66,14 +68,14 @@ def train_overprovisioned(
 
     with torchrun_processes() as processes:
         reporter = reporter if processes.is_first else _SILENT
-        path = str(_begin(config, run, overrides).path) if processes.is_first else ""
+        path = str(_begin(config, run, overrides, adopt).path) if processes.is_first else ""
         place = Run(Path(processes.tell(path)))
         reporter.message(f"Run: {place.path}")
         # A checkpoint beside the weights: a kill came before it was deleted.
         trained = place.weights.exists() and not place.checkpoint.exists()
         if processes.most(not trained):
             with place.locked() if processes.is_first else nullcontext():
-                train_network(place, device, reporter, processes)
+                train_network(place, device, reporter, processes, adopt)
         elif processes.is_first:
             remove_progress(place)
         # After the lock, not within: memoising takes it itself, and it is not to be had twice.
@@ -88,11 +90,14 @@ def exits(
 ) -> list[dict[str, Any]]:
     """The candidate exits of a configuration as rows of exits.parquet, without training."""
     from mess.data import open_split
+    from mess.networks.backbones.outputs import channels_of
     from mess.networks.candidates import candidates
 
     settings = load_config(config or "quickstart", overrides)
     configured_signals(settings.memoise)  # raises for what training would refuse
     classes = open_split(settings.data, "train", settings.seed).classes
+    if settings.backbone.outputs is not None:
+        channels_of(settings.backbone.outputs, classes.names)  # the same
     return [asdict(row) for row in candidates(settings, classes.num_classes)]
 
 
@@ -290,12 +295,18 @@ def report(run: Path | None = None) -> Path:
     return write_report(find_run(run))
 
 
-def _begin(config: str | Path | None, run: Path | None, overrides: Sequence[str]) -> Run:
+def _begin(
+    config: str | Path | None, run: Path | None, overrides: Sequence[str], adopt: Path | None
+) -> Run:
+    from mess.commands.adopt import adopting
+
     if config is None and run is not None and (run / "config.toml").is_file():
         resolved = load_config(run / "config.toml", overrides)
     else:
         resolved = load_config(config or "quickstart", overrides)
     resolved = _absolute(resolved)
+    if adopt is not None:
+        resolved = adopting(resolved, adopt)
     return begin_run(run, resolved, Path(config or "quickstart").stem)
 
 

@@ -78,12 +78,25 @@ def train_overprovisioned(
     config: ConfigArgument = None,
     run: RunOption = None,
     overrides: SetOption = None,
+    adopt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Of a trained network (.safetensors, .pth, .pt), which stays as it is, bit for "
+            "bit: exits alone are trained.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the network with all its exits, memoise and measure them; run again, it resumes."""
     with reporter() as listener:
         place = workflow.train_overprovisioned(
-            config, run=run, overrides=overrides or (), device=device, reporter=listener
+            config,
+            run=run,
+            overrides=overrides or (),
+            adopt=adopt,
+            device=device,
+            reporter=listener,
         )
     named = "" if run is None else f" --run {run}"
     say(f"Trained: {place.path}. Next: mess search --target latency --max-error 0.01{named}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
+from mess.commands.adopt import judge_adopted, require_adopted
 from mess.common.files import remove_leftovers, write_json
 from mess.common.progress import Reporter
 from mess.common.seeds import derive
@@ -15,11 +17,13 @@ from mess.compute.device import local_device, pick_device
 from mess.compute.memory import keep_memory
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config
-from mess.data import SegmentationData, open_split
+from mess.data import ClassTable, SegmentationData, open_split
 from mess.data.loader import Batch, training_loader
 from mess.export.programs import require_exportable
+from mess.networks.adoption import adopt_weights
 from mess.networks.candidates import KEPT, TRAINED, Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
+from mess.networks.weight_files import read_weights
 from mess.networks.weights import load_weights, save_weights
 from mess.runs.network import without_weights
 from mess.runs.results import CALIBRATION
@@ -35,10 +39,15 @@ from mess.training.stages.recipes import keeps_best, stages_of
 
 
 def train_network(
-    place: Run, device_name: str, reporter: Reporter, processes: Processes = ALONE
+    place: Run,
+    device_name: str,
+    reporter: Reporter,
+    processes: Processes = ALONE,
+    adopt: Path | None = None,
 ) -> None:
     """All stages, from the checkpoint where there is one; then exits.parquet and the weights.
 
+    `adopt` are the weights that a run which adopts a network begins with.
     Several processes train one network together; the first one writes what is not divided.
     """
     keep_memory()
@@ -48,14 +57,16 @@ def train_network(
     device = local_device(pick_device(device_name))
     data = open_split(config.data, "train", config.seed)
     held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
-    classes = data.classes.num_classes
+    classes = data.classes
     if processes.is_first:
         _prepare(place, config, data, reporter)
     # What would fail after training fails before it.
-    require_exportable(configured_signals(config.memoise), config.data.size, classes)
-    rows = candidates(config, classes)
-    network = _starting_network(place, config, rows, classes)
+    require_exportable(configured_signals(config.memoise), config.data.size, classes.num_classes)
+    rows = candidates(config, classes.num_classes)
+    network = _starting_network(place, config, rows, classes, adopt)
     network.backbone.to(device)  # exits go there when they are trained
+    if adopt and processes.is_first and not place.checkpoint.exists():
+        judge_adopted(place, network, adopt, device, reporter)
     judge = None
     if held_out:
         judge = HoldoutJudge(
@@ -66,7 +77,7 @@ def train_network(
         network=network, config=config, batches=_batches(data, config),
         checkpoint=place.checkpoint, log=log, reporter=reporter, device=device, judge=judge,
         best=best, epoch=math.ceil(len(data) / config.training.batch_size), processes=processes,
-    ).run(stages_of(network, config, rows, classes, device, processes))  # fmt: skip
+    ).run(stages_of(network, config, rows, classes.num_classes, device, processes))  # fmt: skip
     if processes.is_first:
         _finish(place, network, rows)
     processes.wait()
@@ -103,18 +114,26 @@ def _check(data: SegmentationData, reporter: Reporter) -> None:
 
 
 def _starting_network(
-    place: Run, config: Config, rows: Sequence[Candidate], classes: int
+    place: Run,
+    config: Config,
+    rows: Sequence[Candidate],
+    classes: ClassTable,
+    adopt: Path | None,
 ) -> OverprovisionedNetwork:
     """The network before its first step, or for a checkpoint to be read into."""
-    start = config.training.start
-    if place.checkpoint.exists():
-        # It holds what the backbone started from, whose file may be gone.
-        return build_network(without_weights(config), rows, classes)
-    if start is None:
-        return build_network(config, rows, classes)
-    network = build_network(without_weights(config), rows, classes)
+    resumes, start = place.checkpoint.exists(), config.training.start
+    adopts = config.training.adopted is not None
+    # A checkpoint holds what the backbone started from, whose file may be gone.
+    own = without_weights(config) if resumes or adopts or start else config
+    network = build_network(own, rows, classes.num_classes, classes.names)
+    if resumes:
+        return network
     # The backbone with its own head; exits start from this run's seed.
-    load_weights(network, find_run(start).require_weights(), "backbone.")
+    if adopts:
+        file = require_adopted(place, adopt)
+        adopt_weights(network.backbone, read_weights(file), file)
+    elif start is not None:
+        load_weights(network, find_run(start).require_weights(), "backbone.")
     return network
 
 

@@ -38,6 +38,17 @@ def mean_iou(
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)[()]
 
 
+def chance_miou(label: ArrayLike) -> float:
+    """The mIoU of an answer that knows nothing of the images, from label counts of shape (C,).
+
+    The larger of 1 / C and what the most frequent class everywhere gives.
+    """
+    counts = np.asarray(label)
+    most = np.arange(len(counts)) == counts.argmax()
+    everywhere = mean_iou(counts * most, counts.sum() * most, counts)
+    return max(1.0 / len(counts), float(everywhere))
+
+
 def label_counts(label_HW: NDArray[np.uint8], num_classes: int) -> NDArray[np.int32]:
     """Pixels of each class, (C,), void left out."""
     # Counted as far as void, so that there are always `num_classes` counts; then cut off.

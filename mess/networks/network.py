@@ -17,6 +17,7 @@ from mess.config import Config
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
 from mess.networks.backbones import Backbone, build_backbone
 from mess.networks.backbones.base import IMAGE, Span
+from mess.networks.backbones.outputs import channels_of
 from mess.networks.candidates import KEPT, TRAINED, Candidate
 from mess.networks.heads import build_exit
 
@@ -68,8 +69,8 @@ class OverprovisionedNetwork(nn.Module):
         return 0 if point == 0 else self.points[point - 1] + 1
 
     def exit_module(self, exit_id: str) -> nn.Module:
-        """The exit's module; the backbone's head for `final`."""
-        return self.backbone.head if exit_id == FINAL else self.exits[exit_id]
+        """The exit's module; the backbone's own for `final`."""
+        return self.backbone.final if exit_id == FINAL else self.exits[exit_id]
 
     def point(self, exit_id: str) -> int:
         """The exit point (1-based) of an exit."""
@@ -100,17 +101,26 @@ class OverprovisionedNetwork(nn.Module):
 
 
 def build_network(
-    config: Config, rows: Iterable[Candidate], num_classes: int
+    config: Config,
+    rows: Iterable[Candidate],
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
 ) -> OverprovisionedNetwork:
     """The network of a configuration, newly initialised from its seed.
 
     Each exit draws from a stream of its own, so the exits around it do not change its start.
+    `class_names` are the data set's; where `backbone.outputs` is set they say which channel of the
+    network is which class, and ConfigError is raised where they do not fit.
     """
-    rows = list(rows)
+    rows, outputs = list(rows), config.backbone.outputs
     # Drawn on the CPU whatever trains them: a GPU's generator would start another network.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "backbone"))
         backbone = build_backbone(config.backbone, num_classes)
+    if outputs is not None:
+        if class_names is None:
+            raise ValueError("a network with backbone.outputs needs the names of the classes")
+        backbone.select_outputs(channels_of(outputs, class_names))
     blocks = {row.point: backbone.names.index(row.block) for row in rows}
     exits = {
         row.exit_id: seeded_exit(

@@ -33,6 +33,7 @@ from mess.runs.results import CALIBRATION, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
 from mess.search.problem.settings import find_setting
 from mess.sentences.accuracy import against, labels_of
+from mess.sentences.adoption import adoption_lines
 from mess.sentences.new_images import new_images_lines
 
 _TEMPLATE = "report.html.jinja"
@@ -82,6 +83,7 @@ def write_report(run: Run) -> Path:
         "searches": _by_labels(searches),
         "refused": [reason for _, reason in found if reason],
         "thresholds": thresholds(cache, instance) if cache and instance else None,
+        "adopted": _adopted(run),
         "training": _training(run),
         "profiles": _profiles(run, weights),
         "examples": examples(run, cache, instance) if cache and instance else None,
@@ -199,6 +201,12 @@ def _fronts(searches: Sequence[_Search], labels: str) -> Markup:
     baseline, miou = searches[0].result["baseline"], against("mIoU", labels)
     name = "figure-fronts" if labels == MASKS else f"figure-fronts-{labels}"
     return Markup(report_figures.fronts(lines, baseline, Unit.of(baseline["macs"]), miou, name))
+
+
+def _adopted(run: Run) -> list[str]:
+    """What is told of the network that the run began with; nothing where it adopted none."""
+    found, reason = _attempt(lambda: run.adoption)
+    return adoption_lines(found) if found else [reason] if reason else []
 
 
 def _training(run: Run) -> dict[str, Any] | None:

@@ -26,10 +26,13 @@ _BACKBONE, _EXITS = "backbone.", "exits."
 def pipeline_fingerprint(config: Config) -> str:
     """sha256 (hexadecimal) over what decides predictions besides weights and images."""
     backbone = {"name": config.backbone.name, "options": config.backbone.options}
+    if config.backbone.outputs is not None:
+        # Nothing where it is not set: predictions of before there was a choice stay what they are.
+        backbone["outputs"] = config.backbone.outputs
     taken = config.data.normalisation
     content = [_VERSION, PREPROCESSING, taken.mean, taken.std, backbone]
     if (taken.channels, taken.range) != (IMAGENET.channels, IMAGENET.range):
-        # Nothing else, so that predictions of before there was a choice stay what they are.
+        # For the same reason.
         content.append([taken.channels, taken.range])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

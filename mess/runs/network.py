@@ -16,9 +16,10 @@ def trained_network(place: Run, device: torch.device) -> OverprovisionedNetwork:
     """The trained network of a run, in eval mode and without gradients. Needs no data."""
     place.require_weights()
     keep_memory()
-    classes = place.class_table.num_classes
+    classes = place.class_table
     blank = without_weights(place.config)
-    network = build_network(blank, candidates(blank, classes), classes)
+    rows = candidates(blank, classes.num_classes)
+    network = build_network(blank, rows, classes.num_classes, classes.names)
     load_weights(network, place.weights)
     frozen(network)
     return network.to(device)

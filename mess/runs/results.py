@@ -11,6 +11,19 @@ CALIBRATION = "calibration"
 """The split that is searched, and the name of its cache."""
 
 
+class Adoption(TypedDict):
+    """The content of adopted.json: the network that a run was begun with, on calibration."""
+
+    file: str
+    sha256: str
+    images: int
+    miou: float
+    chance: float
+    """mIoU of an answer that knows nothing of the images."""
+    classes: list[dict[str, Any]]
+    """`class` and `iou`, which is null where a class is neither there nor predicted."""
+
+
 class ChosenExit(TypedDict):
     """One exit of an instance; the last has neither signal nor threshold."""
 

@@ -22,7 +22,7 @@ from mess.data import ClassTable, read_classes
 from mess.errors import CacheError, ConfigError, MessError, nearest
 from mess.runs.cache import RunCache
 from mess.runs.fingerprints import pipeline_fingerprint
-from mess.runs.results import SearchResult
+from mess.runs.results import Adoption, SearchResult
 from mess.signals.registry import configured_signals
 
 RUNS = Path("runs")
@@ -79,13 +79,18 @@ class Run:
         return self.path / "classes.json"
 
     @property
+    def adoption_file(self) -> Path:
+        return self.path / "adopted.json"
+
+    @property
     def exits(self) -> Path:
         return self.path / "exits.parquet"
 
     def written_by_training(self) -> list[Path]:
         """Files whose leftovers a training that was killed may have left behind."""
         return [
-            self.checkpoint, self.best_epoch, self.metrics, self.classes, self.exits, self.weights,
+            self.checkpoint, self.best_epoch, self.metrics, self.classes, self.adoption_file,
+            self.exits, self.weights,
         ]  # fmt: skip
 
     @property
@@ -148,6 +153,13 @@ class Run:
     def class_table(self) -> ClassTable:
         """Names and colours of the classes the run was trained on."""
         return read_classes(self.classes)[0]
+
+    @property
+    def adoption(self) -> Adoption | None:
+        """What was found of the network that the run adopted; None where it adopted none."""
+        if not self.adoption_file.exists():
+            return None
+        return read_record(self.adoption_file, Adoption, "Delete it and run the same again.")
 
     @cached_property
     def candidate_rows(self) -> list[dict[str, Any]]:
@@ -270,14 +282,24 @@ def begin_run(path: Path | None, config: Config, name: str) -> Run:
     if run.config_file.exists():
         if run.config.of_weights() != config.of_weights():
             raise ConfigError(
-                f"{path} was begun with another configuration ({run.config_file}). Choose another "
-                "folder with --run, or leave CONFIG and --set out to go on with that one."
+                f"{path} was begun {_difference(run, config)}. Choose another folder with --run, "
+                "or leave CONFIG, --set and --adopt out to go on with that one."
             )
         if run.config == config:
             return run
     write_text(run.config_file, config.to_toml())
     # Opened anew: `run` may have read the old configuration.
     return Run(path)
+
+
+def _difference(run: Run, config: Config) -> str:
+    begun, asked = run.config.training.adopted, config.training.adopted
+    if begun == asked:
+        return f"with another configuration ({run.config_file})"
+    if begun is None:
+        return "without --adopt"
+    now = "none" if asked is None else f"one with sha256 {asked[:12]}"
+    return f"with --adopt and a file with sha256 {begun[:12]}, and now there is {now}"
 
 
 def _trains(run: Run, config: Config) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mess.common.metrics import label_counts, mean_iou
 from mess.common.progress import Reporter
@@ -71,6 +72,25 @@ def miou_by_exit(
     device: torch.device,
 ) -> dict[str, float]:
     """The mIoU of each of `exits` on a split; raises DataError where nothing in it is labelled."""
+    label, counts = exit_counts(network, data, config, exits, device)
+    return {
+        exit_id: float(mean_iou(intersection, predicted, label))
+        for exit_id, (intersection, predicted) in counts.items()
+    }
+
+
+def exit_counts(
+    network: OverprovisionedNetwork,
+    data: SegmentationData,
+    config: Config,
+    exits: list[str],
+    device: torch.device,
+    advance: Callable[[int], None] = lambda images: None,
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """Pixels of a split by class: labels (C,), and (2, C) of each exit, correct and predicted.
+
+    `advance` is told of every batch's images. Raises DataError where nothing is labelled.
+    """
     classes = data.classes.num_classes
     label = np.zeros(classes, np.int64)
     for index in range(len(data)):
@@ -80,11 +100,9 @@ def miou_by_exit(
     # Counts of the whole split, not a mean of images' mIoU: it is defined on the split.
     sums = {exit_id: np.zeros((2, classes), np.int64) for exit_id in exits}
     loader = evaluation_loader(data, config.data, batch_size=config.memoise.batch_size)
-    for _, predictions in predict(network, loader, [], device=device, exits=exits):
+    for indices, predictions in predict(network, loader, [], device=device, exits=exits):
         for exit_id, counts in sums.items():
             prediction = predictions[exit_id]
             counts += [prediction.intersection.sum(0), prediction.predicted.sum(0)]
-    return {
-        exit_id: float(mean_iou(intersection, predicted, label))
-        for exit_id, (intersection, predicted) in sums.items()
-    }
+        advance(len(indices))
+    return label, sums

@@ -21,7 +21,7 @@ from mess.search.sampled.study import SAMPLERS
 
 RUN = {"run"}
 TREE = {
-    "train-overprovisioned": {"config", "overrides", "device"} | RUN,
+    "train-overprovisioned": {"config", "overrides", "adopt", "device"} | RUN,
     "exits": {"config", "overrides", "as_json"},
     "memoise": {"split", "name", "root", "images", "labels", "device"} | RUN,
     "profile": {"runtime", "threads", "rounds", "name"} | RUN,

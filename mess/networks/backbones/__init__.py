@@ -40,19 +40,20 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 
 def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
-    """The configured backbone for `num_classes` classes.
+    """The configured backbone for `num_classes` classes, or with a channel for each of `outputs`.
 
     Raises ConfigError for an unknown name, factory or option, WeightsError for weights that do
     not fit.
     """
     factory = _factory(config.name)
+    outputs = num_classes if config.outputs is None else len(config.outputs)
     try:
-        inspect.signature(factory).bind(num_classes, weights=config.weights, **config.options)
+        inspect.signature(factory).bind(outputs, weights=config.weights, **config.options)
     except TypeError as error:
         raise ConfigError(
             f"backbone {config.name!r} does not take the options {config.options}: {error}."
         ) from error
-    backbone = factory(num_classes, weights=config.weights, **config.options)
+    backbone = factory(outputs, weights=config.weights, **config.options)
     if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"backbone {config.name!r} returned {type(backbone).__name__}; a factory returns "

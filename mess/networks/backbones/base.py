@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from mess.errors import WeightsError
+from mess.networks.backbones.outputs import SelectedChannels
 
 IMAGE = "image"
 """The tensor that a network starts from, (B, 3, H, W)."""
@@ -107,6 +108,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(block.module for block in wired)
         self.head = end.module
         self.original_names: Mapping[str, str] = {}
+        self._outputs: SelectedChannels | None = None
 
     def name_after(self, original: nn.Module) -> Self:
         """Note what the tensors that are shared with `original` are called there."""
@@ -126,6 +128,15 @@ class Backbone(nn.Module):
         repeated = [name for name in known if known.count(name) > 1]
         if repeated:
             raise ValueError(f"a tensor is named {repeated[0]!r} twice; names are unique")
+
+    def select_outputs(self, channels: Sequence[int]) -> None:
+        """Have the logits be these channels of the head's, in this order."""
+        self._outputs = SelectedChannels(channels)
+
+    @property
+    def final(self) -> nn.Module:
+        """The final exit: the head, and the selection of its channels where there is one."""
+        return self.head if self._outputs is None else nn.Sequential(self.head, self._outputs)
 
     @property
     def is_chain(self) -> bool:
@@ -151,7 +162,7 @@ class Backbone(nn.Module):
         """Final logits at native resolution."""
         whole = self.span(0, len(self.blocks))
         tensors = whole({IMAGE: image_BCHW}, self.head_reads)
-        return self.head(*(tensors[name] for name in self.head_reads))
+        return self.final(*(tensors[name] for name in self.head_reads))
 
 
 def _require_known(reader: str, reads: Sequence[str], known: Sequence[str]) -> None:
