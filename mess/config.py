@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mess.common.framing import MOST_OVERLAP, OVERLAP, Fit, Framing
 from mess.common.normalisation import (
     IMAGENET,
     Channels,
@@ -51,7 +52,11 @@ class DataConfig(_Section):
     kind: str = "shapes"
     root: Path | None = None
     size: tuple[Count, Count] = (96, 128)
-    """Height and width in pixels; every figure is at this size."""
+    """Height and width in pixels of what the network takes; every figure is at this size."""
+    fit: Fit = "stretch"
+    """How an image becomes that: scaled to it, scaled and padded, or cut into tiles unscaled."""
+    overlap: Annotated[float, Field(ge=0.0, le=MOST_OVERLAP)] = OVERLAP
+    """Of neighbouring tiles, as a share of their side."""
     mean: Annotated[tuple[float, ...], AfterValidator(as_means)] = IMAGENET.mean
     std: Annotated[tuple[float, ...], AfterValidator(as_deviations)] = IMAGENET.std
     """Three numbers each, in the order of `channels`; what the network was trained with."""
@@ -86,6 +91,13 @@ class DataConfig(_Section):
         """Height and width of training images."""
         height, width = self.size
         return max(round(self.crop * height), 1), max(round(self.crop * width), 1)
+
+    @property
+    def framing(self) -> Framing:
+        """From images of any size to those of `size`."""
+        # What means nothing makes no difference.
+        overlap = self.overlap if self.fit == "tile" else OVERLAP
+        return Framing(size=self.size, fit=self.fit, overlap=overlap)
 
     @property
     def normalisation(self) -> Normalisation:
@@ -229,7 +241,8 @@ class Config(_Section):
     def of_weights(self) -> Config:
         """The part of the configuration that trained weights depend on, the rest at defaults."""
         # What may change while a run goes on: places, and how work is divided, watched and saved.
-        data = self.data.model_copy(update={"root": None, "workers": 0, "groups": None})
+        divided = {"root": None, "workers": 0, "groups": None}
+        data = self.data.model_copy(update=divided | {"overlap": self.data.framing.overlap})
         backbone = self.backbone
         if backbone.weights not in ("none", "torchvision"):
             # A file may move; what was read from it is in the checkpoint.

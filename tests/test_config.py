@@ -59,6 +59,8 @@ def test_everything_that_can_be_set_survives_toml(tmp_path: Path) -> None:
                 "std": [58, 57, 57.5],
                 "channels": "bgr",
                 "range": 255,
+                "fit": "tile",
+                "overlap": 0.25,
             },
             "backbone": {
                 "name": "package.module:factory",
@@ -123,6 +125,8 @@ def test_a_key_like_nothing_lists_the_known_ones() -> None:
         ({"data": {"std": [1, 1, 1, 1]}}, "data.std", "[1, 1, 1, 1]: needs three deviations"),
         ({"data": {"std": [1, 0, 1]}}, "data.std", "[1, 0, 1]: channels are divided by them"),
         ({"data": {"channels": "grey"}}, "data.channels", "'grey'"),
+        ({"data": {"fit": "crop"}}, "data.fit", "'crop'"),
+        ({"data": {"overlap": 0.51}}, "data.overlap", "0.51"),
         ({"data": {"range": 0}}, "data.range", "0: pixels are scaled to 0..range"),
         ({"exits": {"points": 0}}, "exits", "got 0"),
         ({"exits": {"crm": [0]}}, "exits.crm.0", "0"),
@@ -231,7 +235,18 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"mean": [0, 0, 0]}, {"std": [1, 1, 1]}, {"channels": "bgr"}, {"range": 255.0}],
+    [
+        {"mean": [0, 0, 0]},
+        {"std": [1, 1, 1]},
+        {"channels": "bgr"},
+        {"range": 255.0},
+        {"fit": "pad"},
+        {"fit": "tile", "overlap": 0.25},
+    ],
 )
 def test_weights_depend_on_what_the_network_takes(changed: dict[str, object]) -> None:
     assert parse_config({"data": changed}).of_weights() != Config().of_weights()
+
+
+def test_an_overlap_without_tiles_makes_no_difference() -> None:
+    assert parse_config({"data": {"overlap": 0.25}}).of_weights() == Config().of_weights()

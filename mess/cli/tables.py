@@ -77,11 +77,15 @@ def print_verification(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    """The exit each image took, and its label map's file."""
+    """The exit each image took, or how many of its tiles did, and its label map's file."""
     table = Table("image", "exit", "signal", "label map")
     for row in rows:
         signal = "" if row["signal"] is None else f"{row['signal']:.3f}"
-        table.add_row(row["image"], row["exit_id"], signal, row["label_map"])
+        exits = row["exit_id"]
+        if row["tiles"] is not None:
+            taken = [f"{count} at {name}" for name, count in row["tiles"].items() if count]
+            exits = f"{sum(row['tiles'].values())} tiles: {', '.join(taken)}"
+        table.add_row(row["image"], exits, signal, row["label_map"])
     out.print(table)
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mess.commands.certify_options import CertifyOptions
 from mess.commands.fresh_images import cache_groups
 from mess.common.files import write_json
-from mess.common.images import thumbnail
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
@@ -76,7 +75,7 @@ def certify_bundles(
     data = source.open(place, "--data")
     require_trained_classes(place, data)
     images = data.image_fingerprints()
-    groups = distinct_groups(place.config.data.groups, images)
+    groups = distinct_groups(place.config.data, images)
     plan = Plan(
         tested=[bundle_digest(bundle.manifest) for bundle in bundles],
         limits=limits,
@@ -98,7 +97,8 @@ def certify_bundles(
         # A bundle may have been exported again, or a kill may have come between.
         _write_manifests(bundles, told)
         return told
-    runs, thumbnails = [BundleRun(each) for each in [*bundles, baselines[0]]], []
+    runs = [BundleRun(each) for each in [*bundles, baselines[0]]]
+    thumbnails: list[bytes] = []
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
         run_in_turns(runs, _seen(data, thumbnails), task)
     report = with_digest(
@@ -110,7 +110,7 @@ def certify_bundles(
             "images": len(data),
             "confidence_together": together,
             "tested": _judge(runs, plan, groups, strength),
-            **_near_identical(place, bundles, Thumbnails.of(data.ids, thumbnails)),
+            **_near_identical(place, bundles, data.ids, thumbnails),
         }
     )
     write_json(folder / RESULT, report)
@@ -119,26 +119,27 @@ def certify_bundles(
 
 
 def _seen(
-    data: SegmentationData, thumbnails: list[NDArray[np.uint8]]
+    data: SegmentationData, thumbnails: list[bytes]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """The images with their masks as they are run; their thumbnails are appended."""
     for index in range(len(data)):
-        pixels, mask = data.sized(index)
-        thumbnails.append(thumbnail(pixels))
-        yield pixels, mask
+        thumbnails.append(data.thumbnail(index).tobytes())
+        yield data.sized(index)
 
 
 def _near_identical(
-    place: Run, bundles: Sequence[Bundle], seen: Thumbnails
+    place: Run, bundles: Sequence[Bundle], ids: Sequence[str], thumbnails: Sequence[bytes]
 ) -> dict[str, NearIdentical | None]:
     """Images too much alike for what is said of new ones, as a search's certificate tells it."""
+    taken = place.config.data
+    seen = Thumbnails.of(taken, ids, thumbnails)
     searched = [
-        among_searched(seen, thumbnails_of(place.open_cache(name)))
+        among_searched(seen, thumbnails_of(place.open_cache(name), taken))
         for name in _searched_caches(bundles)
     ]
     known = [found for found in searched if found is not None]
     return {
-        "near_identical": in_other_groups(seen, groups_of(place.config.data.groups, seen.ids)),
+        "near_identical": in_other_groups(seen, groups_of(taken, ids)),
         "near_searched": max(known, key=lambda found: found["images"], default=None),
     }
 
@@ -219,12 +220,12 @@ def _strength(
     reporter: Reporter,
 ) -> Strength:
     """What so many groups are worth; raises DataError for too few."""
-    strength, spec = groups.strength(), place.config.data.groups
+    strength, taken = groups.strength(), place.config.data
     # Joined groups go by the name of one of them, and any of them may have been searched.
-    fresh = groups_of(spec, image_ids)
+    fresh = groups_of(taken, image_ids)
     for name in _searched_caches(bundles):
         searched = cache_groups(place, name)
-        if told := shared_groups(spec, fresh, searched):
+        if told := shared_groups(taken.groups, fresh, searched):
             reporter.message(told)
             strength = "weak"
     return strength

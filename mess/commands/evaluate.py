@@ -99,7 +99,7 @@ def _run(
     reference: BundleRun | None,
 ) -> None:
     with reporter.task(f"evaluating on {name}", len(data)) as task:
-        run_in_turns(runs, map(data.sized, range(len(data))), task, reference)
+        run_in_turns(runs, map(data.judged, range(len(data))), task, reference)
     if not np.any(runs[0].label):
         raise DataError(f"split {name!r} has no labelled pixel, so mIoU is undefined.")
 

@@ -23,7 +23,7 @@ from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
-from mess.runtime.manifest import InstanceSource, RunManifest, normalisation_of, read_manifest
+from mess.runtime.manifest import InstanceSource, RunManifest, input_of, read_manifest
 from mess.runtime.registry import runtime_of
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
@@ -106,8 +106,9 @@ def _baseline(result: SearchResult) -> _Instance:
 def _is_there(place: Run, directory: Path, source: InstanceSource) -> bool:
     try:
         manifest = read_manifest(directory, RunManifest)
-        taken = normalisation_of(manifest, directory)
-        return manifest["source"] == source and taken == place.config.data.normalisation
+        data = place.config.data
+        is_taken = input_of(manifest, directory) == (data.framing, data.normalisation)
+        return manifest["source"] == source and is_taken
     except BundleError:
         return False  # none yet, or a damaged one
 
@@ -138,7 +139,7 @@ def _export(
         network,
         _planned(place, cache, instance),
         directory,
-        size=place.config.data.size,
+        framing=place.config.data.framing,
         normalisation=place.config.data.normalisation,
         format_=format_,
         facts=facts,

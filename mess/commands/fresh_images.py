@@ -15,7 +15,7 @@ from mess.search.problem.tables import Tables
 
 def cache_groups(place: Run, cache: str) -> Groups:
     """The groups of a cache's images as the run names them, whether or not they hold copies."""
-    return groups_of(place.config.data.groups, list(place.open_cache(cache).image_fingerprints))
+    return groups_of(place.config.data, list(place.open_cache(cache).image_fingerprints))
 
 
 def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tables:

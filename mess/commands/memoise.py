@@ -17,12 +17,11 @@ from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import CacheWriter, Gap, Identity
-from mess.common.images import thumbnail
 from mess.common.metrics import MASKS, label_counts
 from mess.common.progress import Reporter
 from mess.compute.device import local_device, pick_device
 from mess.compute.processes import ALONE, Processes
-from mess.config import Config, MemoiseConfig
+from mess.config import Config, DataConfig, MemoiseConfig
 from mess.data import SPLITS, SegmentationData, Unlabelled
 from mess.data.base import fingerprint_of
 from mess.data.loader import evaluation_loader
@@ -98,7 +97,7 @@ def memoise_split(
         f"Memoised {len(data)} images x {exits} exits{against}, in {writer.store.directory}."
     )
     if processes.is_first:
-        _warn_of_near_identical(Snapshot(writer.store, None), config.data.groups, reporter)
+        _warn_of_near_identical(Snapshot(writer.store, None), config.data, reporter)
     return writer.store
 
 
@@ -113,15 +112,15 @@ def _require_pictures(data: Unlabelled, identity: Identity, reporter: Reporter) 
         )
 
 
-def _warn_of_near_identical(cache: Snapshot, spec: str | None, reporter: Reporter) -> None:
+def _warn_of_near_identical(cache: Snapshot, data: DataConfig, reporter: Reporter) -> None:
     """Say where `data.groups` keeps apart what belongs together: a certificate would be wrong."""
     try:
-        groups = groups_of(spec, list(cache.image_fingerprints))
+        groups = groups_of(data, list(cache.image_fingerprints))
     except MessError as error:
         # No prediction needs groups, and what does will refuse them.
         reporter.message(f"Nearly identical images were not looked for: {error}")
         return
-    told = {"near_identical": in_other_groups(thumbnails_of(cache), groups)}
+    told = {"near_identical": in_other_groups(thumbnails_of(cache, data), groups)}
     for line in near_identical_lines(told, groups.images):
         reporter.message(line)
 
@@ -244,13 +243,13 @@ def _image_rows(
     what = "images" if isinstance(data, Unlabelled) else "labels"
     with reporter.task(f"reading {what}", len(indices)) as progress:
         for index in indices:
-            image_HW3, mask_HW = data.sized(index)
+            _, mask_HW = data.sized(index)
             yield {
                 "image_id": data.ids[index],
                 "height": height,
                 "width": width,
                 "label": label_counts(mask_HW, data.classes.num_classes),
-                "thumbnail": thumbnail(image_HW3).tobytes(),
+                "thumbnail": data.thumbnail(index).tobytes(),
             }
             progress.advance()
 

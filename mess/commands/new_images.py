@@ -80,7 +80,7 @@ def of_new_images(
     if options.confidence is None and not options.expect:
         return Promised(answer, {})
     cache = _judging(options)
-    groups = distinct_groups(place.config.data.groups, place.open_cache(cache).image_fingerprints)
+    groups = distinct_groups(place.config.data, place.open_cache(cache).image_fingerprints)
     near = _near_identical(place, options, reporter)
     together = EXPECTED if options.confidence is None else options.confidence
     confidence = 1 - (1 - together) / compared
@@ -147,14 +147,15 @@ def _spend(
 
 def _near_identical(place: Run, options: SearchOptions, reporter: Reporter) -> dict[str, Any]:
     """What the result tells of images that are too much alike for what is said of new ones."""
-    searched, groups = (
-        thumbnails_of(place.open_cache(options.cache)),
-        cache_groups(place, _judging(options)),
-    )
+    seen = {
+        name: thumbnails_of(place.open_cache(name), place.config.data)
+        for name in (options.cache, _judging(options))
+    }
+    searched, groups = seen[options.cache], cache_groups(place, _judging(options))
     if options.certify == CROSS:
         told = {"near_identical": in_other_groups(searched, groups)}
     else:
-        fresh = thumbnails_of(place.open_cache(options.certify))
+        fresh = seen[options.certify]
         told = {
             "near_identical": in_other_groups(fresh, groups),
             "near_searched": among_searched(fresh, searched),
@@ -162,9 +163,9 @@ def _near_identical(place: Run, options: SearchOptions, reporter: Reporter) -> d
     if None in told.values():
         remedies = " and ".join(
             dict.fromkeys(
-                cache.store.remedy
-                for cache in map(place.open_cache, (options.cache, _judging(options)))
-                if thumbnails_of(cache) is None
+                place.open_cache(name).store.remedy
+                for name, thumbnails in seen.items()
+                if thumbnails is None
             )
         )
         reporter.message(

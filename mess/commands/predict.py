@@ -12,7 +12,7 @@ from PIL import Image
 from mess.common.files import atomic_path
 from mess.common.images import read_image, resize_mask
 from mess.errors import MessError
-from mess.runtime.bundle import load_bundle
+from mess.runtime.bundle import Answer, Bundle, load_bundle
 
 
 def predict_images(
@@ -45,6 +45,15 @@ def predict_images(
                 "label_map": str(path),
                 "exit_id": answer.exit_id,
                 "signal": answer.signal,
+                "tiles": _tiles(answer, loaded),
             }
         )
     return rows
+
+
+def _tiles(answer: Answer, bundle: Bundle) -> dict[str, int] | None:
+    """How many tiles left at each exit; None where images are not cut into tiles."""
+    if answer.tiles is None:
+        return None
+    names = [exit_["exit_id"] for exit_ in bundle.manifest["exits"]]
+    return dict(zip(names, answer.tiles, strict=True))

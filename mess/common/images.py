@@ -22,6 +22,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(_open(path, "image").convert("RGB"))
 
 
+def image_shape(path: Path) -> tuple[int, int]:
+    """Rows and columns of an image, from its header alone."""
+    width, height = _open(path, "image", pixels=False).size
+    return height, width
+
+
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """A mask of class ids, shape (H, W); palette images give their indices."""
     mask = _open(path, "mask")
@@ -57,11 +63,12 @@ def thumbnail(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
 
 
-def _open(path: Path, kind: str) -> Image.Image:
+def _open(path: Path, kind: str, *, pixels: bool = True) -> Image.Image:
     try:
         with Image.open(path) as image:
             # Pillow reads pixels when they are first asked for: here, where a fault is named.
-            image.load()
+            if pixels:
+                image.load()
             return image
     except FileNotFoundError as error:
         raise DataError(f"{kind} {path} does not exist.") from error

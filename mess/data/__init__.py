@@ -46,6 +46,7 @@ _HOLDOUT_KEY = 7
 def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
     """One split of the configured data set.
 
+    Its images are brought to `config.size` as `config.fit` says; in tiles, each is an item.
     "holdout" is the share `config.holdout` of the train images, drawn by `seed`; "train" is the
     rest. "calibration" and "test" are the data set's own. Raises ConfigError for an unknown kind or
     split, DataError for an empty split or a fault in the data set.
@@ -58,7 +59,7 @@ def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
         raise ConfigError(f"split {split!r} is unknown; {nearest(split, SPLITS)}")
     kind = DATASETS[config.kind]
     if split not in ("train", "holdout"):
-        return kind.open(config, split, seed)
+        return kind.open(config, split, seed).framed(config)
     whole = kind.open(config, "train", seed)
     count = round(config.holdout * len(whole))
     if split == "holdout" and not count:
@@ -73,4 +74,5 @@ def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
     held = set(generator(seed, _HOLDOUT_KEY).permutation(len(whole))[:count].tolist())
     chosen = [i for i in range(len(whole)) if (i in held) == (split == "holdout")]
     where = whole.where if split == "train" else f"holdout of {whole.where}"
-    return whole.select(chosen, where)
+    # Images are held out, and not tiles: those of one image belong together.
+    return whole.select(chosen, where).framed(config)

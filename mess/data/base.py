@@ -9,15 +9,18 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mess.common.files import sha256
-from mess.common.images import PREPROCESSING, resize_image, resize_mask
+from mess.common.framing import Frame, Framing
+from mess.common.images import PREPROCESSING, thumbnail
 from mess.common.metrics import VOID
+from mess.common.normalisation import IMAGENET
 from mess.config import DataConfig
 from mess.errors import DataError
 
@@ -52,6 +55,33 @@ class ClassTable:
         }
 
 
+class _Tile(NamedTuple):
+    """An item that is the n-th frame of an image of some rows and columns."""
+
+    image_id: str
+    shape: tuple[int, int]
+    number: int
+
+
+class _Framed(NamedTuple):
+    """Image and mask at the run's size, and what they show."""
+
+    pair: Pair
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Image and mask as they were read last."""
+
+    image_id: str
+    pair: Pair
+
+    @cached_property
+    def thumbnail(self) -> NDArray[np.uint8]:
+        return thumbnail(self.pair[0])
+
+
 class SegmentationData(ABC):
     """One split of a data set: a list of images with their masks, read on demand.
 
@@ -67,6 +97,15 @@ class SegmentationData(ABC):
         self, *, where: str, ids: Sequence[str], classes: ClassTable, size: tuple[int, int]
     ) -> None:
         """`where` names the split in messages; `size` is the run's (height, width) in pixels."""
+        self.classes = classes
+        self.size = size
+        self._framing = Framing(size=size)
+        self._fill = IMAGENET.fill
+        self._tiles: dict[str, _Tile] = {}
+        self._consist_of(ids, where)
+
+    def _consist_of(self, ids: Sequence[str], where: str) -> None:
+        """Take these for all there is, with nothing of them in memory."""
         repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
         if repeated:
             raise DataError(
@@ -84,10 +123,12 @@ class SegmentationData(ABC):
             raise DataError(f"{where} is empty; it needs at least one image with its mask.")
         self.where = where
         self.ids = list(ids)
-        self.classes = classes
-        self.size = size
-        self._memory: dict[str, Pair] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._memory: dict[str, _Framed] = {}
         self._memory_bytes = 0
+        self._last: _Read | None = None
 
     @classmethod
     @abstractmethod
@@ -102,15 +143,73 @@ class SegmentationData(ABC):
     def _content(self, image_id: str) -> Iterable[bytes | Path]:
         """What changes whenever the image or its mask does: bytes, or a file for those in it."""
 
+    def _shape(self, image_id: str) -> tuple[int, int]:
+        """Rows and columns of an image; subclasses that know them need not read it."""
+        return self._load(image_id)[1].shape
+
     def __len__(self) -> int:
         return len(self.ids)
 
+    def framed(self, config: DataConfig) -> Self:
+        """The same data, its images brought to `size` as `config` says.
+
+        In tiles, each one is an item of its own, called IMAGE@ROW-COLUMN.
+        """
+        part = copy.copy(self)
+        part._framing, part._fill = config.framing, config.normalisation.fill
+        part._forget()
+        if part._framing.tiles:
+            part._tiles = {
+                f"{image_id}@{frame.tile[0]}-{frame.tile[1]}": _Tile(image_id, shape, number)
+                for image_id in self.ids
+                for shape in [self._shape(image_id)]
+                for number, frame in enumerate(part._framing.frames(shape))
+            }
+            part._consist_of(list(part._tiles), self.where)
+        return part
+
+    def image_id(self, index: int) -> str:
+        """Of the image that an item is, or is a tile of."""
+        item = self.ids[index]
+        return self._tiles[item].image_id if self._framing.tiles else item
+
     def read(self, index: int) -> Pair:
-        """Image (H, W, 3) and mask (H, W), uint8, at their own size.
+        """Image (H, W, 3) and mask (H, W), uint8, at their own size; of a tile the whole ones.
 
         Raises DataError for an unreadable file, sizes that differ and values outside the classes.
         """
-        image_id = self.ids[index]
+        return self._read(index).pair
+
+    def trained(self, index: int) -> Pair:
+        """Image and mask at `size`, (H, W, 3) and (H, W), uint8, read-only: what training sees.
+
+        Kept in memory up to 256 MiB a process. Nothing is evicted: epochs visit every image once,
+        and a cache that forgets the oldest would then miss every time.
+        """
+        return self._framed(index).pair
+
+    def sized(self, index: int) -> Pair:
+        """As `trained`, but with void where a pixel is another tile's to answer."""
+        (image_HW3, mask_HW), frame = self._framed(index)
+        judged_HW = frame.judged(mask_HW)
+        judged_HW.setflags(write=False)
+        return image_HW3, judged_HW
+
+    def judged(self, index: int) -> Pair:
+        """As `sized`: what answers are held against."""
+        return self.sized(index)
+
+    def thumbnail(self, index: int) -> NDArray[np.uint8]:
+        """Of the whole image, without padding, by `mess.common.images.thumbnail`; (8, 8)."""
+        if self._framing.tiles:
+            return self._read(index).thumbnail
+        (image_HW3, _), frame = self._framed(index)
+        return thumbnail(image_HW3[frame.place.slices])
+
+    def _read(self, index: int) -> _Read:
+        image_id = self.image_id(index)
+        if self._last is not None and self._last.image_id == image_id:
+            return self._last
         image_HW3, mask_HW = self._load(image_id)
         if image_HW3.shape[:2] != mask_HW.shape:
             raise DataError(
@@ -125,27 +224,40 @@ class SegmentationData(ABC):
                 f"{strange.size} pixels; class ids are 0..{limit - 1}, and {VOID} is void. "
                 "Correct the mask or the class list."
             )
-        return image_HW3, mask_HW
+        found = _Read(image_id, (image_HW3, mask_HW))
+        # Tiles of an image follow one another, so that each image is decoded once.
+        self._last = found if self._framing.tiles else None
+        return found
 
-    def sized(self, index: int) -> Pair:
-        """Image and mask rescaled to `size`, (H, W, 3) and (H, W), uint8, read-only.
-
-        Kept in memory up to 256 MiB a process. Nothing is evicted: epochs visit every image once,
-        and a cache that forgets the oldest would then miss every time.
-        """
-        image_id = self.ids[index]
-        if image_id in self._memory:
-            return self._memory[image_id]
+    def _framed(self, index: int) -> _Framed:
+        item = self.ids[index]
+        if item in self._memory:
+            return self._memory[item]
         image_HW3, mask_HW = self.read(index)
-        pair = resize_image(image_HW3, self.size), resize_mask(mask_HW, self.size)
+        frame = self._frame(item, mask_HW.shape)
+        pair = frame.image(image_HW3, self._fill), frame.mask(mask_HW)
         for array in pair:
             # Handed out again and again: a change would be in every later epoch.
             array.setflags(write=False)
+        framed = _Framed(pair, frame)
         used = sum(array.nbytes for array in pair)
         if self._memory_bytes + used <= _MEMORY_BYTES:
-            self._memory[image_id] = pair
+            self._memory[item] = framed
             self._memory_bytes += used
-        return pair
+        return framed
+
+    def _frame(self, item: str, shape: tuple[int, int]) -> Frame:
+        """What an item shows of its image, which has that shape."""
+        frames = self._framing.frames(shape)
+        if not self._framing.tiles:
+            return frames[0]
+        tile = self._tiles[item]
+        if tile.shape != shape:
+            raise DataError(
+                f"{self.where}: image {tile.image_id!r} had {_by(tile.shape)} pixels when its "
+                f"tiles were listed, and has {_by(shape)} now. Run the same command again."
+            )
+        return frames[tile.number]
 
     def image_fingerprints(
         self, ids: Iterable[str] | None = None, *, hash_file: Callable[[Path], str] = sha256
@@ -155,38 +267,46 @@ class SegmentationData(ABC):
         Neither dates nor paths have a part in it. `hash_file` gives the sha256 of a file; one that
         remembers need not read it (`mess.common.file_hashes`).
         """
-        header = json.dumps([PREPROCESSING, self.size, self.classes.names]).encode()
+        header = json.dumps(
+            [PREPROCESSING, self.size, self.classes.names, *self._framing.fingerprint()]
+        ).encode()
+        # Tiles of an image are in the same files.
+        hash_once = cache(hash_file)
 
         def digest(part: bytes | Path) -> bytes:
-            return bytes.fromhex(hash_file(part) if isinstance(part, Path) else _sha256(part))
+            return bytes.fromhex(hash_once(part) if isinstance(part, Path) else _sha256(part))
 
         return {
             # Hashing each part first keeps ("ab", "c") apart from ("a", "bc").
-            image_id: _sha256(b"".join(map(digest, (header, *self._content(image_id)))))
-            for image_id in (self.ids if ids is None else ids)
+            item: _sha256(b"".join(map(digest, (header, *self._content_of(item)))))
+            for item in (self.ids if ids is None else ids)
         }
+
+    def _content_of(self, item: str) -> Iterable[bytes | Path]:
+        if not self._framing.tiles:
+            return self._content(item)
+        tile = self._tiles[item]
+        return [*self._content(tile.image_id), f"tile {tile.number}".encode()]
 
     def fingerprint(self) -> str:
         """sha256 (hexadecimal) over the ids and `image_fingerprints`, in order."""
         return fingerprint_of(self.image_fingerprints())
 
-    def select(self, indices: Iterable[int], where: str) -> SegmentationData:
+    def select(self, indices: Iterable[int], where: str) -> Self:
         """The same data restricted to `indices`, in that order, named `where` in messages."""
-        # Shares what the subclass has read of the whole split; what the base has is made anew, its
-        # memory of images too.
+        # Shares what the subclass has read of the whole split, but no memory of images.
         part = copy.copy(self)
-        SegmentationData.__init__(
-            part,
-            where=where,
-            ids=[self.ids[index] for index in indices],
-            classes=self.classes,
-            size=self.size,
-        )
+        part._consist_of([self.ids[index] for index in indices], where)
         return part
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are spawned read images themselves, rather than receive all of these.
-        return {**self.__dict__, "_memory": {}, "_memory_bytes": 0}
+        return {**self.__dict__, "_memory": {}, "_memory_bytes": 0, "_last": None}
+
+
+def image_of(tile_id: str) -> str:
+    """The id of the image that a tile is of."""
+    return tile_id.rpartition("@")[0]
 
 
 def fingerprint_of(images: Mapping[str, str]) -> str:

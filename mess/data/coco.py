@@ -72,6 +72,10 @@ class Coco(SegmentationData):
         require_files(where, [image.path for image in data._images.values()])
         return data
 
+    def _shape(self, image_id: str) -> tuple[int, int]:
+        image = self._images[image_id]
+        return image.height, image.width
+
     def _load(self, image_id: str) -> Pair:
         image = self._images[image_id]
         mask_HW = np.zeros((image.height, image.width), np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.common.images import read_image, read_mask
+from mess.common.images import image_shape, read_image, read_mask
 from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData
 from mess.errors import ConfigError, DataError
@@ -34,6 +34,9 @@ class FilePairs(SegmentationData):
     def _load(self, image_id: str) -> Pair:
         image, mask = self._files[image_id]
         return read_image(image), self._read_mask(mask)
+
+    def _shape(self, image_id: str) -> tuple[int, int]:
+        return image_shape(self._files[image_id][0])
 
     def _read_mask(self, path: Path) -> NDArray[np.uint8]:
         return read_mask(path)

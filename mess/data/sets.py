@@ -37,7 +37,7 @@ class EvaluationSet(Dataset[Item]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Item:
-        return *_tensors(*self.data.sized(index), self._normalisation), index
+        return *_tensors(*self.data.judged(index), self._normalisation), index
 
 
 class TrainingSet(Dataset[Item]):
@@ -52,7 +52,7 @@ class TrainingSet(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         index, seed = draw
         # The copies are writable, which torch asks for; the originals stay in memory untouched.
-        image_HW3, mask_HW = (torch.from_numpy(array.copy()) for array in self.data.sized(index))
+        image_HW3, mask_HW = (torch.from_numpy(array.copy()) for array in self.data.trained(index))
         # torchvision draws from the global generator. torch.manual_seed would reseed the GPU's as
         # well, and dropout with it when items are made in the main process.
         with torch.random.fork_rng(devices=[]):

@@ -97,7 +97,11 @@ class Shapes(SegmentationData):
 
     def difficulty(self, index: int) -> float:
         """In [0, 1], uniform over the images; 0 is the easiest."""
-        return float(self._generator(self.ids[index]).random())
+        return float(self._generator(self.image_id(index)).random())
+
+    def _shape(self, image_id: str) -> tuple[int, int]:
+        del image_id
+        return self.size
 
     def _load(self, image_id: str) -> Pair:
         return draw_image(self._generator(image_id), self.size)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mess.common.images import read_image
+from mess.common.images import image_shape, read_image
 from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData
@@ -17,6 +17,8 @@ from mess.errors import DataError
 
 class Unlabelled(SegmentationData):
     """Pictures that somebody else labels: here every pixel of their masks is void.
+
+    Only `judged` tells where the final exit's classes count, in whose place it has class 0.
 
     An id is the path within the folder without the suffix, such as `night/0001`, so that
     `data.groups` can tell folders apart. Fingerprints cover the pictures alone.
@@ -47,14 +49,28 @@ class Unlabelled(SegmentationData):
         It would count twice as if it told something new, in averages and in certificates.
         """
         first: dict[str, str] = {}
-        for image_id, fingerprint in fingerprints.items():
+        # Of tiles the last one tells: pictures that are equal have equal ones.
+        pictures = dict(
+            zip(map(self.image_id, range(len(self))), fingerprints.values(), strict=True)
+        )
+        for image_id, fingerprint in pictures.items():
             known = first.setdefault(fingerprint, image_id)
             if known != image_id:
-                copies = len(fingerprints) - len(set(fingerprints.values()))
+                copies = len(pictures) - len(set(pictures.values()))
                 raise DataError(
                     f"{self.where}: {self._files[known]} and {self._files[image_id]} are the same "
                     f"picture ({copies} such copies); remove one of them."
                 )
+
+    def judged(self, index: int) -> Pair:
+        """Class 0 stands for what the final exit will say, and void where nothing counts."""
+        (image_HW3, mask_HW), frame = self._framed(index)
+        stand_in_HW = mask_HW.copy()
+        stand_in_HW[frame.core.slices] = 0
+        return image_HW3, stand_in_HW
+
+    def _shape(self, image_id: str) -> tuple[int, int]:
+        return image_shape(self._files[image_id])
 
     def _load(self, image_id: str) -> Pair:
         image_HW3 = read_image(self._files[image_id])

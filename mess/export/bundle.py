@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mess.common.files import sha256, write_json
+from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Reporter
 from mess.common.records import with_digest
@@ -49,7 +50,7 @@ def export_bundle(
     exits: Sequence[PlannedExit],
     directory: Path,
     *,
-    size: tuple[int, int],
+    framing: Framing,
     normalisation: Normalisation = IMAGENET,
     format_: str,
     facts: Mapping[str, Any],
@@ -67,11 +68,11 @@ def export_bundle(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        rows = _write_programs(network, exits, building, size, format_, reporter)
+        rows = _write_programs(network, exits, building, framing.size, format_, reporter)
         manifest = {
             "bundle_version": BUNDLE_VERSION,
             "format": format_,
-            "input": {"size": list(size), **asdict(normalisation)},
+            "input": asdict(framing) | asdict(normalisation),
             "exits": rows,
             "histograms": {
                 planned.exit_id: _histogram(planned.calibration_signal)

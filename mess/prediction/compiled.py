@@ -56,7 +56,7 @@ class CompiledStatistics:
         threads: int,
         against_final: bool = False,
     ) -> None:
-        """`against_final` puts the final exit's classes in the place of the labels."""
+        """`against_final` puts the final exit's classes in the place of labels, not of void."""
         self._pool, self._threads = pool, threads
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         self._classes = final_BChw.shape[1]
@@ -67,7 +67,8 @@ class CompiledStatistics:
         self._label_BHW = np.ascontiguousarray(label_BHW.numpy(), dtype=np.uint8)
         self._final_BHW = self._classified(_channels_last(final_BChw))
         if against_final:
-            self._label_BHW = self._final_BHW
+            void_BHW = self._label_BHW == VOID
+            self._label_BHW = np.where(void_BHW, np.uint8(VOID), self._final_BHW)
         right_BHW = self._final_BHW == self._label_BHW
         self._right_BHW = np.where(right_BHW, self._label_BHW, np.uint8(VOID))
         self._resolutions: dict[tuple[int, int], _Resolution] = {}

@@ -28,12 +28,12 @@ class TensorStatistics:
         wanted: Sequence[Signal],
         against_final: bool = False,
     ) -> None:
-        """`against_final` puts the final exit's classes in the place of the labels."""
+        """`against_final` puts the final exit's classes in the place of labels, not of void."""
         self._label_BHW, self._wanted = label_BHW, wanted
         self._size = (label_BHW.shape[1], label_BHW.shape[2])
         self._final_BHW = interpolated(final_BChw, self._size).argmax(1)
         if against_final:
-            self._label_BHW = self._final_BHW
+            self._label_BHW = torch.where(label_BHW == VOID, VOID, self._final_BHW)
         self._right_BHW = self._final_BHW == self._label_BHW
         self._names: list[str] = []
         self._counts: list[Tensor] = []

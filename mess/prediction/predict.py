@@ -36,7 +36,7 @@ def predict(
     the argmax of the logits after bilinear upsampling to H×W (align_corners=False). The backbone
     and every exit run once; no more than one exit's logits exist at H×W, on the CPU none's. `exits`
     restricts the exits; the final one is always there. With `against_final` its classes are what is
-    counted against, in the place of the labels. Smaller batches are filled up to
+    counted against, in the place of the labels that are not void. Smaller batches are filled up to
     `batch_size`, so that a prediction does not depend on what is computed with it: convolutions
     round otherwise for another number of images.
     """

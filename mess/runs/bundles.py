@@ -44,17 +44,20 @@ def run_of(bundle: Path) -> Path | None:
 
 def require_input(place: Run, bundle: Bundle) -> None:
     """Raise BundleError for a bundle that takes other images than the run's network."""
-    size, normalisation = tuple(place.config.data.size), place.config.data.normalisation
-    if bundle.size != size:
+    data = place.config.data
+    if bundle.size != data.size:
         raise BundleError(
-            f"bundle {bundle.path} takes images of {bundle.size}, run {place.path} has {size}. "
-            "Name the run it was exported from with --run."
+            f"bundle {bundle.path} takes images of {bundle.size}, run {place.path} has "
+            f"{data.size}. Name the run it was exported from with --run."
         )
-    if bundle.normalisation != normalisation:
-        raise BundleError(
-            f"bundle {bundle.path} takes images by {bundle.normalisation}, run {place.path} has "
-            f"{normalisation}. Name the run it was exported from with --run, or export it again."
-        )
+    for theirs, ours in (
+        (bundle.framing, data.framing), (bundle.normalisation, data.normalisation),
+    ):  # fmt: skip
+        if theirs != ours:
+            raise BundleError(
+                f"bundle {bundle.path} takes images by {theirs}, run {place.path} has {ours}. "
+                "Name the run it was exported from with --run, or export it again."
+            )
 
 
 def load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:

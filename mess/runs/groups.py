@@ -8,37 +8,47 @@ from pathlib import Path
 
 import pandas as pd
 
+from mess.config import DataConfig
+from mess.data.base import image_of
 from mess.errors import ConfigError, DataError
 from mess.search.guarantees.copies import copies_joined
 from mess.search.guarantees.groups import Groups
 
 
-def groups_of(spec: str | None, image_ids: Sequence[str]) -> Groups:
-    """The groups of images, by their ids; each is a group of its own where `spec` is None.
+def groups_of(data: DataConfig, ids: Sequence[str]) -> Groups:
+    """The groups of images, by their ids; each is a group of its own where `data.groups` is None.
 
-    spec: a CSV file with the columns image_id and group, which may name other images too; or a
-        regular expression with one capture. Raises ConfigError for what is neither, and DataError
-        where an image has no group.
+    `data.groups` is a CSV file with the columns image_id and group, which may name other images
+    too; or a regular expression with one capture. Tiles are in the group of their image. Raises
+    ConfigError for what is neither, and DataError where an image has no group.
     """
+    spec, image_ids = data.groups, image_ids_of(data, ids)
     if spec is None:
-        return Groups.alone(len(image_ids))
+        return Groups.of(image_ids) if data.framing.tiles else Groups.alone(len(ids))
     if spec.endswith(".csv"):
         named = _read(Path(spec))
         names = [named.get(image_id, "") for image_id in image_ids]
     else:
         names = group_names(_pattern(spec), image_ids)
     # An empty cell or capture names no group: all of them would be taken for one.
-    missing = [image_id for image_id, name in zip(image_ids, names, strict=True) if not name]
+    missing = [
+        image_id for image_id, name in dict(zip(image_ids, names, strict=True)).items() if not name
+    ]
     if missing:
         raise DataError(
-            f"data.groups {spec!r} gives {len(missing)} of {len(image_ids)} images no group, such "
-            f"as {missing[0]!r}. Every image needs one; an image that depends on no other is a "
-            "group of its own."
+            f"data.groups {spec!r} gives {len(missing)} of {len(set(image_ids))} images no "
+            f"group, such as {missing[0]!r}. Every image needs one; an image that "
+            "depends on no other is a group of its own."
         )
     return Groups.of(names)
 
 
-def distinct_groups(spec: str | None, images: Mapping[str, str]) -> Groups:
+def image_ids_of(data: DataConfig, ids: Sequence[str]) -> list[str]:
+    """The id of the image that each item is, or is a tile of."""
+    return [image_of(item) for item in ids] if data.framing.tiles else list(ids)
+
+
+def distinct_groups(data: DataConfig, images: Mapping[str, str]) -> Groups:
     """As `groups_of`, those joined that hold copies of an image: what says of others counts these.
 
     images: the fingerprint of each, by id. Copies are files that are equal byte for byte, masks
@@ -52,7 +62,7 @@ def distinct_groups(spec: str | None, images: Mapping[str, str]) -> Groups:
     `mess.runs.near_identical` warns of images that are almost copies and joins none of them: that
     is for `data.groups` to say.
     """
-    return copies_joined(groups_of(spec, list(images)), list(images.values()))
+    return copies_joined(groups_of(data, list(images)), list(images.values()))
 
 
 def shared_groups(spec: str | None, fresh: Groups, searched: Groups) -> str | None:

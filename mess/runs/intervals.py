@@ -70,7 +70,7 @@ def groups_or_reason(place: Run, images: Mapping[str, str]) -> Groups | str:
     images: the fingerprint of each, by id: copies of one image tell no more than it does.
     """
     try:
-        groups = distinct_groups(place.config.data.groups, images)
+        groups = distinct_groups(place.config.data, images)
         groups.strength()
     except (ConfigError, DataError) as error:
         return str(error)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.cache.predictions.store import Snapshot
-from mess.runs.groups import group_names
+from mess.config import DataConfig
+from mess.runs.groups import group_names, image_ids_of
 from mess.search.guarantees.groups import Groups
 
 _NEARLY = 0.02
@@ -36,7 +37,7 @@ _ROWS = 256
 class NearIdentical(TypedDict):
     """Images that have a nearly identical one where there should be none, as result.json tells it.
 
-    images: how many; pair: the ids of two.
+    images: how many, counted by tiles where they are cut into tiles; pair: the ids of two.
     suggested: a regular expression for `data.groups` that keeps them together, `groups` how many
         groups it makes; null where the ids suggest none.
     """
@@ -48,36 +49,49 @@ class NearIdentical(TypedDict):
 
 
 class Thumbnails(NamedTuple):
-    """Those of some images, shape (I, pixels), with the images' ids."""
+    """Those of some images, shape (I, pixels), with the images' ids.
+
+    image_of: of each item, which image it is or is a tile of; shape (items,).
+    """
 
     ids: list[str]
     levels_IP: NDArray[np.uint8]
+    image_of: NDArray[np.intp]
 
     @classmethod
-    def of(cls, ids: Sequence[str], thumbnails: Sequence[NDArray[np.uint8]]) -> Self:
-        """Of images by their ids, each as `mess.common.images.thumbnail` makes it."""
-        return cls(list(ids), np.stack([levels.ravel() for levels in thumbnails]))
+    def of(cls, data: DataConfig, ids: Sequence[str], thumbnails: Sequence[bytes]) -> Self:
+        """Of items by their ids, each with the thumbnail of its whole image, row by row."""
+        images = image_ids_of(data, ids)
+        levels = dict(zip(images, thumbnails, strict=True))
+        place = {image_id: index for index, image_id in enumerate(levels)}
+        return cls(
+            list(levels),
+            np.frombuffer(b"".join(levels.values()), dtype=np.uint8).reshape(len(levels), -1),
+            np.array([place[image_id] for image_id in images], dtype=np.intp),
+        )
 
 
-def thumbnails_of(cache: Snapshot) -> Thumbnails | None:
+def thumbnails_of(cache: Snapshot, data: DataConfig) -> Thumbnails | None:
     """Thumbnails of a cache's images; None where any is missing."""
     found = [row.get("thumbnail") for row in cache.images]
     known = [thumbnail for thumbnail in found if thumbnail is not None]
     if len(known) < len(found):
         return None
-    levels_IP = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(found), -1)
-    return Thumbnails(list(cache.image_fingerprints), levels_IP)
+    return Thumbnails.of(data, list(cache.image_fingerprints), known)
 
 
 def in_other_groups(seen: Thumbnails | None, groups: Groups) -> NearIdentical | None:
     """Images with a nearly identical one in another group; None without thumbnails.
 
-    `images` is 0 and `pair` empty where there are none.
+    groups: of the items. `images` is 0 and `pair` empty where there are none.
     """
     if seen is None:
         return None
-    nearest = nearest_elsewhere(seen.levels_IP, groups.of_image, seen.ids)
-    return _told(seen.ids, nearest, len(seen.ids))
+    group_I = np.empty(len(seen.ids), dtype=groups.of_image.dtype)
+    # Tiles of an image are in one group.
+    group_I[seen.image_of] = groups.of_image
+    nearest = nearest_elsewhere(seen.levels_IP, group_I, seen.ids)
+    return _told(seen.ids, nearest, seen.image_of)
 
 
 def among_searched(fresh: Thumbnails | None, searched: Thumbnails | None) -> NearIdentical | None:
@@ -90,7 +104,7 @@ def among_searched(fresh: Thumbnails | None, searched: Thumbnails | None) -> Nea
     ids = [*fresh.ids, *searched.ids]
     side = np.repeat([0, 1], [len(fresh.ids), len(searched.ids)])
     levels_IP = np.concatenate([fresh.levels_IP, searched.levels_IP])
-    return _told(ids, nearest_elsewhere(levels_IP, side, ids), len(fresh.ids))
+    return _told(ids, nearest_elsewhere(levels_IP, side, ids), fresh.image_of)
 
 
 def nearest_elsewhere(
@@ -150,8 +164,11 @@ _PATTERNS = (
 )
 
 
-def _told(ids: Sequence[str], nearest: NDArray[np.intp], images: int) -> NearIdentical:
-    """Of the first `images`, those that have one."""
+def _told(
+    ids: Sequence[str], nearest: NDArray[np.intp], image_of: NDArray[np.intp]
+) -> NearIdentical:
+    """Of the items that `image_of` knows, those of images that have one; images by their ids."""
+    images = int(image_of.max()) + 1
     near = [(i, int(other)) for i, other in enumerate(nearest[:images]) if other >= 0]
     alike = [(ids[one], ids[other]) for one, other in near]
     if not alike:
@@ -159,7 +176,7 @@ def _told(ids: Sequence[str], nearest: NDArray[np.intp], images: int) -> NearIde
     pattern = suggested_groups(ids, alike)
     groups = None if pattern is None else len(set(group_names(re.compile(pattern), ids)))
     return {
-        "images": len(alike),
+        "images": int((nearest[image_of] >= 0).sum()),
         "pair": list(alike[0]),
         "suggested": pattern,
         "groups": groups,

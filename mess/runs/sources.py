@@ -77,7 +77,8 @@ class ImageSource(NamedTuple):
         """
         if self.split is None:
             assert self.root is not None
-            return open_unlabelled(self.root, place.class_table, place.config.data.size)
+            taken = place.config.data
+            return open_unlabelled(self.root, place.class_table, taken.size).framed(taken)
         config = at_root(place.config, self.root, root_option)
         return open_split(config.data, self.split, config.seed)
 

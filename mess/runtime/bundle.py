@@ -9,7 +9,7 @@ compares two exits, the first one's program gives its label map too, and the sec
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.common.files import sha256
-from mess.common.images import read_image, resize_image
+from mess.common.framing import Frame, stitched
+from mess.common.images import read_image
 from mess.errors import BundleError, MessError
 from mess.runtime.manifest import (
     BundleExit,
     Manifest,
     RunManifest,
     checked_manifest,
-    normalisation_of,
+    input_of,
     read_manifest,
 )
 from mess.runtime.program import Program
@@ -37,12 +38,15 @@ class Answer:
     """The label map of the exit that answered, and what made the image leave there."""
 
     label_map: NDArray[np.uint8]
-    """(H, W) class ids at the bundle's input size, whatever the size of the image was."""
+    """(H, W) class ids of the whole image, at the bundle's input size whatever its own was; without
+    the padding of a bundle that pads, and at the image's own size of one that takes tiles."""
     exit_id: str
     exit_index: int
     """0-based, in order of depth."""
     signal: float | None
-    """None at an exit without one, such as the last."""
+    """None at an exit without one, such as the last, and where several tiles have several."""
+    tiles: tuple[int, ...] | None = None
+    """Of a bundle of tiles, how many left at each exit; the exit above is then the deepest one."""
 
 
 _NEXT = "next_"
@@ -67,9 +71,7 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest, threads: int) -> None:
         self.path = path
         self.manifest = manifest
-        height, width = manifest["input"]["size"]
-        self.size = height, width
-        self.normalisation = normalisation_of(manifest, path)
+        self.framing, self.normalisation = input_of(manifest, path)
         program = _program(path, manifest["format"])
         self._exits = manifest["exits"]
         self._inputs = _inputs_of(self._exits)
@@ -84,21 +86,61 @@ class Bundle:
         """The manifest with what `mess export` tells of the run; BundleError where it does not."""
         return checked_manifest(self.manifest, self.path, RunManifest)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what its network takes."""
+        return self.framing.size
+
     def __call__(self, image: Path | str | NDArray[np.uint8]) -> Answer:
         """Answer one image: a path, or RGB of any size, (H, W, 3) uint8."""
-        return self.answer(self.preprocess(image))
+        pixels = self._pixels(image)
+        frames = self.framing.frames(pixels.shape[:2])
+        answers = [self.answer(self._prepared(pixels, frame)) for frame in frames]
+        return self._joined(frames, answers, pixels.shape[:2])
 
     def preprocess(self, image: Path | str | NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Rescale to the bundle's size and normalise; (3, H, W) float32."""
+        """Bring to the bundle's size and normalise; (3, H, W) float32.
+
+        Raises BundleError for an image that makes several tiles.
+        """
+        pixels = self._pixels(image)
+        frame, *others = self.framing.frames(pixels.shape[:2])
+        if others:
+            raise BundleError(
+                f"an image of {pixels.shape[:2]} makes {1 + len(others)} tiles of {self.size}, and "
+                "no single input. Call the bundle, or cut the image by `bundle.framing.frames`."
+            )
+        return self._prepared(pixels, frame)
+
+    def _prepared(self, pixels_HW3: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
+        return self.normalisation.apply(frame.image(pixels_HW3, self.normalisation.fill))
+
+    def _pixels(self, image: Path | str | NDArray[np.uint8]) -> NDArray[np.uint8]:
         array = read_image(Path(image)) if isinstance(image, str | Path) else image
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
             raise BundleError(
                 f"an image is RGB of shape (H, W, 3), uint8; got {array.shape}, {array.dtype}."
             )
-        return self.normalisation.apply(resize_image(array, self.size))
+        return array
+
+    def _joined(
+        self, frames: Sequence[Frame], answers: Sequence[Answer], shape: tuple[int, int]
+    ) -> Answer:
+        """The answer to a picture of `shape` from those to its frames."""
+        if not self.framing.tiles:
+            (frame,), (answer,) = frames, answers
+            return replace(answer, label_map=answer.label_map[frame.core.slices])
+        taken = np.bincount([a.exit_index for a in answers], minlength=len(self._exits))
+        deepest = max(answers, key=lambda answer: answer.exit_index)
+        return replace(
+            deepest,
+            label_map=stitched(frames, [answer.label_map for answer in answers], shape),
+            signal=deepest.signal if len(answers) == 1 else None,
+            tiles=tuple(taken.tolist()),
+        )
 
     def answer(self, image_3HW: NDArray[np.float32], *, until: int | None = None) -> Answer:
-        """Answer one normalised image of shape (3, H, W): what a latency measures.
+        """Answer one normalised image of shape (3, H, W), padding too: what a latency measures.
 
         `until` (0-based) makes that exit answer if none before it did: an anytime instance whose
         deadline is known.
@@ -113,8 +155,18 @@ class Bundle:
         return self._answer(last, self._segment(last, alive))
 
     def stream(self, image: Path | str | NDArray[np.uint8]) -> Iterator[Answer]:
-        """Every exit's answer in turn, each as soon as it is there (anytime inference)."""
-        alive = self._start(self.preprocess(image))
+        """Every exit's answer in turn, each as soon as it is there (anytime inference).
+
+        Of an image in tiles, the features of all are held meanwhile.
+        """
+        pixels = self._pixels(image)
+        frames = self.framing.frames(pixels.shape[:2])
+        streams = [self._stream(self._prepared(pixels, frame)) for frame in frames]
+        for answers in zip(*streams, strict=True):
+            yield self._joined(frames, answers, pixels.shape[:2])
+
+    def _stream(self, image_3HW: NDArray[np.float32]) -> Iterator[Answer]:
+        alive = self._start(image_3HW)
         for index in range(len(self._exits)):
             found = self._segment(index, alive)
             yield self._answer(index, found)

@@ -95,8 +95,8 @@ def run_in_turns(
 ) -> None:
     """Run the bundle of each on every image, (H, W, 3), with its label, (H, W); both uint8.
 
-    The label maps of `reference`, one of the runs, are in the place of labels where it is
-    given.
+    Images have the bundles' size. The label maps of `reference`, one of the runs, are in the place
+    of labels that are not void where it is given.
 
     They take turns image by image, in alternating order, so that a slow moment of the machine
     falls on all of them.
@@ -116,7 +116,8 @@ def run_in_turns(
             start = time.perf_counter()
             answer = run.bundle.answer(image, until=run.until)
             taken.append((run, answer, 1000 * (time.perf_counter() - start)))
-        truth = next((answer.label_map for one, answer, _ in taken if one is reference), label)
+        for answer in (answer for one, answer, _ in taken if one is reference):
+            label = np.where(label == VOID, np.uint8(VOID), answer.label_map)
         for run, answer, milliseconds in taken:
-            run.add(answer, truth, milliseconds)
+            run.add(answer, label, milliseconds)
         task.advance()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
+from mess.common.framing import OVERLAP, Framing, as_fit
 from mess.common.normalisation import IMAGENET, Normalisation, as_channels
 from mess.common.records import Figures, as_record, require_unaltered
 from mess.errors import BundleError
@@ -14,19 +15,21 @@ MANIFEST = "manifest.json"
 BUNDLE_VERSION = 2
 
 _READ_VERSIONS = (1, BUNDLE_VERSION)
-"""Of 1 the network takes RGB in [0, 1]; its `input` says no more."""
+"""Of 1 the network takes stretched images, RGB in [0, 1]; its `input` says no more."""
 
 _AGAIN = "Export the bundle again."
 
 
 class Input(TypedDict):
-    """How an image is prepared: the size in pixels, and the fields of a `Normalisation`."""
+    """How an image is prepared: the fields of a `Framing`, and those of a `Normalisation`."""
 
     size: list[int]
     mean: list[float]
     std: list[float]
     channels: NotRequired[str]
     range: NotRequired[float]
+    fit: NotRequired[str]
+    overlap: NotRequired[float]
 
 
 class BundleExit(TypedDict):
@@ -118,16 +121,23 @@ def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
     return found
 
 
-def normalisation_of(manifest: Manifest, path: Path) -> Normalisation:
+def input_of(manifest: Manifest, path: Path) -> tuple[Framing, Normalisation]:
     """What the network of the bundle at `path` takes; raises BundleError, which names a fault."""
     given = manifest["input"]
     try:
-        return Normalisation(
+        height, width = given["size"]
+        framing = Framing(
+            size=(height, width),
+            fit=as_fit(given.get("fit", "stretch")),
+            overlap=given.get("overlap", OVERLAP),
+        )
+        normalisation = Normalisation(
             mean=tuple(given["mean"]),
             std=tuple(given["std"]),
             channels=as_channels(given.get("channels", IMAGENET.channels)),
             range=given.get("range", IMAGENET.range),
         )
+        return framing, normalisation
     except ValueError as error:
         raise BundleError(f"{path / MANIFEST} has input = {given}: {error}. {_AGAIN}") from error
 

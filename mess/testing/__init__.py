@@ -3,7 +3,7 @@
 Subclass one in a test file and say how the part is made; pytest finds its tests. They are plain
 asserts: mess itself does not need pytest.
 
-May import: data, export, networks.backbones, runtime, signals.
+May import: config, data, export, networks.backbones, runtime, signals.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 
+from mess.config import DataConfig
 from mess.data import SegmentationData
 
 OWN_SPLITS = ("train", "calibration", "test")
@@ -42,6 +43,20 @@ class DatasetContract:
         assert data.sized(0)[0] is image
         assert not image.flags.writeable
         assert not mask.flags.writeable
+
+    def test_tiles_of_images_count_each_pixel_once(self) -> None:
+        """Images are cut by the size that the data set tells, before they are read."""
+        data = self.open("train")
+        side = 1 + min(data.size) // 3
+        data.size = (side, side)
+        tiles = data.framed(DataConfig(size=data.size, fit="tile"))
+        for index, image_id in enumerate(data.ids):
+            mask = data.read(index)[1]
+            own = [i for i in range(len(tiles)) if tiles.image_id(i) == image_id]
+            counts = sum(np.bincount(tiles.sized(i)[1].ravel(), minlength=256) for i in own)
+            np.testing.assert_array_equal(
+                np.asarray(counts)[:255], np.bincount(mask.ravel(), minlength=256)[:255]
+            )
 
     def test_splits_are_disjoint(self) -> None:
         ids = {split: set(self.open(split).ids) for split in OWN_SPLITS}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import mess.export.bundle
 from mess.common.files import sha256
+from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Silent
 from mess.common.records import with_digest
@@ -154,7 +155,7 @@ def written(instance: Instance, directory: Path, format_: Any = "onnx") -> Path:
         instance.network,
         instance.planned,
         directory,
-        size=SIZE,
+        framing=Framing(size=SIZE),
         format_=format_,
         facts=FACTS,
         reporter=Silent(),
@@ -314,6 +315,7 @@ def test_a_bundle_of_the_first_version_takes_rgb_up_to_1(bundle_path: Path) -> N
     edit_manifest(bundle_path, bundle_version=1, input=input_)
     bundle = load_bundle(bundle_path)
     assert bundle.normalisation == IMAGENET
+    assert bundle.framing == Framing(size=SIZE)
     assert bundle(picture).signal == expected.signal
 
 
@@ -324,6 +326,8 @@ def test_a_bundle_of_the_first_version_takes_rgb_up_to_1(bundle_path: Path) -> N
         ({"std": [1.0, 0.0, 1.0]}, "channels are divided by them"),
         ({"channels": "grey"}, "one of rgb, bgr, got 'grey'"),
         ({"range": -1.0}, "got -1"),
+        ({"fit": "crop"}, "one of stretch, pad, tile, got 'crop'"),
+        ({"fit": "tile", "overlap": 0.75}, "from 0 to 0.5, got 0.75"),
     ],
 )
 def test_what_no_image_can_be_prepared_by_is_refused(
@@ -381,6 +385,8 @@ def test_the_manifest_says_what_the_bundle_is(exported: Path, instance: Instance
         "std": [0.229, 0.224, 0.225],
         "channels": "rgb",
         "range": 1.0,
+        "fit": "stretch",
+        "overlap": 0.125,
     }
     assert {key: manifest[key] for key in FACTS} == FACTS
     assert [exit_["exit_id"] for exit_ in manifest["exits"]] == list(EXITS)

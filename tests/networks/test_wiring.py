@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mess.common.framing import Framing
 from mess.common.progress import Silent
 from mess.config import Config
 from mess.errors import ConfigError
@@ -214,7 +215,7 @@ def test_a_bundle_of_segments_with_several_tensors_answers_as_the_network(
         network,
         planned,
         tmp_path / "bundle",
-        size=SIZE,
+        framing=Framing(size=SIZE),
         format_=format_,
         facts={},
         reporter=Silent(),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mess.cache.compression import compress, decompress
-from mess.common.metrics import label_counts
+from mess.common.metrics import VOID, label_counts
 from mess.common.resizing import upsampled
 from mess.config import Config
 from mess.exits import FINAL
@@ -200,10 +200,16 @@ def test_maps_survive_compression_whatever_their_layout() -> None:
 def test_against_the_final_exit_its_classes_are_in_the_place_of_labels(
     network: OverprovisionedNetwork,
 ) -> None:
-    """Every number is what it is with those classes as labels; the final exit is never wrong."""
+    """Every number is what it is with those classes as labels; the final exit is never wrong.
+
+    Void stays void.
+    """
     labels = [
-        torch.from_numpy(classes_at_input(native_logits(network, FINAL, images)))
-        for images, _, _ in batches()
+        label.where(
+            label == VOID,
+            torch.from_numpy(classes_at_input(native_logits(network, FINAL, images))).to(label),
+        )
+        for images, label, _ in batches()
     ]
     labelled = [(images, label, i) for (images, _, i), label in zip(batches(), labels, strict=True)]
     expected = list(predict(network, labelled, SPECS, device=CPU))
@@ -216,5 +222,5 @@ def test_against_the_final_exit_its_classes_are_in_the_place_of_labels(
                 if values is not None:
                     np.testing.assert_array_equal(getattr(ours[exit_id], name), values)
         np.testing.assert_array_equal(ours[FINAL].intersection, ours[FINAL].predicted)
-        assert (ours[FINAL].predicted.sum(1) == SIZE[0] * SIZE[1]).all()
+        assert (ours[FINAL].predicted.sum(1) < SIZE[0] * SIZE[1]).all()
         assert any((row.intersection != row.predicted).any() for row in ours.values())

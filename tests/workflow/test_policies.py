@@ -136,10 +136,11 @@ def test_an_exit_in_the_middle_compares_and_is_compared_with(
         )
         for depth, (name, point) in enumerate(zip(names, points, strict=True))
     ]
-    size = run.config.data.size
+    framing = run.config.data.framing
     path = export_bundle(
-        network, planned, tmp_path / "bundle", size=size, format_=format_, facts={}, reporter=SILENT
-    )
+        network, planned, tmp_path / "bundle", framing=framing, format_=format_, facts={},
+        reporter=SILENT,
+    )  # fmt: skip
     bundle = load_bundle(path)
     data = open_split(run.config.data, "calibration", run.config.seed)
     compared = []
