@@ -149,8 +149,10 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     """
     backbone = _meta_backbone(config.backbone, num_classes)
     # What would fail in training fails here: crops have another size.
-    _costs(backbone, config.data.crop_size, num_classes, "training crops (data.crop)")
-    costs = _costs(backbone, config.data.size, num_classes, "images (data.size)")
+    named = config.backbone.outputs
+    outputs = num_classes if named is None else len(named)
+    _costs(backbone, config.data.crop_size, outputs, "training crops (data.crop)")
+    costs = _costs(backbone, config.data.size, outputs, "images (data.size)")
     points = _points(config, backbone, costs)
     head_macs = costs.head
     # The network without exits: both ways of choosing points end with the last block.
@@ -181,7 +183,7 @@ class _Costs(NamedTuple):
     shapes: dict[str, Shape]
 
 
-def _costs(backbone: Backbone, size: tuple[int, int], classes: int, what: str) -> _Costs:
+def _costs(backbone: Backbone, size: tuple[int, int], outputs: int, what: str) -> _Costs:
     """Of images of this size; raises ConfigError that names the block which does not take them."""
     shapes: dict[str, Shape] = {IMAGE: (1, 3, *size)}
     height, width = size
@@ -207,11 +209,11 @@ def _costs(backbone: Backbone, size: tuple[int, int], classes: int, what: str) -
         block_macs.append(cost)
         shapes |= dict(zip(gives, found, strict=True))
     head_macs, logits = run("the final head", backbone.head, backbone.head_reads)
-    if len(logits) != 1 or len(logits[0]) != 4 or logits[0][1] != classes:
+    if len(logits) != 1 or len(logits[0]) != 4 or logits[0][1] != outputs:
         raise ConfigError(
             f"the final head gives {', '.join(str(list(s)) for s in logits)}, not logits "
-            f"(1, {classes}, h, w) of the {classes} classes. Build it for as many as the data set "
-            "has."
+            f"(1, {outputs}, h, w). Build it for the {outputs} outputs that its factory is asked "
+            "for: the data set's classes, or the channels that backbone.outputs names."
         )
     return _Costs(block_macs, head_macs, shapes)
 

@@ -298,5 +298,5 @@ def test_sizes_that_a_network_does_not_take_are_told_without_training(
 def test_a_head_of_other_classes_is_told_without_training(make_config: MakeConfig) -> None:
     backbone = {"name": "tests.forked:too_few", "options": {}}
     config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
-    with pytest.raises(ConfigError, match=r"final head gives \[1, 5, .* of the 6 classes"):
+    with pytest.raises(ConfigError, match=r"final head gives \[1, 5, .* for the 6 outputs"):
         candidates(config, CLASSES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from mess.errors import WeightsError
-from mess.networks.backbones.outputs import SelectedChannels
+from mess.networks.backbones.outputs import SelectedChannels, SelectedHead
 
 IMAGE = "image"
 """The tensor that a network starts from, (B, 3, H, W)."""
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
     @property
     def final(self) -> nn.Module:
         """The final exit: the head, and the selection of its channels where there is one."""
-        return self.head if self._outputs is None else nn.Sequential(self.head, self._outputs)
+        return self.head if self._outputs is None else SelectedHead(self.head, self._outputs)
 
     @property
     def is_chain(self) -> bool:

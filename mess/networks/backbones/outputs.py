@@ -27,6 +27,17 @@ class SelectedChannels(nn.Module):
         return logits.index_select(1, self.get_buffer("_index"))
 
 
+class SelectedHead(nn.Module):
+    """A head, of which some channels are the logits."""
+
+    def __init__(self, head: nn.Module, selection: SelectedChannels) -> None:
+        super().__init__()
+        self.head, self.selection = head, selection
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return self.selection(self.head(*features))
+
+
 def channels_of(outputs: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     """For each of the data set's `classes` the channel of the network that has it.
 
