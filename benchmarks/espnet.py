@@ -39,7 +39,8 @@ def espnet(num_classes: int, *, weights: str = "none", p: int = 2, q: int = 8) -
         **{f"level3.{number}": block for number, block in enumerate(encoder.level3)},
     }
     reads = (f"level3.{q - 1}", "level3_0", "joined", "level1")
-    return Backbone(blocks, Block(Decoder(network), reads=reads))
+    # So that weights under the authors' names are found.
+    return Backbone(blocks, Block(Decoder(network), reads=reads)).name_after(network)
 
 
 class ESPNet(nn.Module):
