@@ -10,11 +10,15 @@ import torch
 from mess.common.files import sha256, write_json
 from mess.common.metrics import chance_miou, iou, mean_iou
 from mess.common.progress import Reporter
-from mess.config import Config
-from mess.data import open_split
+from mess.config import BackboneConfig, Config
+from mess.data import ClassTable, open_split
 from mess.errors import ConfigError, WeightsError
 from mess.exits import FINAL
+from mess.networks.adoption import adopt_weights
+from mess.networks.backbones import build_backbone
+from mess.networks.backbones.outputs import channels_of
 from mess.networks.network import OverprovisionedNetwork
+from mess.networks.weight_files import read_weights
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.sentences.adoption import adoption_lines
@@ -25,7 +29,8 @@ from mess.training.stages.recipes import RECIPES
 def adopting(config: Config, weights: Path) -> Config:
     """`config` for a run whose backbone and final exit are those of the file `weights`, untrained.
 
-    Raises ConfigError where it says that they are trained or come from elsewhere.
+    Raises ConfigError where it says that they are trained or come from elsewhere, WeightsError
+    where the file is not of its network: before there is a run of it.
     """
     training = config.training
     if RECIPES[training.scheme].pretraining == "joint":
@@ -49,7 +54,17 @@ def adopting(config: Config, weights: Path) -> Config:
     training = training.model_copy(update={"stage1": stage1, "adopted": sha256(weights)})
     # What the backbone would start from is not read: it may be a download.
     backbone = config.backbone.model_copy(update={"weights": "none"})
+    _try(weights, backbone, open_split(config.data, "train", config.seed).classes)
     return config.model_copy(update={"training": training, "backbone": backbone})
+
+
+def _try(weights: Path, config: BackboneConfig, classes: ClassTable) -> None:
+    if config.outputs is not None:
+        channels_of(config.outputs, classes.names)
+    # Names and shapes are compared here, too; nothing is copied.
+    with torch.device("meta"):
+        backbone = build_backbone(config, classes.num_classes)
+    adopt_weights(backbone, read_weights(weights), weights)
 
 
 def require_adopted(place: Run, weights: Path | None) -> Path:

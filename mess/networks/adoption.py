@@ -17,6 +17,9 @@ from mess.networks.backbones import Backbone
 _OPTIONAL = "num_batches_tracked"
 """Files from before torch counted batches have none, and in eval mode nothing reads them."""
 
+_AUXILIARY = ("aux_classifier.", "auxiliary_head.", "classification_head.")
+"""What libraries call parts of a model that have no say in its answer."""
+
 _OTHERWISE = (
     "Set backbone.name and backbone.options to the network that the weights are of, see "
     "docs/adopt.md."
@@ -80,10 +83,9 @@ def _namings(backbone: Backbone, own: Iterable[str], weights: Iterable[str]) -> 
     prefix, names, found = _prefixed({name: name for name in own}, weights)
     run = prefix.removesuffix("backbone.")
     yield _Naming(names, (f"{run}exits.",) if run != prefix else (), found)
-    original = backbone.original_names
-    if original:
+    if original := backbone.original_names:
         prefix, names, found = _prefixed({name: original.get(name, name) for name in own}, weights)
-        yield _Naming(names, (f"{prefix}aux_classifier.",), found)
+        yield _Naming(names, tuple(prefix + part for part in _AUXILIARY), found)
 
 
 def _prefixed(names: Mapping[str, str], weights: Iterable[str]) -> tuple[str, dict[str, str], int]:
@@ -133,4 +135,4 @@ def _require_fitting(key: str, own: Tensor, name: str, tensor: Tensor, path: Pat
 
 def _layer(key: str) -> str:
     """Which layer a tensor is of, by our own name."""
-    return f"layer {key.rpartition('.')[0] or key!r}"
+    return f"layer {key.rpartition('.')[0] or key}"

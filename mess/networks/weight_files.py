@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -44,22 +45,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         # Behind torch's advice to read it all the same.
         told = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        detail = f", such as a {told[1]}" if told else ""
-        raise WeightsError(
-            f"weights file {path} holds more than tensors{detail}, and reading "
-            "that could run code. If you trust it, save its tensors alone, in Python where its "
-            f'classes can be imported: found = torch.load("{path}", weights_only=False), then '
-            'torch.save(found["state_dict"], "weights.pth") of a checkpoint, or '
-            'torch.save(found.state_dict(), "weights.pth") of a model.'
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if told or (isinstance(error, pickle.UnpicklingError) and is_zipfile(path)):
+            such = f", such as a {told[1]}" if told else ""
+            raise WeightsError(
+                f"weights file {path} holds more than tensors{such}, and reading "
+                "that could run code. If you trust it, save its tensors alone, in Python where its "
+                f'classes can be imported: found = torch.load("{path}", weights_only=False), then '
+                'torch.save(found["state_dict"], "weights.pth") of a checkpoint, or '
+                'torch.save(found.state_dict(), "weights.pth") of a model.'
+            ) from error
+        # torch's reasons are of its own parts, such as KeyError 101.
         reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".rstrip()
         raise WeightsError(
-            f"weights file {path} is not what torch.save writes: {reason}. Save it again with "
-            'torch.save(model.state_dict(), "weights.pth").'
+            f"weights file {path} is damaged, or not what torch.save writes ({reason}). Save it "
+            'again with torch.save(model.state_dict(), "weights.pth").'
         ) from error
 
 

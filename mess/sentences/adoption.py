@@ -19,7 +19,8 @@ def adoption_lines(told: Mapping[str, Any]) -> list[str]:
     if told["miou"] <= told["chance"]:
         lines.append(
             f"This is near chance: {told['chance']:.4f} is what a guess reaches, or one class "
-            "everywhere. Are its outputs the classes in this order (backbone.outputs), and are "
-            "images normalised as in its training? See docs/adopt.md."
+            "everywhere. Are its channels the classes in this order (backbone.outputs), and does "
+            "it take images as it is given them (data.mean, data.std, data.channels, data.range)? "
+            "See docs/adopt.md."
         )
     return lines

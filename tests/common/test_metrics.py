@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mess.common.metrics import iou, mean_iou
+from mess.common.metrics import chance_miou, iou, mean_iou
 from tests.seeds import seeded
 
 
@@ -76,3 +76,20 @@ def test_leading_axes_are_independent_problems() -> None:
 def test_counts_beyond_int32_do_not_overflow() -> None:
     big = np.array([2**31 - 1], np.int32)
     assert mean_iou(big, big, big) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        # Seven of ten pixels right, of two classes that are there.
+        ([0] * 7 + [2] * 3, 0.7 / 2),
+        ([0, 1, 2, 1, 255], 1 / 3),
+        ([1] * 5, 1.0),
+    ],
+)
+def test_chance_is_one_class_everywhere_or_a_guess(label: list[int], expected: float) -> None:
+    most = max(set(label), key=label.count)
+    _, _, labels = counts([0] * len(label), label, 3)
+    assert chance_miou(labels) == pytest.approx(expected, abs=1e-12)
+    everywhere = plain_mean_iou([most] * len(label), label, 3)
+    assert chance_miou(labels) == pytest.approx(max(everywhere, 1 / 3), abs=1e-12)

@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from mess import workflow
+from mess.cli.app import main
 from mess.commands.adopt import adopting
 from mess.commands.train import train_network
 from mess.common.files import sha256
@@ -27,6 +30,7 @@ from mess.networks.backbones import build_backbone
 from mess.networks.backbones.base import Backbone
 from mess.runs.network import trained_network
 from mess.runs.run import Run, begin_run
+from mess.testing.backbones import filled
 from tests.seeds import seeded
 
 Adopt = Callable[..., Run]
@@ -155,6 +159,33 @@ def test_a_whole_network_of_a_run_is_adopted_without_its_exits(made: Run, adopt:
     same = {name for name in found if torch.equal(found[name], expected[name])}
     assert {name for name in found if name.startswith("backbone.")} <= same
     assert len(same) < len(found)
+
+
+def test_a_model_of_torchvision_is_adopted_from_a_checkpoint(made: Run, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        theirs = deeplabv3_mobilenet_v3_large(
+            weights=None, weights_backbone=None, num_classes=CLASSES.num_classes, aux_loss=True
+        )
+    theirs = filled(theirs)
+    file = tmp_path / "checkpoint.pth"
+    torch.save({"model": theirs.state_dict(), "epoch": 30}, file)
+    overrides = [
+        "backbone.name=deeplabv3_mobilenet_v3_large", "backbone.options={}", "exits.points=2",
+        "exits.crm=[8]", "exits.blocks=[0]", "training.stage2.iterations=1",
+    ]  # fmt: skip
+    config = adopting(load_config(made.config_file, overrides), file)
+    run = begin_run(tmp_path / "run", config, "run")
+    train_network(run, "cpu", Silent(), adopt=file)
+    found = logits(trained_network(run, CPU).backbone)
+    found = F.interpolate(found, size=(48, 64), mode="bilinear", align_corners=False)
+    with torch.inference_mode():
+        expected = theirs(images())["out"]
+    # The network was not in the layout that images of a run have, in which sums round otherwise.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    state = theirs.state_dict()
+    names = trained_network(run, CPU).backbone.original_names
+    weights = load_file(run.weights)
+    assert all(torch.equal(weights[f"backbone.{ours}"], state[n]) for ours, n in names.items())
 
 
 def test_it_says_how_good_the_network_is_before_anything_is_trained(
@@ -330,6 +361,21 @@ def test_a_class_without_a_channel_is_refused_before_training(
         adopt(weights, as_toml(names))
     with pytest.raises(ConfigError, match="none of them 'star'"):
         workflow.exits(overrides=[as_toml(names)])
+
+
+def test_a_refused_file_leaves_no_run_behind(
+    made: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next file may go where it would have gone."""
+    file, run = tmp_path / "other.pth", tmp_path / "run"
+    torch.save({"state_dict": {"conv.weight": torch.zeros(1)}}, file)
+    words = [str(word) for word in (made.config_file, "--run", run, "--adopt", file)]
+    monkeypatch.setattr("sys.argv", ["mess", "train-overprovisioned", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "other.pth is of another network" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_from_the_command_to_a_bundle(
