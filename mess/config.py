@@ -117,6 +117,10 @@ class BackboneConfig(_Section):
     """Names of the network's channels in order, where they are not the data set's classes in order.
     Those that name no class, such as "void", are left out."""
 
+    def channels(self, num_classes: int) -> int:
+        """How many channels the network's own logits have."""
+        return num_classes if self.outputs is None else len(self.outputs)
+
 
 class ExitsConfig(_Section):
     """The candidate exits (MESS paper, §4.1 and Eq. 1)."""

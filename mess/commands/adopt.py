@@ -102,7 +102,7 @@ def judge_adopted(
         found = {
             "file": weights.name,
             "sha256": adopted,
-            "images": len(data),
+            "images": len({data.image_id(index) for index in range(len(data))}),
             "miou": float(mean_iou(intersection, predicted, label)),
             "chance": chance_miou(label),
             "classes": [

@@ -149,8 +149,7 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     """
     backbone = _meta_backbone(config.backbone, num_classes)
     # What would fail in training fails here: crops have another size.
-    named = config.backbone.outputs
-    outputs = num_classes if named is None else len(named)
+    outputs = config.backbone.channels(num_classes)
     _costs(backbone, config.data.crop_size, outputs, "training crops (data.crop)")
     costs = _costs(backbone, config.data.size, outputs, "images (data.size)")
     points = _points(config, backbone, costs)

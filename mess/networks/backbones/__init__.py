@@ -46,14 +46,14 @@ def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
     not fit.
     """
     factory = _factory(config.name)
-    outputs = num_classes if config.outputs is None else len(config.outputs)
+    channels = config.channels(num_classes)
     try:
-        inspect.signature(factory).bind(outputs, weights=config.weights, **config.options)
+        inspect.signature(factory).bind(channels, weights=config.weights, **config.options)
     except TypeError as error:
         raise ConfigError(
             f"backbone {config.name!r} does not take the options {config.options}: {error}."
         ) from error
-    backbone = factory(outputs, weights=config.weights, **config.options)
+    backbone = factory(channels, weights=config.weights, **config.options)
     if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"backbone {config.name!r} returned {type(backbone).__name__}; a factory returns "
