@@ -232,7 +232,8 @@ def _strength(
 
 
 def _training_images(place: Run) -> set[str]:
-    splits = (ImageSource(split, None).open(place) for split in ("train", "holdout"))
+    names = ("train", "holdout") if place.config.data.holdout else ("train",)
+    splits = (ImageSource(name, None).open(place) for name in names)
     return {print_ for split in splits for print_ in split.image_fingerprints().values()}
 
 

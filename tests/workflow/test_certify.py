@@ -86,6 +86,13 @@ def test_limits_are_those_of_the_search(searched: Callable[..., Path]) -> None:
     assert told["limits"] == [{"max_error": 0.3, "checkpoint": None}]
 
 
+def test_a_run_that_holds_no_image_out_certifies(run: Run, searched: Callable[..., Path]) -> None:
+    bundle = searched(**SEARCH)
+    write_text(run.config_file, load_config(run.config_file, ["data.holdout=0.0"]).to_toml())
+    (told,) = workflow.certify([bundle], max_error=0.99)["tested"]
+    assert told["holds"]
+
+
 def test_drawn_images_have_no_folder(
     run: Run, searched: Callable[..., Path], tmp_path: Path
 ) -> None:

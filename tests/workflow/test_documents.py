@@ -124,7 +124,7 @@ EXAMPLES = "".join(blocks(OWN_BACKBONE, "bash")).splitlines()
 
 @pytest.mark.parametrize(
     ("line", "block"),
-    list(zip(EXAMPLES, ("block3", "down3", "layer3.3", "blocks.4.1"), strict=True)),
+    list(zip(EXAMPLES, ("block3", "down3", "down2", "layer3.3", "blocks.4.1"), strict=True)),
 )
 def test_the_backbone_examples_work(
     tmp_path: Path,
