@@ -107,3 +107,11 @@ def strict(num_classes: int, *, weights: str = "none") -> Backbone:
 def too_few(num_classes: int, *, weights: str = "none") -> Backbone:
     """Logits of one class less than there are."""
     return strict(num_classes - 1, weights=weights)
+
+
+def changing(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A block that begins with a rectifier in place, as in networks of pre-activation blocks."""
+    assert weights == "none"
+    second = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+    blocks = {"first": nn.Conv2d(3, 4, 3, stride=2, padding=1), "second": second}
+    return Backbone(blocks, nn.Conv2d(4, num_classes, 1))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from mess.config import BackboneConfig, Config, ExitsConfig
 from mess.errors import ConfigError, nearest
@@ -16,12 +15,18 @@ from mess.exits import FINAL, ExitArchitecture, architectures
 from mess.networks import macs
 from mess.networks.backbones import Backbone, build_backbone
 from mess.networks.backbones.base import IMAGE
+from mess.networks.backbones.checks import run_in_turn
 from mess.networks.backbones.heads import HEADS, MIN_HEAD_CHANNELS
 from mess.networks.heads import build_exit
 from mess.networks.macs import Shape
 
 KEPT = "kept"
 TRAINED = "trained"
+
+_SIDES = (
+    "Networks that go down and up again need sides that are multiples of their output stride, such "
+    "as 8 or 32."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +153,8 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     costs too much or leaves too few channels is listed with the reason in `status`.
     """
     backbone = _meta_backbone(config.backbone, num_classes)
-    # What would fail in training fails here: crops have another size.
-    outputs = config.backbone.channels(num_classes)
-    _costs(backbone, config.data.crop_size, outputs, "training crops (data.crop)")
-    costs = _costs(backbone, config.data.size, outputs, "images (data.size)")
+    _require_takes(backbone, config, num_classes)
+    costs = _costs(backbone, config.data.size)
     points = _points(config, backbone, costs)
     head_macs = costs.head
     # The network without exits: both ways of choosing points end with the last block.
@@ -174,6 +177,24 @@ def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
         return build_backbone(config.model_copy(update={"weights": "none"}), num_classes)
 
 
+def _require_takes(backbone: Backbone, config: Config, num_classes: int) -> None:
+    """Refuse what would fail in training or later: sizes, changes in place, another head."""
+    outputs, title = config.backbone.channels(num_classes), f"backbone {config.backbone.name!r}"
+    sizes = {"training crops (data.crop)": config.data.crop_size, "images": config.data.size}
+    for what, (height, width) in sizes.items():
+        fault = f"{title} does not take {what} of {height}×{width} pixels"
+        image = torch.empty(1, 3, height, width, device="meta")
+        # Tensors of the inference mode do not tell what changes them.
+        with torch.inference_mode(False), torch.no_grad():
+            logits = run_in_turn(backbone.eval(), image, title, fault, _SIDES)
+        if logits.dim() != 4 or logits.shape[1] != outputs:
+            raise ConfigError(
+                f"the final head of {title} gives {list(logits.shape)}, not logits "
+                f"(1, {outputs}, h, w). A factory builds it for as many outputs as it is asked "
+                "for: the data set's classes, or the channels that backbone.outputs names."
+            )
+
+
 class _Costs(NamedTuple):
     """MACs of the blocks and the head, and the shapes of all tensors by name."""
 
@@ -182,38 +203,16 @@ class _Costs(NamedTuple):
     shapes: dict[str, Shape]
 
 
-def _costs(backbone: Backbone, size: tuple[int, int], outputs: int, what: str) -> _Costs:
-    """Of images of this size; raises ConfigError that names the block which does not take them."""
+def _costs(backbone: Backbone, size: tuple[int, int]) -> _Costs:
+    """Of images of this size, which the network takes."""
     shapes: dict[str, Shape] = {IMAGE: (1, 3, *size)}
-    height, width = size
-
-    def run(name: str, module: nn.Module, reads: Sequence[str]) -> tuple[int, tuple[Shape, ...]]:
-        inputs = [shapes[each] for each in reads]
-        try:
-            return macs.macs_and_shapes(module, *inputs)
-        except Exception as error:  # whatever a network's own code raises
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise ConfigError(
-                f"{name} does not run on {what} of {height}×{width} pixels: it reads "
-                f"{', '.join(f'{n} {list(s[1:])}' for n, s in zip(reads, inputs, strict=True))}, "
-                f"and fails with {reason}. Networks that go down and up again need sides that are "
-                "multiples of their output stride, such as 8 or 32."
-            ) from error
-
     block_macs = []
-    for name, block, reads, gives in zip(
-        backbone.names, backbone.blocks, backbone.reads, backbone.gives, strict=True
-    ):
-        cost, found = run(f"block {name!r}", block, reads)
+    for block, reads, gives in zip(backbone.blocks, backbone.reads, backbone.gives, strict=True):
+        cost, found = macs.macs_and_shapes(block, *(shapes[name] for name in reads))
         block_macs.append(cost)
         shapes |= dict(zip(gives, found, strict=True))
-    head_macs, logits = run("the final head", backbone.head, backbone.head_reads)
-    if len(logits) != 1 or len(logits[0]) != 4 or logits[0][1] != outputs:
-        raise ConfigError(
-            f"the final head gives {', '.join(str(list(s)) for s in logits)}, not logits "
-            f"(1, {outputs}, h, w). Build it for the {outputs} outputs that its factory is asked "
-            "for: the data set's classes, or the channels that backbone.outputs names."
-        )
+    read = (shapes[name] for name in backbone.head_reads)
+    head_macs, _ = macs.macs_and_shapes(backbone.final, *read)
     return _Costs(block_macs, head_macs, shapes)
 
 

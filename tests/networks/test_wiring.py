@@ -280,11 +280,11 @@ def test_a_finer_stride_adds_finer_features(config: Config, image: Tensor) -> No
     [
         (
             {"size": [36, 48], "crop": 1.0},
-            r"block 'skip' does not run on training crops \(data\.crop\) of 36×48 pixels: it reads "
-            r"down \[4, 9, 12\], deep \[4, 5, 6\], and fails with .*multiples of their output",
+            r"does not take training crops \(data\.crop\) of 36×48 pixels: 'skip' does not run on "
+            r"features of shape \[1, 4, 9, 12\] and \[1, 4, 5, 6\]: .*multiples of their output",
         ),
         ({"size": [32, 48], "crop": 0.9}, r"training crops .* of 29×43 pixels"),
-        ({"size": [36, 36], "crop": 0.889}, r"images \(data\.size\) of 36×36 pixels"),
+        ({"size": [36, 36], "crop": 0.889}, r"does not take images of 36×36 pixels"),
     ],
 )
 def test_sizes_that_a_network_does_not_take_are_told_without_training(
@@ -298,5 +298,13 @@ def test_sizes_that_a_network_does_not_take_are_told_without_training(
 def test_a_head_of_other_classes_is_told_without_training(make_config: MakeConfig) -> None:
     backbone = {"name": "tests.forked:too_few", "options": {}}
     config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
-    with pytest.raises(ConfigError, match=r"final head gives \[1, 5, .* for the 6 outputs"):
+    with pytest.raises(ConfigError, match=r"the final head of .* gives \[1, 5, .*\(1, 6, h, w\)"):
+        candidates(config, CLASSES)
+
+
+def test_a_block_that_changes_its_input_is_told_without_training(make_config: MakeConfig) -> None:
+    """Counting hands inputs of plain rectifiers on, so it would not notice."""
+    backbone = {"name": "tests.forked:changing", "options": {}}
+    config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
+    with pytest.raises(ConfigError, match="block 'second' changes its input in place"):
         candidates(config, CLASSES)

@@ -44,7 +44,8 @@ def checked_backbone(
             scatter(probe.to(device))
         expected = _answered(probe, answer, image.to(device), title)
         backbone = cut(probe)
-        found = _run(backbone, image.to(device), title, otherwise)
+        fault = f"{title} is no chain of its layers"
+        found = run_in_turn(backbone, image.to(device), title, fault, otherwise)
     if found.shape != expected.shape:
         _refuse(
             backbone, title, f"of shape {list(found.shape)}, not {list(expected.shape)}", otherwise
@@ -101,26 +102,34 @@ def _answered(
         ) from error
 
 
-def _run(backbone: Backbone, image: Tensor, title: str, otherwise: str) -> Tensor:
-    """The logits of blocks and head run in turn; refuses a block that changes what exits read."""
+def run_in_turn(
+    backbone: Backbone, image: Tensor, title: str, fault: str, otherwise: str
+) -> Tensor:
+    """The logits of blocks and head, one after another.
+
+    Raises ConfigError for a block that fails or returns no features, whose message begins with
+    `fault`, and for one that changes what exits read.
+    """
     tensors = {IMAGE: image}
     for index, (name, block) in enumerate(zip(backbone.names, backbone.blocks, strict=True)):
         inputs = [tensors[read] for read in backbone.reads[index]]
-        found = _checked(repr(name), block, inputs, title, otherwise)
+        found = _checked(repr(name), block, inputs, title, fault, otherwise)
         several = found if isinstance(found, tuple) else (found,)
         gives = backbone.gives[index]
         features = several[0]
         if not isinstance(features, Tensor) or features.dim() != 4 or len(several) != len(gives):
             raise ConfigError(
-                f"{title} is no chain of its layers: {name!r} does not return features "
-                f"(B, C, h, w). {otherwise}"
+                f"{fault}: {name!r} does not return features (B, C, h, w)"
+                f"{f' and {len(gives) - 1} tensors' if len(gives) > 1 else ''}. {otherwise}"
             )
         tensors |= dict(zip(gives, several, strict=True))
     inputs = [tensors[read] for read in backbone.head_reads]
-    return _checked("the head", backbone.head, inputs, title, otherwise)
+    return _checked("the head", backbone.head, inputs, title, fault, otherwise)
 
 
-def _checked(name: str, part: nn.Module, inputs: list[Tensor], title: str, otherwise: str) -> Any:
+def _checked(
+    name: str, part: nn.Module, inputs: list[Tensor], title: str, fault: str, otherwise: str
+) -> Any:
     """What a part returns, which has to leave its inputs as they are."""
     versions = [tensor._version for tensor in inputs]
     try:
@@ -128,8 +137,8 @@ def _checked(name: str, part: nn.Module, inputs: list[Tensor], title: str, other
     except Exception as error:  # whatever another library's module raises
         shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
         raise ConfigError(
-            f"{title} is no chain of its layers: {name} does not run on features of shape "
-            f"{shapes}: {first_line(error)}. {otherwise}"
+            f"{fault}: {name} does not run on features of shape {shapes}: {first_line(error)}. "
+            f"{otherwise}"
         ) from error
     # torch counts changes in place, on the meta device too, where values would not show them.
     if [tensor._version for tensor in inputs] != versions:
