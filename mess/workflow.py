@@ -2,8 +2,8 @@
 
 Functions that need torch import it when they run: `mess search` and `mess --help` start without.
 
-May import: config, cache, commands, common, compute, data, networks, networks.backbones, report,
-runs, runtime, search.exact, signals.
+May import: config, cache, commands, common, compute, data, export, networks, networks.backbones,
+report, runs, runtime, search.exact, signals.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def exits(
 ) -> list[dict[str, Any]]:
     """The candidate exits of a configuration as rows of exits.parquet, without training."""
     from mess.data import open_split
+    from mess.export.programs import require_exportable_backbone
     from mess.networks.backbones.outputs import channels_of
     from mess.networks.candidates import candidates
 
@@ -98,7 +99,9 @@ def exits(
     classes = open_split(settings.data, "train", settings.seed).classes
     if settings.backbone.outputs is not None:
         channels_of(settings.backbone.outputs, classes.names)  # the same
-    return [asdict(row) for row in candidates(settings, classes.num_classes)]
+    rows = candidates(settings, classes.num_classes)
+    require_exportable_backbone(settings, classes.num_classes)
+    return [asdict(row) for row in rows]
 
 
 def memoise(

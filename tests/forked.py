@@ -115,3 +115,17 @@ def changing(num_classes: int, *, weights: str = "none") -> Backbone:
     second = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
     blocks = {"first": nn.Conv2d(3, 4, 3, stride=2, padding=1), "second": second}
     return Backbone(blocks, nn.Conv2d(4, num_classes, 1))
+
+
+class Deciding(nn.Module):
+    """A step that depends on a value, which runs everywhere and can be written as no program."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features if features.is_meta or float(features.mean()) > 0 else -features
+
+
+def deciding(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A block that no program can hold."""
+    assert weights == "none"
+    blocks = {"first": nn.Conv2d(3, 4, 3, stride=2, padding=1), "second": Deciding()}
+    return Backbone(blocks, nn.Conv2d(4, num_classes, 1))

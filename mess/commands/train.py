@@ -19,7 +19,7 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config
 from mess.data import ClassTable, SegmentationData, open_split
 from mess.data.loader import Batch, training_loader
-from mess.export.programs import require_exportable
+from mess.export.programs import require_exportable, require_exportable_backbone
 from mess.networks.adoption import adopt_weights
 from mess.networks.candidates import KEPT, TRAINED, Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
@@ -63,6 +63,7 @@ def train_network(
     # What would fail after training fails before it.
     require_exportable(configured_signals(config.memoise), config.data.size, classes.num_classes)
     rows = candidates(config, classes.num_classes)
+    require_exportable_backbone(config, classes.num_classes)
     network = _starting_network(place, config, rows, classes, adopt)
     network.backbone.to(device)  # exits go there when they are trained
     if adopt and processes.is_first and not place.checkpoint.exists():

@@ -1,4 +1,4 @@
 """Parts of a network as programs, and the bundle of an instance.
 
-May import: errors, exits, common, networks, networks.backbones, runtime, signals.
+May import: errors, config, exits, common, networks, networks.backbones, runtime, signals.
 """

@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mess.config import Config
 from mess.errors import ConfigError
+from mess.networks.backbones import BACKBONES, build_backbone
+from mess.networks.backbones.base import IMAGE
 from mess.networks.network import export_copy
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import SignalModule, measure
@@ -87,6 +90,40 @@ def require_exportable(signals: Iterable[Signal], size: tuple[int, int], classes
                     f"run it: {cause} Its `of` may use torch operations on `maps` alone, without "
                     "numpy, .item() or branches that depend on values."
                 ) from error
+
+
+def require_exportable_backbone(config: Config, num_classes: int) -> None:
+    """Try the blocks and the head of a backbone of the user's own, before they are trained.
+
+    By torch.export, from which every program is written, with whatever weights memory holds.
+    Raises ConfigError that names the block. Tests hold the built-in ones to it.
+    """
+    name = config.backbone.name
+    if name in BACKBONES:
+        return
+    with torch.device("meta"):
+        bare = config.backbone.model_copy(update={"weights": "none"})
+        backbone = build_backbone(bare, num_classes).eval()
+    # Not on the meta device, where candidates have run: branches on values show on real ones.
+    backbone = backbone.to_empty(device="cpu")
+    tensors = {IMAGE: torch.zeros(1, 3, *config.data.size)}
+    parts = [*zip(backbone.names, backbone.blocks, backbone.reads, backbone.gives, strict=True)]
+    for block, module, reads, gives in [
+        *parts, ("the final head", backbone.final, backbone.head_reads, ("logits",)),
+    ]:  # fmt: skip
+        inputs = tuple(tensors[each] for each in reads)
+        try:
+            with _quiet(), redirect_stderr(StringIO()), torch.no_grad():
+                torch.export.export(module, inputs)
+                found = module(*inputs)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"{block!r} of the backbone {name!r} cannot be exported, so no device could run "
+                f"it: {reason}. Its forward may use torch operations alone, without numpy, .item() "
+                "or branches that depend on values."
+            ) from error
+        tensors |= dict(zip(gives, found if len(gives) > 1 else (found,), strict=True))
 
 
 @contextmanager

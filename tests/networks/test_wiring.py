@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mess import workflow
 from mess.common.framing import Framing
 from mess.common.progress import Silent
 from mess.config import Config
@@ -308,3 +309,18 @@ def test_a_block_that_changes_its_input_is_told_without_training(make_config: Ma
     config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
     with pytest.raises(ConfigError, match="block 'second' changes its input in place"):
         candidates(config, CLASSES)
+
+
+@pytest.mark.parametrize("command", ["exits", "train"])
+def test_a_block_that_cannot_be_exported_is_told_without_training(
+    make_config: MakeConfig, tmp_path: Path, command: str
+) -> None:
+    backbone = {"name": "tests.forked:deciding", "options": {}}
+    config = tmp_path / "own.toml"
+    config.write_text(make_config(backbone=backbone, exits={"points": 2}).to_toml())
+    message = "'second' of the backbone 'tests.forked:deciding' cannot be exported"
+    with pytest.raises(ConfigError, match=message):
+        if command == "exits":
+            workflow.exits(config)
+        else:
+            workflow.train_overprovisioned(config, run=tmp_path / "run")
