@@ -59,10 +59,11 @@ def build(name: str, weights: str = "none", **options: Any) -> Backbone:
 SMALL: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"width": 0.25},
     "timm": {"model": "mobilenetv3_small_050"},
+    "smp": {"model": "Unet", "encoder": "resnet18", "decoder_channels": [16, 16, 8, 8, 8]},
 }
 """Options of backbones that need some, or are large without."""
 
-STRIDE = {"deeplabv3_mobilenet_v3_large": 16}
+STRIDE = {"deeplabv3_mobilenet_v3_large": 16, "smp": 1}
 """Output strides other than 8."""
 
 

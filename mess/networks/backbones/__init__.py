@@ -24,6 +24,7 @@ from mess.networks.backbones.resnet import (
     fcn_resnet101,
 )
 from mess.networks.backbones.small import small_resnet
+from mess.networks.backbones.smp_models import smp_model
 from mess.networks.backbones.timm_models import timm_model
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -36,6 +37,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
     "lraspp_mobilenet_v3_large": lraspp_mobilenet_v3_large,
     "timm": timm_model,
+    "smp": smp_model,
 }
 
 
