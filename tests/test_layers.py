@@ -141,7 +141,7 @@ def test_libraries_of_backbones_are_loaded_by_those_that_need_them() -> None:
         "build_backbone(BackboneConfig(name='small_resnet'), 5)"
     )
     assert "torchvision" in loaded
-    assert not loaded & {"timm", "segmentation_models_pytorch"}
+    assert not loaded & {"timm", "segmentation_models_pytorch", "transformers"}
 
 
 def test_running_a_bundle_needs_no_torch() -> None:

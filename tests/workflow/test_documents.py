@@ -122,6 +122,7 @@ def test_the_contracts_of_the_documents_are_kept(tmp_path: Path) -> None:
 EXAMPLES = "".join(blocks(OWN_BACKBONE, "bash")).splitlines()
 LISTED = (
     "block3", "down3", "down2", "layer3.3", "blocks.4.1", "decoder.blocks.2",
+    "stages.2.blocks.4", "stages.2.layers.5",
 )  # fmt: skip
 """A block of each, at which exits are listed."""
 
