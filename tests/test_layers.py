@@ -134,6 +134,16 @@ def test_commands_that_need_no_network_start_without_torch(code: str) -> None:
     assert not loaded & {"torch", "torchvision", "onnxruntime", "onnx", "optuna", "plotly"}
 
 
+def test_libraries_of_backbones_are_loaded_by_those_that_need_them() -> None:
+    loaded = loaded_after(
+        "from mess.config import BackboneConfig\n"
+        "from mess.networks.backbones import build_backbone\n"
+        "build_backbone(BackboneConfig(name='small_resnet'), 5)"
+    )
+    assert "torchvision" in loaded
+    assert not loaded & {"timm", "segmentation_models_pytorch", "transformers"}
+
+
 def test_running_a_bundle_needs_no_torch() -> None:
     loaded = loaded_after(
         "import mess; mess.load_bundle\n"

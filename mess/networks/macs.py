@@ -1,4 +1,4 @@
-"""Multiply-adds, counted once each, of convolution and linear layers."""
+"""Multiply-adds, counted once each: of convolutions, linear layers and attention's products."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def filled(module: M) -> M:
 def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
     if name.endswith(("running_var", "num_batches_tracked")):
         tensor.fill_(1)
-    elif tensor.dim() == 4:
+    elif tensor.dim() > 1:
         # A uniform variable up to this bound has a variance of 1 / fan-in, so that features neither
         # vanish nor blow up over the blocks.
         bound = (3 / tensor[0].numel()) ** 0.5

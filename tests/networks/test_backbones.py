@@ -59,10 +59,25 @@ def build(name: str, weights: str = "none", **options: Any) -> Backbone:
 SMALL: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"width": 0.25},
     "timm": {"model": "mobilenetv3_small_050"},
+    "smp": {"model": "Unet", "encoder": "resnet18", "decoder_channels": [16, 16, 8, 8, 8]},
+    "segformer": {
+        "hidden_sizes": [8, 16, 24, 32],
+        "num_attention_heads": [1, 2, 3, 4],
+        "depths": [1, 2, 1, 1],
+        "decoder_hidden_size": 16,
+    },
+    "upernet": {
+        "hidden_size": 16,
+        "backbone_config": {
+            "model_type": "convnext",
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 2, 1, 1],
+        },
+    },
 }
 """Options of backbones that need some, or are large without."""
 
-STRIDE = {"deeplabv3_mobilenet_v3_large": 16}
+STRIDE = {"deeplabv3_mobilenet_v3_large": 16, "smp": 1, "segformer": 4, "upernet": 4}
 """Output strides other than 8."""
 
 

@@ -120,11 +120,16 @@ def test_the_contracts_of_the_documents_are_kept(tmp_path: Path) -> None:
 
 
 EXAMPLES = "".join(blocks(OWN_BACKBONE, "bash")).splitlines()
+LISTED = (
+    "block3", "down3", "down2", "layer3.3", "blocks.4.1", "decoder.blocks.2",
+    "stages.2.blocks.4", "stages.2.layers.5",
+)  # fmt: skip
+"""A block of each, at which exits are listed."""
 
 
 @pytest.mark.parametrize(
     ("line", "block"),
-    list(zip(EXAMPLES, ("block3", "down3", "down2", "layer3.3", "blocks.4.1"), strict=True)),
+    list(zip(EXAMPLES, LISTED, strict=True)),
 )
 def test_the_backbone_examples_work(
     tmp_path: Path,

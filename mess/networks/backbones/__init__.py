@@ -23,8 +23,11 @@ from mess.networks.backbones.resnet import (
     drn50,
     fcn_resnet101,
 )
+from mess.networks.backbones.segformer import segformer
 from mess.networks.backbones.small import small_resnet
+from mess.networks.backbones.smp_models import smp_model
 from mess.networks.backbones.timm_models import timm_model
+from mess.networks.backbones.upernet import upernet
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "small_resnet": small_resnet,
@@ -36,6 +39,9 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
     "lraspp_mobilenet_v3_large": lraspp_mobilenet_v3_large,
     "timm": timm_model,
+    "smp": smp_model,
+    "segformer": segformer,
+    "upernet": upernet,
 }
 
 

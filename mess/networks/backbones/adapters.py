@@ -74,7 +74,7 @@ def block_names(
         names = names[: _ends(names, last) + 1]
     while names and type(layers[names[-1]]) is nn.Identity:
         names.pop()
-    blocks = [name for name in names if _is_composite(layers[name])]
+    blocks = [name for name in names if is_composite(layers[name])]
     if not blocks:
         raise ConfigError(
             f"{title} has no layers of several parts, such as residual blocks, but "
@@ -107,7 +107,8 @@ def _layers(
             yield path, layer
 
 
-def _is_composite(layer: nn.Module) -> bool:
+def is_composite(layer: nn.Module) -> bool:
+    """Whether a layer is made of several with weights, such as a residual block."""
     return any(True for part in layer.children() for _ in part.parameters())
 
 

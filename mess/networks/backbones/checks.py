@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mess.errors import ConfigError, MessError
 from mess.networks.backbones.base import IMAGE, Backbone
+from mess.networks.backbones.libraries import built, first_line
 
-_TRIAL = (64, 96)
+TRIAL = (64, 96)
 """Height and width of the image that a cut is tried on."""
 
 BY_HAND = "Write its factory by hand, see docs/own-backbone.md."
@@ -39,11 +40,11 @@ def checked_backbone(
         device = torch.device("meta" if on_meta else "cpu")
         # A generator of its own leaves the global one alone. The CPU is named for factories that
         # are called under torch.device("meta").
-        image = torch.rand(1, 3, *_TRIAL, generator=torch.Generator().manual_seed(0), device="cpu")
+        image = torch.rand(1, 3, *TRIAL, generator=torch.Generator().manual_seed(0), device="cpu")
         if not on_meta:
             scatter(probe.to(device))
         expected = _answered(probe, answer, image.to(device), title)
-        backbone = cut(probe)
+        backbone = built(lambda: cut(probe), title)
         fault = f"{title} is no chain of its layers"
         found = run_in_turn(backbone, image.to(device), title, fault, otherwise)
     if found.shape != expected.shape:
@@ -70,12 +71,6 @@ def output_of(model: nn.Module, head: nn.Module, image: Tensor, title: str) -> T
     return logits[0]
 
 
-def first_line(error: Exception) -> str:
-    """What a library's error says, short enough to quote."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def scatter(model: nn.Module) -> None:
     """Random parameters: fresh networks have scales of zero, behind which a wrong cut is hidden."""
     generator = torch.Generator().manual_seed(1)
@@ -97,7 +92,7 @@ def _answered(
         raise
     except Exception as error:  # whatever another library's module raises
         raise ConfigError(
-            f"{title} does not run on an image of {_TRIAL[0]}×{_TRIAL[1]} pixels: "
+            f"{title} does not run on an image of {TRIAL[0]}×{TRIAL[1]} pixels: "
             f"{first_line(error)}. {BY_HAND}"
         ) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from itertools import dropwhile
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from mess.errors import ConfigError, nearest
 from mess.networks.backbones.adapters import block_names, chain_of_layers, plain_sequential
 from mess.networks.backbones.base import Backbone, load_pretrained
-from mess.networks.backbones.checks import first_line
 from mess.networks.backbones.heads import HEADS
+from mess.networks.backbones.libraries import did_you_mean, first_line, library
 
 
 def timm_model(
@@ -46,7 +45,7 @@ def timm_model(
     load_pretrained(network, weights, None, _dropped(plain, last["module"]))
     classifier = HEADS[head](last["num_chs"], num_classes, dlb_channels)
     title = f"timm's {model}"
-    blocks = block_names(network, title, last["module"], _is_list)
+    blocks = block_names(network, title, last["module"], is_list)
     whole = _Segmentation(network, last["module"], classifier)
     backbone = chain_of_layers(whole, blocks, title)
     # As in timm's own files, in which a head of ours has no names.
@@ -75,15 +74,9 @@ class _Segmentation(nn.Module):
 
 
 def _library(model: str) -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            "backbone.name = 'timm' needs timm, which is not installed; run: pip install mess[timm]"
-        ) from None
+    timm = library("timm", "timm", "timm", "timm")
     if not timm.is_model(model):
-        close = difflib.get_close_matches(model, timm.list_models(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(model, timm.list_models())
         raise ConfigError(f"timm has no model {model!r}{hint} timm.list_models() names them all.")
     return timm
 
@@ -121,6 +114,6 @@ def _dropped(classifier: nn.Module, last: str) -> tuple[str, ...]:
     return tuple(f"{name}." for name in list(dropwhile(lambda name: name != last, names))[1:])
 
 
-def _is_list(layer: nn.Module) -> bool:
+def is_list(layer: nn.Module) -> bool:
     """Whether a layer is a list of others; timm's stages are, beside plain ones."""
     return plain_sequential(layer) or type(layer).__name__.endswith("Stage")

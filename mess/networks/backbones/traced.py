@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from mess.errors import ConfigError, nearest
 from mess.networks.backbones.base import IMAGE, Backbone, Block
-from mess.networks.backbones.checks import checked_backbone, first_line
+from mess.networks.backbones.checks import checked_backbone
+from mess.networks.backbones.libraries import first_line
 
 _TRIAL = (64, 96)
 """Height and width of the image that tells which values are tensors."""

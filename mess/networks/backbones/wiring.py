@@ -1,4 +1,4 @@
-"""Modules of other libraries that take their features together, as heads that take them apart."""
+"""Features as modules of other libraries take them: by name, as a list, as tokens."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ class Listed(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         return self.head(list(features))
+
+
+def to_tokens(features: Tensor) -> Tensor:
+    """(B, C, h, w) as the tokens of a transformer, (B, h·w, C)."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def to_features(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, h·w, C) as features (B, C, h, w), in the same memory."""
+    return tokens.transpose(1, 2).unflatten(2, tuple(size))
