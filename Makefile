@@ -6,7 +6,8 @@ RUN := runs/quickstart
 
 # One more than cores, as tests wait for processes; beyond four they wait for what they share.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
-PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
+# Workers share the cores, and threads that spin while they wait would take them from each other.
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
 FILE ?=
 
 .PHONY: quickstart test test-numerics check quick coverage lint compiled format clean
