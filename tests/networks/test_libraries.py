@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import segmentation
@@ -32,6 +32,9 @@ from mess.networks.network import OverprovisionedNetwork, build_network, fast_la
 from mess.runtime.bundle import load_bundle
 from mess.signals.builtin import ConfidentShare
 from tests.seeds import seeded
+
+# By name: pyright would read the whole library, which takes it minutes.
+transformers: Any = import_module("transformers")
 
 CLASSES = 7
 """No other layer has as many channels."""
