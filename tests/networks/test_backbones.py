@@ -112,7 +112,7 @@ def test_output_stride_can_be_chosen_and_others_are_refused(name: str) -> None:
 
 
 def test_a_backbone_without_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one block"):
+    with pytest.raises(ConfigError, match="at least one block"):
         Backbone({}, nn.Identity())
 
 

@@ -126,17 +126,25 @@ def test_a_chain_has_one_tensor_at_a_time() -> None:
         (
             {"a": Block(nn.Identity(), reads=("b",)), "b": nn.Identity()},
             nn.Identity(),
-            "'a' reads 'b'",
+            "'a' of a backbone reads 'b'",
         ),
-        ({"a": nn.Identity()}, Block(nn.Identity(), reads=("c",)), "the head reads 'c'.* image, a"),
-        ({"a": Block(nn.Identity(), gives=("a",))}, nn.Identity(), "'a' twice"),
-        ({"image": nn.Identity()}, nn.Identity(), "'image' twice"),
+        (
+            {"a": nn.Identity()},
+            Block(nn.Identity(), reads=("c",)),
+            "the head of a backbone reads 'c'.* image, a",
+        ),
+        (
+            {"a": Block(nn.Identity(), gives=("a",))},
+            nn.Identity(),
+            "two tensors of a backbone are named 'a'",
+        ),
+        ({"image": nn.Identity()}, nn.Identity(), "two tensors of a backbone are named 'image'"),
     ],
 )
 def test_wiring_that_cannot_be_is_refused(
     blocks: dict[str, nn.Module], head: nn.Module, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Backbone(blocks, head)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from mess.errors import WeightsError
+from mess.errors import ConfigError, WeightsError
 from mess.networks.backbones.outputs import SelectedChannels, SelectedHead
 
 IMAGE = "image"
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
     def __init__(self, blocks: Mapping[str, nn.Module | Block], head: nn.Module | Block) -> None:
         super().__init__()
         if not blocks:
-            raise ValueError("a backbone needs at least one block")
+            raise ConfigError("a backbone needs at least one block; exits attach to their ends.")
         self.names = tuple(blocks)
         wired = [each if isinstance(each, Block) else Block(each) for each in blocks.values()]
         end = head if isinstance(head, Block) else Block(head)
@@ -127,7 +127,10 @@ class Backbone(nn.Module):
         _require_known("the head", self.head_reads, known)
         repeated = [name for name in known if known.count(name) > 1]
         if repeated:
-            raise ValueError(f"a tensor is named {repeated[0]!r} twice; names are unique")
+            raise ConfigError(
+                f"two tensors of a backbone are named {repeated[0]!r}; rename the block, or what a "
+                "block gives beside its features."
+            )
 
     def select_outputs(self, channels: Sequence[int]) -> None:
         """Have the logits be these channels of the head's, in this order."""
@@ -168,9 +171,10 @@ class Backbone(nn.Module):
 def _require_known(reader: str, reads: Sequence[str], known: Sequence[str]) -> None:
     for name in reads:
         if name not in known:
-            raise ValueError(
-                f"{reader} reads {name!r}, which no block before it gives; there are "
-                f"{', '.join(known)}"
+            raise ConfigError(
+                f"{reader} of a backbone reads {name!r}, which no block before it gives; there are "
+                f"{', '.join(known)}. Let an earlier block give it (Block(module, gives=...)), or "
+                "move the block behind the one that does."
             )
 
 
