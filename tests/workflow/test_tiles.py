@@ -138,13 +138,14 @@ def test_the_command_tells_how_many_tiles_left_where(
     bundle = workflow.export(run.path)
     image = pictures(root)[0]
     words = ["mess", "predict", str(bundle), str(image), "--output", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", words)
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("sys.argv", [*words, "--json"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     (exit_,) = load_bundle(bundle).manifest["exits"]
-    assert f"4 tiles: 4 at {exit_['exit_id']}" in capsys.readouterr().out
+    told = json.loads(capsys.readouterr().out)
+    (answer,) = told if isinstance(told, list) else told["images"]
+    assert answer["tiles"] == {exit_["exit_id"]: 4}
 
 
 def test_an_anytime_bundle_hands_out_whole_pictures(
