@@ -17,6 +17,7 @@ from mess.config import Config
 from mess.errors import ConfigError
 from mess.networks.backbones import BACKBONES, build_backbone
 from mess.networks.backbones.base import IMAGE
+from mess.networks.backbones.libraries import first_line
 from mess.networks.network import export_copy
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import SignalModule, measure
@@ -117,11 +118,10 @@ def require_exportable_backbone(config: Config, num_classes: int) -> None:
                 torch.export.export(module, inputs)
                 found = module(*inputs)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise ConfigError(
                 f"{block!r} of the backbone {name!r} cannot be exported, so no device could run "
-                f"it: {reason}. Its forward may use torch operations alone, without numpy, .item() "
-                "or branches that depend on values."
+                f"it: {first_line(error)}. Its forward may use torch operations alone, without "
+                "numpy, .item() or branches that depend on values."
             ) from error
         tensors |= dict(zip(gives, found if len(gives) > 1 else (found,), strict=True))
 

@@ -63,18 +63,16 @@ class Span(nn.Module):
     ) -> dict[str, Tensor]:
         """Those of `tensors` and of what its blocks give that are in `keep`."""
         live = dict(tensors)
-        for index, block in enumerate(self.blocks):
-            live |= self.step(index, block, live)
+        for index in range(len(self.blocks)):
+            live |= self._step(index, live)
             # Let go after their last reader: inference holds what is alive, and no more.
             wanted = {name for names in self.reads[index + 1 :] for name in names}
             live = {n: tensor for n, tensor in live.items() if n in wanted or n in keep}
         return {name: tensor for name, tensor in live.items() if name in keep}
 
-    def step(
-        self, index: int, block: nn.Module, tensors: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """What the block at `index`, or one in its place, gives."""
-        found = block(*(tensors[name] for name in self.reads[index]))
+    def _step(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What one block gives."""
+        found = self.blocks[index](*(tensors[name] for name in self.reads[index]))
         names = self.gives[index]
         return dict(zip(names, found if len(names) > 1 else (found,), strict=True))
 

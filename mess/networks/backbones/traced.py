@@ -20,11 +20,8 @@ from torch.nn import functional as F
 
 from mess.errors import ConfigError, nearest
 from mess.networks.backbones.base import IMAGE, Backbone, Block
-from mess.networks.backbones.checks import checked_backbone
+from mess.networks.backbones.checks import TRIAL, checked_backbone
 from mess.networks.backbones.libraries import first_line
-
-_TRIAL = (64, 96)
-"""Height and width of the image that tells which values are tensors."""
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -150,10 +147,10 @@ def _known(model: nn.Module, graph: fx.Graph, title: str) -> dict[fx.Node, Any]:
             return known[n]
 
     try:
-        Values(fx.GraphModule(probe, graph)).run(torch.empty(1, 3, *_TRIAL, device="meta"))
+        Values(fx.GraphModule(probe, graph)).run(torch.empty(1, 3, *TRIAL, device="meta"))
     except Exception as error:  # whatever a layer raises
         raise ConfigError(
-            f"{title} does not run on an image of {_TRIAL[0]}×{_TRIAL[1]} pixels: "
+            f"{title} does not run on an image of {TRIAL[0]}×{TRIAL[1]} pixels: "
             f"{first_line(error)}. {_OTHERWISE}"
         ) from error
     return known
@@ -176,7 +173,7 @@ def _logits(graph: fx.Graph, known: dict[fx.Node, Any], title: str) -> fx.Node:
         and result.target is F.interpolate
         and result.kwargs.get("mode") == "bilinear"
         and not result.kwargs.get("align_corners")
-        and tuple(known[result].shape[2:]) == _TRIAL
+        and tuple(known[result].shape[2:]) == TRIAL
     )
     first = result.args[0] if is_upsampling and result.args else None
     return first if isinstance(first, fx.Node) else result
