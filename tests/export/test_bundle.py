@@ -342,15 +342,20 @@ def test_bundles_are_run_each_by_its_own_settings(bundle_path: Path, tmp_path: P
     other = Path(shutil.copytree(bundle_path, tmp_path / "other"))
     figures = {"miou": 0.5, "macs": 1.0, "latency_ms": None, "params": 1.0}
     source = {"search": None, "weights": "", "data": ""}
-    facts = {"predicted": figures, "baseline": figures, "source": source, "ignore_index": 255}
+    facts: dict[str, Any] = {"predicted": figures, "baseline": figures, "source": source}
+    facts["ignore_index"] = 255
+    # The first exit answers all: the last one has no signal to tell them apart by.
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    facts["exits"] = [exits[0] | {"threshold": 0.0}, *exits[1:]]
     edit_manifest(bundle_path, **facts)
     edit_manifest(other, input=other_input(), **facts)
-    picture, paths = pictures()[1], (bundle_path, other, bundle_path)
-    runs = [BundleRun(load_bundle(path)) for path in paths]
+    paths = (bundle_path, other, bundle_path)
+    bundles = [load_bundle(path) for path in paths]
+    runs = [BundleRun(bundle) for bundle in bundles]
     with Silent().task("", 1) as task:
-        run_in_turns(runs, [(picture, np.zeros(SIZE, np.uint8))], task)
-    expected = [load_bundle(path)(picture).signal for path in paths]
-    assert [run.signal[0] for run in runs] == expected
+        run_in_turns(runs, [(picture, np.zeros(SIZE, np.uint8)) for picture in pictures()], task)
+    expected = [[bundle(picture).signal for picture in pictures()] for bundle in bundles]
+    assert [run.signal for run in runs] == expected
     assert expected[0] != expected[1]
 
 
