@@ -104,6 +104,23 @@ def exits(
     return [asdict(row) for row in rows]
 
 
+def ceiling(
+    config: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    sizes: Sequence[tuple[int, int]] = (),
+    split: str = "train",
+    reporter: Reporter = _SILENT,
+) -> dict[str, Any]:
+    """What mIoU each output stride can about reach on a split, by class, before any training.
+
+    `sizes` are (height, width) in pixels; the configuration's `data.size` where there are none.
+    """
+    from mess.commands.ceiling import ceilings
+
+    return ceilings(load_config(config or "quickstart", overrides), sizes, split, reporter)
+
+
 def memoise(
     run: Path | None = None,
     *,

@@ -27,10 +27,12 @@ from mess.cli.options import (
     Setting,
     Target,
     ThreadsOption,
+    parse_size,
 )
 from mess.cli.progress import reporter
 from mess.cli.tables import (
     print_caches,
+    print_ceiling,
     print_evaluation,
     print_exits,
     print_policies,
@@ -112,6 +114,32 @@ def exits(
         print_json(rows)
         return
     print_exits(rows)
+
+
+@app.command()
+def ceiling(
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="HEIGHTxWIDTH", help="Instead of data.size; repeatable."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, calibration or test.")] = "train",
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what mIoU each output stride can about reach, by class, before anything is trained."""
+    with reporter() as listener:
+        found = workflow.ceiling(
+            config,
+            overrides=overrides or (),
+            sizes=[parse_size(size) for size in sizes or ()],
+            split=split,
+            reporter=listener,
+        )
+    if as_json:
+        print_json(found)
+    else:
+        print_ceiling(found)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,3 +54,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of `360x480`; raises typer.BadParameter for anything else."""
+    match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
+    if match is None:
+        raise typer.BadParameter(f"--size takes HEIGHTxWIDTH in pixels, as 360x480, got {text!r}.")
+    return int(match[1]), int(match[2])

@@ -42,6 +42,35 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
     say(f"{len(rows)} candidates, {kept} kept.")
 
 
+def print_ceiling(found: dict[str, Any]) -> None:
+    """By size a table of classes and output strides, and the classes that are out of reach."""
+    by_size: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in found["ceilings"]:
+        by_size.setdefault((row["height"], row["width"]), []).append(row)
+    for (height, width), rows in by_size.items():
+        strides = (f"stride {row['output_stride']}" for row in rows)
+        table = Table("class", "pixels", *strides, title=f"{height}×{width}")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for number, (name, share) in enumerate(zip(found["classes"], found["pixels"], strict=True)):
+            values = (row["iou"][number] for row in rows)
+            cells = ("" if value is None else f"{value:.3f}" for value in values)
+            table.add_row(name, f"{100 * share:.2f}%", *cells)
+        table.add_row("mIoU", "", *(f"{row['miou']:.3f}" for row in rows), style="bold")
+        out.print(table)
+    strides = ", ".join(str(stride) for stride in found["output_strides"])
+    say(
+        f"The best that answers at each output stride can about be, on {found['images']} images of "
+        f"{found['split']}. Exits of this configuration have {strides}."
+    )
+    for fault in found["out_of_reach"]:
+        say(
+            f"At {fault['height']}×{fault['width']} no exit can get {fault['class']} right: its "
+            f"IoU is at most about {fault['iou']:.2f}. Raise data.size, or let exits read finer "
+            "features (exits.skips, exits.skip_stride)."
+        )
+
+
 def print_caches(rows: Sequence[dict[str, Any]]) -> None:
     """The caches of a run."""
     table = Table("cache", "split", "labels")

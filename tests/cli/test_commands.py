@@ -23,6 +23,7 @@ RUN = {"run"}
 TREE = {
     "train-overprovisioned": {"config", "overrides", "adopt", "device"} | RUN,
     "exits": {"config", "overrides", "as_json"},
+    "ceiling": {"config", "overrides", "sizes", "split", "as_json"},
     "memoise": {"split", "name", "root", "images", "labels", "device"} | RUN,
     "profile": {"runtime", "threads", "rounds", "name"} | RUN,
     "search": {
