@@ -25,6 +25,7 @@ from mess.common.files import write_text
 from mess.config import Config, parse_config
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.backbones import build_backbone
+from mess.networks.backbones.heads import HeadOptions
 from mess.networks.candidates import Candidate, candidates
 from mess.networks.heads import build_exit
 
@@ -133,7 +134,9 @@ def normalised_values(config: Config, rows: Sequence[Candidate]) -> list[int]:
             deepest = backbone.names.index(row.block)
             body = nn.Sequential(*backbone.blocks[: deepest + 1])
             # The network's own head is the branches' too.
-            head = build_exit(ExitArchitecture(1, 0, False, "dlb"), row.channels, CLASSES, 256)
+            head = build_exit(
+                ExitArchitecture(1, 0, False, "dlb"), row.channels, CLASSES, HeadOptions()
+            )
             found.append(_count_normalised(nn.Sequential(body, head), config.data.size))
     return found
 

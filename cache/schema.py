@@ -42,13 +42,14 @@ EXITS = pa.schema(
         pa.field("skip", _list(pa.string())),
         pa.field("skip_channels", _list(pa.int32())),
         pa.field("alive_bytes", pa.int64()),
+        pa.field("rates", _list(pa.int32())),
     ]
 )
 """The architecture columns are null for the network's own head, the lists empty for exits that read
 their own features alone."""
 
-EXITS_LATER = ("skip", "skip_channels", "alive_bytes")
-"""Columns that files from before networks with skip connections lack."""
+EXITS_LATER = ("skip", "skip_channels", "alive_bytes", "rates")
+"""Columns that files of earlier versions lack."""
 
 IMAGES = pa.schema(
     [

@@ -136,6 +136,9 @@ class ExitsConfig(_Section):
     skip_stride: Count = 4
     """Output stride of the finest features that they read so; label maps have it, too."""
     dlb_channels: Count = 256
+    dlb_rates: Literal["map", "papers"] | tuple[Count, Count, Count] = "map"
+    """Dilations of DeepLab heads: as far across the feature map as the papers' 12, 24 and 36 across
+    theirs, those themselves, or three numbers."""
     max_exit_cost: Positive = 1.0
     """Most that backbone up to the exit plus the exit may cost, in baselines."""
     max_exit_share: Positive | None = None

@@ -34,6 +34,7 @@ from mess.config import Config, parse_config
 from mess.data import SegmentationData, open_split
 from mess.data.loader import evaluation_loader
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
+from mess.networks.backbones.heads import HeadOptions
 from mess.networks.candidates import candidates
 from mess.networks.heads import build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network
@@ -358,7 +359,9 @@ def receptive_field(config: Config, head: str) -> Row:
     module: nn.Module = nn.Identity()
     if head != NO_HEAD:
         architecture = ExitArchitecture(1, 0, False, head)
-        module = build_exit(architecture, channels, 21, config.exits.dlb_channels)
+        module = build_exit(
+            architecture, channels, 21, HeadOptions(width=config.exits.dlb_channels)
+        )
     shares = {}
     for point in (1, 3):
         _, shape = macs_on_map(chain(network, 0, point), (3, *size))

@@ -46,7 +46,7 @@ class Segment(nn.Module):
         self._exit_reads = () if exit_id is None else network.reads(exit_id)
         self._hands_on = tuple(name for name in self.blocks.given if name in hands_on)
         self._gives_labels = gives_labels
-        self._is_chain = network.backbone.is_chain
+        self._is_chain = network.is_chain
 
     @property
     def reads(self) -> tuple[str, ...]:

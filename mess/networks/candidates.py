@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +17,14 @@ from mess.networks import macs
 from mess.networks.backbones import Backbone, build_backbone
 from mess.networks.backbones.base import IMAGE
 from mess.networks.backbones.checks import run_in_turn
-from mess.networks.backbones.heads import HEADS, MIN_HEAD_CHANNELS
+from mess.networks.backbones.heads import (
+    DILATED,
+    HEADS,
+    MIN_HEAD_CHANNELS,
+    PAPERS_RATES,
+    HeadOptions,
+    rates_of_map,
+)
 from mess.networks.heads import build_exit
 from mess.networks.macs import Shape
 
@@ -35,7 +43,8 @@ class Candidate:
 
     `exit_macs` and `params` are the exit's alone, `backbone_macs` and `backbone_params` those from
     the input to its point. `crm`, `blocks`, `rdi` and `head` are None for the network's own head.
-    `skip` names the shallower features that it reads, coarse to fine. `alive_bytes` are
+    `skip` names the shallower features that it reads, coarse to fine; `rates` are the dilations of
+    a DeepLab head, empty for others. `alive_bytes` are
     those of all float32 tensors that the network still reads behind the point: what stopping there
     has to keep, or to send where it goes on elsewhere.
     """
@@ -56,7 +65,19 @@ class Candidate:
     skip: tuple[str, ...]
     skip_channels: tuple[int, ...]
     alive_bytes: int
+    rates: tuple[int, ...]
     status: str
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Candidate:
+        """A row of exits.parquet, also of earlier versions.
+
+        Their exits read no shallower features, and their DeepLab heads had the papers' rates.
+        """
+        lists = {name: tuple(row.get(name) or ()) for name in ("skip", "skip_channels", "rates")}
+        if row["head"] == "dlb" and "rates" not in row:
+            lists["rates"] = PAPERS_RATES
+        return cls(**{"alive_bytes": 0, **row, **lists})
 
     @property
     def path_macs(self) -> int:
@@ -85,19 +106,26 @@ class _Point:
     """Shapes of the tensors that the network reads behind the point, by name."""
     finest: float
     """Most rows that features may have which an exit reads besides."""
+    before: Mapping[str, Shape]
+    """Shapes of what the blocks up to the point give, by name."""
 
-    @property
-    def skip(self) -> tuple[str, ...]:
+    @cached_property
+    def skip(self) -> Mapping[str, Shape]:
         """The shallower features that exits with `skip` read: of each finer size those made last.
 
-        What is made later has seen more of the image, and of one size one is enough.
+        What is made later has seen more of the image, and of one size one is enough. A network
+        without skip connections keeps none by itself: there an exit's are kept for its sake.
         """
-        finer = {
-            shape[2]: name
-            for name, shape in self.alive.items()
+        return self._finer(self.alive) or self._finer(self.before)
+
+    def _finer(self, features: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Of each size between the point's and the finest one name and shape, coarse to fine."""
+        by_rows = {
+            shape[2]: (name, shape)
+            for name, shape in features.items()
             if len(shape) == 4 and self.shape[2] < shape[2] <= self.finest
         }
-        return tuple(finer[rows] for rows in sorted(finer))
+        return dict(by_rows[rows] for rows in sorted(by_rows))
 
     @property
     def alive_bytes(self) -> int:
@@ -159,15 +187,14 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     head_macs = costs.head
     # The network without exits: both ways of choosing points end with the last block.
     baseline = points[-1].macs + head_macs
-    height = config.data.size[0]
     rows = []
     for point in points:
         for architecture in _architectures(config.exits):
             cost, params, status = _cost(config, num_classes, point, architecture, baseline)
             exit_id = architecture.exit_id(point.number)
-            rows.append(_row(point, height, exit_id, architecture, cost, params, status))
+            rows.append(_row(point, config, exit_id, architecture, cost, params, status))
     head_params = macs.parameters(backbone.head)
-    rows.append(_row(points[-1], height, FINAL, None, head_macs, head_params, KEPT))
+    rows.append(_row(points[-1], config, FINAL, None, head_macs, head_params, KEPT))
     return rows
 
 
@@ -235,6 +262,7 @@ def _points(config: Config, backbone: Backbone, costs: _Costs) -> list[_Point]:
             shape=shapes[backbone.names[index]],
             alive={n: shapes[n] for n in backbone.alive(index, last, backbone.head_reads)},
             finest=config.data.size[0] / config.exits.skip_stride,
+            before={name: shapes[name] for given in backbone.gives[: index + 1] for name in given},
         )
         for number, index in enumerate(indices, start=1)
     ]
@@ -262,13 +290,21 @@ def _cost(
     shapes = [point.shape]
     if architecture.skip:
         if not point.skip:
-            return 0, 0, "excluded: the network keeps no shallower features that it could read"
-        shapes += [point.alive[name] for name in point.skip]
+            return (
+                0,
+                0,
+                (
+                    "excluded: no features before it are finer, down to "
+                    f"exits.skip_stride = {config.exits.skip_stride}"
+                ),
+            )
+        shapes += point.skip.values()
+    rates = _rates(config.exits, architecture, point)
+    options = HeadOptions(width=config.exits.dlb_channels, rates=rates)
     with torch.device("meta"):
         module = build_exit(
-            architecture, channels, num_classes, config.exits.dlb_channels,
-            [shape[1] for shape in shapes[1:]],
-        )  # fmt: skip
+            architecture, channels, num_classes, options, [shape[1] for shape in shapes[1:]]
+        )
     cost, _ = macs.macs_and_shapes(module, *shapes)
     status = _status(config.exits, cost / baseline, (point.macs + cost) / baseline)
     return cost, macs.parameters(module), status
@@ -289,18 +325,31 @@ def _status(limits: ExitsConfig, cost: float, path: float) -> str:
     return KEPT
 
 
+def _rates(
+    exits: ExitsConfig, architecture: ExitArchitecture | None, point: _Point
+) -> tuple[int, ...]:
+    """Of an exit's head; empty for one that does not dilate."""
+    if architecture is None or architecture.head not in DILATED:
+        return ()
+    if exits.dlb_rates == "papers":
+        return PAPERS_RATES
+    if exits.dlb_rates == "map":
+        return rates_of_map((point.shape[2], point.shape[3]))
+    return exits.dlb_rates
+
+
 def _row(
     point: _Point,
-    height: int,
+    config: Config,
     exit_id: str,
     architecture: ExitArchitecture | None,
     exit_macs: int,
     params: int,
     status: str,
 ) -> Candidate:
-    skip = point.skip if architecture is not None and architecture.skip else ()
+    skip = point.skip if architecture is not None and architecture.skip else {}
     # Logits have the size of the finest features that are read.
-    rows = point.alive[skip[-1]][2] if skip else point.shape[2]
+    rows = max(shape[2] for shape in (point.shape, *skip.values()))
     return Candidate(
         exit_id=exit_id,
         point=point.number,
@@ -314,10 +363,11 @@ def _row(
         params=params,
         backbone_params=point.params,
         # Strides are powers of two, heights need not be multiples of them.
-        output_stride=2 ** round(math.log2(height / rows)),
+        output_stride=2 ** round(math.log2(config.data.size[0] / rows)),
         channels=point.shape[1],
-        skip=skip,
-        skip_channels=tuple(point.alive[name][1] for name in skip),
+        skip=tuple(skip),
+        skip_channels=tuple(shape[1] for shape in skip.values()),
         alive_bytes=point.alive_bytes,
+        rates=_rates(config.exits, architecture, point),
         status=status,
     )

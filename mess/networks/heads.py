@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mess.exits import ExitArchitecture
-from mess.networks.backbones.heads import HEADS, MIN_HEAD_CHANNELS
+from mess.networks.backbones.heads import HEADS, MIN_HEAD_CHANNELS, HeadOptions
 
 
 class SkipExit(nn.Module):
@@ -37,7 +37,7 @@ def build_exit(
     architecture: ExitArchitecture,
     channels: int,
     num_classes: int,
-    dlb_channels: int,
+    options: HeadOptions,
     skip_channels: Sequence[int] = (),
 ) -> nn.Module:
     """One exit: features (B, channels, h, w) to logits (B, num_classes, h, w).
@@ -59,7 +59,7 @@ def build_exit(
     for index in range(architecture.blocks):
         dilation = 2 ** (index + 1) if architecture.rdi else 1
         parts[f"block{index + 1}"] = _convolution(width, width, kernel=3, dilation=dilation)
-    parts["head"] = HEADS[architecture.head](width, num_classes, dlb_channels)
+    parts["head"] = HEADS[architecture.head](width, num_classes, options)
     exit_ = nn.Sequential(parts)
     if not architecture.skip:
         return exit_

@@ -17,6 +17,7 @@ from mess.config import Config
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
 from mess.networks.backbones import Backbone, build_backbone
 from mess.networks.backbones.base import IMAGE, Span
+from mess.networks.backbones.heads import HeadOptions
 from mess.networks.backbones.outputs import channels_of
 from mess.networks.candidates import KEPT, TRAINED, Candidate
 from mess.networks.heads import build_exit
@@ -49,6 +50,11 @@ class OverprovisionedNetwork(nn.Module):
     def point_names(self) -> tuple[str, ...]:
         """The blocks, and so the features, at the exit points."""
         return tuple(self.backbone.names[index] for index in self.points)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether one tensor is alive at a time, whatever exits an instance has."""
+        return self.backbone.is_chain and not self._skips
 
     def span(self, start: int, end: int) -> Span:
         """The blocks after point `start` up to point `end` (1-based; 0 is the input)."""
@@ -124,7 +130,13 @@ def build_network(
     blocks = {row.point: backbone.names.index(row.block) for row in rows}
     exits = {
         row.exit_id: seeded_exit(
-            config, row.exit_id, row.architecture, row.channels, num_classes, row.skip_channels
+            config,
+            row.exit_id,
+            row.architecture,
+            row.channels,
+            num_classes,
+            rates=row.rates,
+            skip_channels=row.skip_channels,
         )
         for row in rows
         if row.architecture is not None and row.status in (KEPT, TRAINED)
@@ -141,13 +153,15 @@ def seeded_exit(
     architecture: ExitArchitecture,
     channels: int,
     num_classes: int,
+    *,
+    rates: tuple[int, ...] = (),
     skip_channels: Sequence[int] = (),
 ) -> nn.Module:
     """An exit whose initialisation depends on the seed and its name alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "exit", name))
-        dlb_channels = config.exits.dlb_channels
-        return build_exit(architecture, channels, num_classes, dlb_channels, skip_channels)
+        options = HeadOptions(width=config.exits.dlb_channels, rates=rates)
+        return build_exit(architecture, channels, num_classes, options, skip_channels)
 
 
 def fast_layout(module: M) -> M:

@@ -6,7 +6,7 @@ import torch
 
 from mess.compute.memory import keep_memory
 from mess.config import Config
-from mess.networks.candidates import candidates
+from mess.networks.candidates import Candidate
 from mess.networks.network import OverprovisionedNetwork, build_network, frozen
 from mess.networks.weights import load_weights
 from mess.runs.run import Run
@@ -18,7 +18,7 @@ def trained_network(place: Run, device: torch.device) -> OverprovisionedNetwork:
     keep_memory()
     classes = place.class_table
     blank = without_weights(place.config)
-    rows = candidates(blank, classes.num_classes)
+    rows = [Candidate.from_row(row) for row in place.candidate_rows]
     network = build_network(blank, rows, classes.num_classes, classes.names)
     load_weights(network, place.weights)
     frozen(network)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from benchmarks.cascade.receptive_field import Reach, input_share, needs
 from mess.exits import ExitArchitecture
 from mess.networks import macs
+from mess.networks.backbones.heads import HeadOptions
 from mess.networks.backbones.mobilenet import (
     deeplabv3_mobilenet_v3_large,
     segmentation_mobilenet_v2,
@@ -127,6 +128,9 @@ class Resized(nn.Module):
         return self.large(up)
 
 
+NARROW = HeadOptions(width=4)
+DEEPLAB = ExitArchitecture(1, 0, False, "dlb")
+
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "dilated": (lambda: nn.Conv2d(2, 3, 3, padding=3, dilation=3), (2, 5, 7)),
     "strided": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 1, 1)), (2, 6, 7)),
@@ -156,8 +160,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
         ),
         (4, 4, 4),
     ),
-    "fcn exit": (lambda: build_exit(ExitArchitecture(2, 2, True), 16, 3, 8), (16, 9, 8)),
-    "dlb exit": (lambda: build_exit(ExitArchitecture(1, 0, False, "dlb"), 8, 3, 4), (8, 4, 15)),
+    "fcn exit": (lambda: build_exit(ExitArchitecture(2, 2, True), 16, 3, NARROW), (16, 9, 8)),
+    "dlb exit": (lambda: build_exit(DEEPLAB, 8, 3, NARROW), (8, 4, 15)),
     "a backbone": (lambda: small_resnet(3, width=4), (3, 32, 40)),
 }  # fmt: skip
 
@@ -288,4 +292,4 @@ def test_a_layer_that_is_not_known_is_refused_with_the_macs() -> None:
 def test_share_of_the_input_that_one_pixel_in_the_middle_needs() -> None:
     two = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=2, dilation=2))
     assert input_share(two, (2, 9, 11)) == 7 * 7 / 99
-    assert input_share(build_exit(ExitArchitecture(head="dlb"), 8, 3, 4), (8, 9, 11)) == 1.0
+    assert input_share(build_exit(DEEPLAB, 8, 3, NARROW), (8, 9, 11)) == 1.0

@@ -35,6 +35,7 @@ FROZEN = {
         "skip": "list<element: string not null>?",
         "skip_channels": "list<element: int32 not null>?",
         "alive_bytes": "int64?",
+        "rates": "list<element: int32 not null>?",
     },
     "IMAGES": {
         "image_id": "string",

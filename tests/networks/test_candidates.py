@@ -14,6 +14,7 @@ from mess.config import Config
 from mess.errors import ConfigError
 from mess.exits import FINAL
 from mess.networks import macs
+from mess.networks.backbones.heads import HeadOptions
 from mess.networks.candidates import Candidate, candidates, equidistant_points, named_points
 from mess.networks.heads import build_exit
 from tests.conftest import MakeConfig
@@ -298,7 +299,7 @@ def test_rows_cost_what_a_real_network_does(tiny: Config) -> None:
         head = (
             backbone.head
             if row.architecture is None
-            else build_exit(row.architecture, features.shape[1], 6, tiny.exits.dlb_channels)
+            else build_exit(row.architecture, features.shape[1], 6, HeadOptions())
         )
         assert row.channels == features.shape[1]
         assert row.backbone_macs == plain_macs(body, (1, 3, 32, 48))

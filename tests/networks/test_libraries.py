@@ -26,7 +26,7 @@ from mess.exits import FINAL
 from mess.export.bundle import PlannedExit, export_bundle
 from mess.networks.backbones import Backbone
 from mess.networks.backbones.checks import scatter
-from mess.networks.backbones.heads import HEADS
+from mess.networks.backbones.heads import HEADS, HeadOptions
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network, fast_layout
 from mess.runtime.bundle import load_bundle
@@ -81,7 +81,9 @@ def timms(name: str, channels: int, **options: Any) -> Model:
     dilated = {"output_stride": 8} if options["output_stride"] == 8 else {}
 
     def original() -> nn.Module:
-        head = HEADS[options.get("head", "fcn")](channels, CLASSES, options["dlb_channels"])
+        head = HEADS[options.get("head", "fcn")](
+            channels, CLASSES, HeadOptions(width=options["dlb_channels"])
+        )
         return WithHead(name, head, **dilated)
 
     # What comes behind the features of a classifier.

@@ -15,7 +15,7 @@ from mess.config import Config
 from mess.errors import WeightsError
 from mess.exits import FINAL, ExitArchitecture
 from mess.networks.backbones.base import IMAGE
-from mess.networks.backbones.heads import HEADS
+from mess.networks.backbones.heads import HEADS, HeadOptions
 from mess.networks.candidates import candidates
 from mess.networks.heads import build_exit
 from mess.networks.network import OverprovisionedNetwork, build_network, export_copy, frozen
@@ -77,6 +77,9 @@ def test_only_kept_candidates_are_built(tiny: Config, network: OverprovisionedNe
 # ---- Exit architectures as modules
 
 
+NARROW = HeadOptions(width=8)
+
+
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
@@ -87,13 +90,13 @@ def convolutions(module: nn.Module) -> list[nn.Conv2d]:
 def test_every_exit_gives_logits_at_the_resolution_of_its_features(
     crm: int, blocks: int, head: str
 ) -> None:
-    module = build_exit(ExitArchitecture(crm, blocks, blocks > 0, head), 16, CLASSES, 8).eval()
+    module = build_exit(ExitArchitecture(crm, blocks, blocks > 0, head), 16, CLASSES, NARROW).eval()
     assert module(torch.zeros(2, 16, 5, 7)).shape == (2, CLASSES, 5, 7)
 
 
 @pytest.mark.parametrize(("rdi", "dilations"), [(False, [1, 1, 1]), (True, [2, 4, 8])])
 def test_rapid_dilation_doubles_in_each_block(rdi: bool, dilations: list[int]) -> None:
-    found = convolutions(build_exit(ExitArchitecture(2, 3, rdi), 16, CLASSES, 8))
+    found = convolutions(build_exit(ExitArchitecture(2, 3, rdi), 16, CLASSES, NARROW))
     assert found[0].kernel_size == (1, 1)
     assert (found[0].in_channels, found[0].out_channels) == (16, 8)
     assert [layer.dilation[0] for layer in found[1:4]] == dilations
@@ -101,12 +104,12 @@ def test_rapid_dilation_doubles_in_each_block(rdi: bool, dilations: list[int]) -
 
 
 def test_without_reduction_there_is_no_1x1_convolution() -> None:
-    first = convolutions(build_exit(ExitArchitecture(1, 1), 16, CLASSES, 8))[0]
+    first = convolutions(build_exit(ExitArchitecture(1, 1), 16, CLASSES, NARROW))[0]
     assert first.kernel_size == (3, 3)
 
 
 def test_the_deeplab_head_at_full_width_is_torchvisions(image: Tensor) -> None:
-    ours = HEADS["dlb"](16, CLASSES, 256).eval()
+    ours = HEADS["dlb"](16, CLASSES, HeadOptions()).eval()
     theirs = DeepLabHead(16, CLASSES).eval()
     theirs.load_state_dict(ours.state_dict())
     features = torch.randn(1, 16, 5, 7, generator=torch.Generator().manual_seed(seeded(0)))
@@ -116,7 +119,7 @@ def test_the_deeplab_head_at_full_width_is_torchvisions(image: Tensor) -> None:
 
 def test_too_few_channels_are_refused_with_the_numbers() -> None:
     with pytest.raises(ValueError, match="by 8 leaves 2 of 16 channels, a head needs 4"):
-        build_exit(ExitArchitecture(8), 16, CLASSES, 8)
+        build_exit(ExitArchitecture(8), 16, CLASSES, NARROW)
 
 
 # ---- Weights

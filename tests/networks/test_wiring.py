@@ -63,6 +63,17 @@ def network(config: Config) -> OverprovisionedNetwork:
 
 
 @pytest.fixture
+def chain(make_config: MakeConfig) -> OverprovisionedNetwork:
+    """Without skip connections of its own: stride 4 after the first block and 8 behind."""
+    config = make_config(
+        data={"kind": "shapes", "size": SIZE},
+        backbone={"name": "small_resnet", "options": {"width": 4}},
+        exits=EXITS | {"points": ["block1", "block2", "block4"]},
+    )
+    return filled(build_network(config, candidates(config, CLASSES), CLASSES))
+
+
+@pytest.fixture
 def image() -> Tensor:
     return torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
@@ -158,10 +169,23 @@ def test_an_exit_with_skip_reads_what_is_kept_of_each_size_up_to_a_stride(config
     assert rows["p3-crm1-b0-fcn"].output_stride == 8
     for point in (1, 2, 4, 5):
         row = rows[f"p{point}-crm1-b0-fcn-skip"]
-        assert row.status.startswith("excluded: the network keeps no shallower features")
+        assert row.status.startswith(
+            "excluded: no features before it are finer, down to exits.skip"
+        )
     # Half's 8 channels and the pooled image at a quarter; the image itself.
     halves, quarters = 16 * 24, 8 * 12
     assert rows["p1-crm1-b0-fcn"].alive_bytes == 4 * (3 * 4 * halves + 8 * halves + 3 * quarters)
+
+
+def test_an_exit_of_a_chain_has_finer_features_kept_for_it(chain: OverprovisionedNetwork) -> None:
+    assert chain.reads("p3-crm1-b0-fcn-skip") == ("block4", "block1")
+    assert chain.reads("p3-crm1-b0-fcn") == ("block4",)
+    last = len(chain.points)
+    assert chain.alive(2, 3, ["p3-crm1-b0-fcn-skip"]) == ("block1", "block2")
+    assert chain.alive(3, last, [FINAL, "p4-crm1-b0-fcn-skip"]) == ("block1", "block4")
+    # Nothing is kept for an exit that is not run.
+    assert chain.alive(2, last, [FINAL]) == ("block2",)
+    assert not chain.is_chain
 
 
 def test_an_identifier_tells_the_skip() -> None:
@@ -197,10 +221,14 @@ def test_parts_take_what_they_read_and_give_what_is_alive(network: Overprovision
 
 
 @pytest.mark.parametrize("format_", ["onnx", "torch"])
-@pytest.mark.parametrize("last", [FINAL, "p3-crm1-b0-fcn-skip"])
+@pytest.mark.parametrize(
+    ("which", "last"),
+    [("network", FINAL), ("network", "p3-crm1-b0-fcn-skip"), ("chain", "p3-crm1-b0-fcn-skip")],
+)
 def test_a_bundle_of_segments_with_several_tensors_answers_as_the_network(
-    network: OverprovisionedNetwork, tmp_path: Path, format_: str, last: str
+    which: str, last: str, format_: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    network: OverprovisionedNetwork = request.getfixturevalue(which)
     exits = ["p1-crm1-b0-fcn", "p2-crm1-b0-fcn", last]
     signal = ConfidentShare("top1", 0.5, edge_enhanced=False)
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mess.errors import ConfigError, nearest
 from mess.networks.backbones.adapters import block_names, chain_of_layers, plain_sequential
 from mess.networks.backbones.base import Backbone, load_pretrained
-from mess.networks.backbones.heads import HEADS
+from mess.networks.backbones.heads import HEADS, HeadOptions
 from mess.networks.backbones.libraries import did_you_mean, first_line, library
 
 
@@ -43,7 +43,7 @@ def timm_model(
     network = _dilated(timm, model, plain, output_stride)
     last = network.feature_info[-1]
     load_pretrained(network, weights, None, _dropped(plain, last["module"]))
-    classifier = HEADS[head](last["num_chs"], num_classes, dlb_channels)
+    classifier = HEADS[head](last["num_chs"], num_classes, HeadOptions(width=dlb_channels))
     title = f"timm's {model}"
     blocks = block_names(network, title, last["module"], is_list)
     whole = _Segmentation(network, last["module"], classifier)
