@@ -174,6 +174,8 @@ class Stage1Config(StageConfig):
     """Rate of exits that are trained with the backbone; the heads' where it is not set."""
     exit_dropout: Literal["round-robin", "modulo"] = "round-robin"
     """Which early exits an iteration trains: one in turn, or Eq. 2 to the letter."""
+    early_distillation: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of what early heads learn from the final one, beside their cross-entropy."""
 
 
 class Stage2Config(StageConfig):
@@ -183,6 +185,8 @@ class Stage2Config(StageConfig):
     """Weight of the cross-entropy in positive filtering distillation (Eq. 3)."""
     pixel_stride: Count = 1
     """Loss on every n-th row and column of the label map, from a random offset each iteration."""
+    start: Literal["seed", "stage1"] = "seed"
+    """What plain FCN exits start from: new, or the early heads of stage 1, the same network."""
     groups: Count = 1
     """Exits are trained in so many groups, one after another, where memory does not hold all."""
 

@@ -29,7 +29,7 @@ from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.training.checkpoint import load_checkpoint
 from mess.training.logs import MetricsLog
 from mess.training.loop import Training
-from mess.training.losses import SoftTarget, exit_loss, mixture
+from mess.training.losses import SoftTarget, exit_loss, mixture, upsample
 from mess.training.stage import Batches, poly_rate
 from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
 from mess.training.stages.pretraining import active_exits
@@ -230,6 +230,48 @@ def test_heads_can_learn_at_a_rate_of_their_own(make_config: MakeConfig) -> None
     torch.testing.assert_close(moved[3][head], 3 * moved[1][head], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(moved[3][body], moved[1][body])
     assert moved[1][body].abs().max() > 0
+
+
+def test_early_heads_learn_from_the_final_one_by_a_weight(make_config: MakeConfig) -> None:
+    found = {}
+    for weight in (0.0, 0.7):
+        config = make_config(training={"stage1": {"early_distillation": weight}})
+        network, stage = pretraining(config)
+        without_dropout(stage._heads)
+        head = stage._heads["p1"]
+        images, labels = batch("stage1", 0)
+        with torch.no_grad():
+            features = network.features(images)
+            student = upsample(head(features[network.point_names[0]]), (32, 48)).log_softmax(1)
+            teacher = upsample(network.logits(FINAL, features), (32, 48)).log_softmax(1)
+            divergence = (teacher.exp() * (teacher - student)).sum(1)[labels != 255].mean()
+        network, stage = pretraining(config)  # batch statistics have moved
+        without_dropout(stage._heads)
+        losses = stage.step(images, labels, 0)
+        found[weight] = losses["p1"], losses[FINAL], divergence
+    (plain, final, divergence), (distilled, same_final, _) = found[0.0], found[0.7]
+    assert divergence > 0.01
+    torch.testing.assert_close(distilled - plain, 0.7 * divergence, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(same_final, final)
+
+
+@pytest.mark.parametrize("start", ["seed", "stage1"])
+def test_plain_exits_may_start_from_the_early_heads(make_config: MakeConfig, start: str) -> None:
+    exits = {"rdi": [False], "blocks": [0, 1], "skips": [False, True], "skip_stride": 2}
+    config = make_config(exits=exits, training={"stage2": {"start": start}})
+    network, stage = pretraining(config)
+    fresh = snapshot(network.exits)
+    for iteration in range(2):
+        stage.step(*batch("stage1", iteration), iteration)
+    stage.end()
+    plain = network.exits["p2-crm1-b0-fcn"].state_dict()
+    skipping = network.exits["p2-crm1-b0-fcn-skip"].get_submodule("exit").state_dict()
+    head = stage._heads["p2"].state_dict()
+    assert same(plain, head) == same(skipping, head) == (start == "stage1")
+    moved = {n for n, t in network.exits.state_dict().items() if not torch.equal(t, fresh[n])}
+    of = {name.partition(".")[0] for name in moved}
+    names = {f"p{point}-crm1-b0-fcn{skip}" for point in (1, 2) for skip in ("", "-skip")}
+    assert of == (names & set(network.exits) if start == "stage1" else set())
 
 
 def test_stage_2_steps_follow_the_poly_schedule(make_config: MakeConfig) -> None:

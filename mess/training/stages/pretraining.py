@@ -11,9 +11,10 @@ from mess.common.seeds import derive
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL, ExitArchitecture
+from mess.networks.heads import SkipExit
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
 from mess.training.checkpoint import under
-from mess.training.losses import cross_entropy
+from mess.training.losses import Mixture, SoftTarget, cross_entropy
 from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.optimiser import PolySGD, class_weights, precision
@@ -22,8 +23,9 @@ from mess.training.stages.optimiser import PolySGD, class_weights, precision
 class ExitAwarePretraining:
     """Stage 1, end to end: the backbone, its head, and one plain FCN head an iteration (Eq. 2).
 
-    The FCN heads of the early points serve this stage alone; they are not candidate exits. With
-    `early` false the backbone is trained without any. Processes share each batch.
+    The FCN heads of the early points serve this stage; with `stage2.start = "stage1"` plain exits
+    start from them. With `early` false the backbone is trained without any. Processes share each
+    batch.
     """
 
     name = seed_name = "stage1"
@@ -78,15 +80,36 @@ class ExitAwarePretraining:
             for point in active_exits(self.settings.exit_dropout, iteration, points):
                 logits[f"p{point}"] = self._heads[f"p{point}"](features[names[point - 1]])
         share = self._together.share(labels)
+        logits = {name: values.float() for name, values in logits.items()}
         losses = {
-            name: share * cross_entropy(values.float(), labels, self._class_weights)
+            name: share * self._loss(name, values, labels, logits[FINAL])
             for name, values in logits.items()
         }
         torch.stack(list(losses.values())).sum().backward()
         return self._together.step(self.settings, iteration, losses)
 
+    def _loss(self, name: str, logits: Tensor, labels: Tensor, final: Tensor) -> Tensor:
+        weight = self.settings.early_distillation
+        if name == FINAL or not weight:
+            return cross_entropy(logits, labels, self._class_weights)
+        mix = Mixture(cross_entropy=1.0, distillation=weight)
+        return SoftTarget(final, labels, mix, class_weights=self._class_weights).loss(logits)
+
     def end(self) -> None:
         self._together.end()
+        if self._config.training.stage2.start == "stage1":
+            self._start_exits()
+
+    def _start_exits(self) -> None:
+        """Give plain exits the weights of the early heads, which are the same network."""
+        for name, head in self._heads.items():
+            point = int(name.removeprefix("p"))
+            for architecture in (ExitArchitecture(), ExitArchitecture(skip=True)):
+                exit_id = architecture.exit_id(point)
+                if exit_id in self._network.exits:
+                    exit_ = self._network.exits[exit_id]
+                    plain = exit_.exit if isinstance(exit_, SkipExit) else exit_
+                    plain.load_state_dict(head.state_dict())
 
     def state(self) -> dict[str, Tensor]:
         heads = {f"heads.{name}": tensor for name, tensor in self._heads.state_dict().items()}
