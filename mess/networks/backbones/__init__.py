@@ -24,13 +24,14 @@ from mess.networks.backbones.resnet import (
     fcn_resnet101,
 )
 from mess.networks.backbones.segformer import segformer
-from mess.networks.backbones.small import small_resnet
+from mess.networks.backbones.small import small_resnet, small_unet
 from mess.networks.backbones.smp_models import smp_model
 from mess.networks.backbones.timm_models import timm_model
 from mess.networks.backbones.upernet import upernet
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "small_resnet": small_resnet,
+    "small_unet": small_unet,
     "mobilenet_v2": segmentation_mobilenet_v2,
     "drn50": drn50,
     "fcn_resnet101": fcn_resnet101,

@@ -1,12 +1,14 @@
-"""A small residual network that learns from scratch in minutes, for trying things out."""
+"""Small networks that learn from scratch in minutes, for trying things out."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.segmentation.fcn import FCNHead
 
 from mess.errors import WeightsError
-from mess.networks.backbones.base import Backbone
+from mess.networks.backbones.base import Backbone, Block
 
 _BLOCKS = ((2, 2, 1), (4, 2, 1), (4, 1, 1), (6, 1, 2), (6, 1, 2), (6, 1, 4))
 """Channels in widths, stride and dilation of each block."""
@@ -18,8 +20,7 @@ def small_resnet(num_classes: int, *, weights: str = "none", width: int = 16) ->
     Without pretraining, plain convolutions learn much faster than MobileNetV2's depthwise ones.
     There are no pretrained weights.
     """
-    if weights != "none":
-        raise WeightsError(f'small_resnet has no pretrained weights, got {weights!r}; use "none".')
+    _require_none(weights, "small_resnet")
     stem = nn.Sequential(
         nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -32,6 +33,45 @@ def small_resnet(num_classes: int, *, weights: str = "none", width: int = 16) ->
         blocks[f"block{number}"] = nn.Sequential(stem, block) if number == 1 else block
         channels = widths * width
     return Backbone(blocks, FCNHead(channels, num_classes))
+
+
+def small_unet(num_classes: int, *, weights: str = "none", width: int = 16) -> Backbone:
+    """A U-Net of residual blocks: four halvings of the image, and back up to half of its size.
+
+    For small structures, which are lost on the coarse grids of other small networks.
+    """
+    _require_none(weights, "small_unet")
+    channels = [each * width for each in (1, 2, 4, 6)]
+    down = zip(channels, (3, *channels), strict=False)
+    blocks: dict[str, nn.Module | Block] = {
+        f"down{number}": ResidualBlock(inputs, outputs, stride=2, dilation=1)
+        for number, (outputs, inputs) in enumerate(down, start=1)
+    }
+    coarse = "down4"
+    for number in (3, 2, 1):
+        inputs, outputs = channels[number], channels[number - 1]
+        blocks[f"up{number}"] = Block(
+            JoinedBlock(inputs + outputs, outputs), reads=(coarse, f"down{number}")
+        )
+        coarse = f"up{number}"
+    return Backbone(blocks, nn.Conv2d(width, num_classes, 1))
+
+
+def _require_none(weights: str, name: str) -> None:
+    if weights != "none":
+        raise WeightsError(f'{name} has no pretrained weights, got {weights!r}; use "none".')
+
+
+class JoinedBlock(nn.Module):
+    """Coarse features brought to the size of finer ones, and both through a residual block."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs, stride=1, dilation=1)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        wide = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return self.block(torch.cat([wide, fine], dim=1))
 
 
 class ResidualBlock(nn.Module):
