@@ -392,7 +392,7 @@ def _pretraining(count: int, kind: str, seed: int) -> Row:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        seconds = _torchrun(run, "quickstart", settings, count, stage="stage1")
+        seconds = _torchrun(run, "shapes", settings, count, stage="stage1")
         rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         (miou,) = (row[FINAL] for row in rows if row["stage"] == "stage1-holdout")
     return {"seconds": round(seconds, 2), "miou": round(miou, 4)}

@@ -11,6 +11,7 @@ from mess.config import DataConfig
 from mess.data.base import ClassTable, SegmentationData, generator
 from mess.data.coco import Coco
 from mess.data.folder import Folder, read_classes
+from mess.data.nuclei import Nuclei
 from mess.data.sbd import Sbd
 from mess.data.shapes import Shapes
 from mess.data.unlabelled import Unlabelled, open_unlabelled
@@ -30,6 +31,7 @@ __all__ = [
 
 DATASETS: dict[str, type[SegmentationData]] = {
     "shapes": Shapes,
+    "nuclei": Nuclei,
     "folder": Folder,
     "voc": Voc,
     "sbd": Sbd,

@@ -57,6 +57,7 @@ def build(name: str, weights: str = "none", **options: Any) -> Backbone:
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "small_unet": {"width": 4},
     "mobilenet_v2": {"width": 0.25},
     "timm": {"model": "mobilenetv3_small_050"},
     "smp": {"model": "Unet", "encoder": "resnet18", "decoder_channels": [16, 16, 8, 8, 8]},
@@ -77,7 +78,13 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Options of backbones that need some, or are large without."""
 
-STRIDE = {"deeplabv3_mobilenet_v3_large": 16, "smp": 1, "segformer": 4, "upernet": 4}
+STRIDE = {
+    "small_unet": 2,
+    "deeplabv3_mobilenet_v3_large": 16,
+    "smp": 1,
+    "segformer": 4,
+    "upernet": 4,
+}
 """Output strides other than 8."""
 
 

@@ -39,7 +39,7 @@ def options(root: Path) -> list[str]:
 
 
 def test_a_class_finer_than_every_exit_is_out_of_reach(poles: Path) -> None:
-    found = workflow.ceiling(overrides=options(poles), sizes=[SIZE, (256, 384)])
+    found = workflow.ceiling("shapes", overrides=options(poles), sizes=[SIZE, (256, 384)])
     assert found["images"] == 1
     assert found["pixels"] == [pytest.approx(1 - 24 / 1280), pytest.approx(24 / 1280), 0]
     rows = {(row["height"], row["output_stride"]): row for row in found["ceilings"]}
@@ -57,7 +57,7 @@ def test_the_command_names_it(
 ) -> None:
     sets = [argument for option in options(poles) for argument in ("--set", option)]
     for size, code in (("32x48", 0), ("360", 2)):
-        monkeypatch.setattr("sys.argv", ["mess", "ceiling", *sets, "--size", size])
+        monkeypatch.setattr("sys.argv", ["mess", "ceiling", "shapes", *sets, "--size", size])
         with pytest.raises(SystemExit) as stop:
             main()
         assert stop.value.code == code

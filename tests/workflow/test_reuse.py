@@ -166,7 +166,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "memoise.edges=[false]",
         f"data.shapes=[1,{IMAGES},1]",
     ]
-    config = load_config("quickstart", overrides)
+    config = load_config("shapes", overrides)
     write_text(run.config_file, config.to_toml())
     run.weights.write_bytes(b"weights")
     rng = np.random.default_rng(seeded(1))

@@ -39,7 +39,7 @@ SETTINGS = [
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that starts from random weights."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run = begin_run(folder, load_config("quickstart", SETTINGS), "run")
+    run = begin_run(folder, load_config("shapes", SETTINGS), "run")
     train_network(run, "cpu", Silent())
     return run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,11 +23,7 @@ def small_resnet(num_classes: int, *, weights: str = "none", width: int = 16) ->
     There are no pretrained weights.
     """
     _require_none(weights, "small_resnet")
-    stem = nn.Sequential(
-        nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
+    stem = _convolution(3, width, stride=2)
     blocks: dict[str, nn.Module] = {}
     channels = width
     for number, (widths, stride, dilation) in enumerate(_BLOCKS, start=1):
@@ -42,11 +40,13 @@ def small_unet(num_classes: int, *, weights: str = "none", width: int = 16) -> B
     """
     _require_none(weights, "small_unet")
     channels = [each * width for each in (1, 2, 4, 6)]
-    down = zip(channels, (3, *channels), strict=False)
     blocks: dict[str, nn.Module | Block] = {
-        f"down{number}": ResidualBlock(inputs, outputs, stride=2, dilation=1)
-        for number, (outputs, inputs) in enumerate(down, start=1)
+        # No residual block: torch's backward of a 1×1 convolution at stride 2 from three channels
+        # ends the process (2.14, CPU, channels last).
+        "down1": nn.Sequential(_convolution(3, width, stride=2), _convolution(width, width))
     }
+    for number, (inputs, outputs) in enumerate(pairwise(channels), start=2):
+        blocks[f"down{number}"] = ResidualBlock(inputs, outputs, stride=2, dilation=1)
     coarse = "down4"
     for number in (3, 2, 1):
         inputs, outputs = channels[number], channels[number - 1]
@@ -55,6 +55,14 @@ def small_unet(num_classes: int, *, weights: str = "none", width: int = 16) -> B
         )
         coarse = f"up{number}"
     return Backbone(blocks, nn.Conv2d(width, num_classes, 1))
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 def _require_none(weights: str, name: str) -> None:
