@@ -22,7 +22,7 @@ from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter, Silent
 from mess.config import Config, load_config
 from mess.runs.part_costs import DEFAULT_PROFILE
-from mess.runs.run import Run, begin_run, find_run
+from mess.runs.run import RUNS, Run, begin_run, find_run
 from mess.runs.sources import require_labels
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.exact.workers import Team
@@ -83,6 +83,32 @@ def train_overprovisioned(
         if processes.is_first and not _profile_is_current(place):
             measure_run(place, reporter=reporter)
     return place
+
+
+def tune(
+    config: str | Path | None = None,
+    *,
+    folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    rates: Sequence[float] | None = None,
+    share: float | None = None,
+    device: str = "auto",
+    reporter: Reporter = _SILENT,
+) -> dict[str, Any]:
+    """Choose learning rates by short trainings on held-out training images; resumes where it was.
+
+    Each of `rates` is tried for `share` of the configured iterations. Trials lie below `folder`, by
+    default runs/tune-CONFIG.
+    """
+    from mess.commands.tune import RATES, SHARE, tune
+
+    source = config or "quickstart"
+    return {
+        **tune(
+            load_config(source, overrides), folder or RUNS / f"tune-{Path(source).stem}",
+            rates or RATES, SHARE if share is None else share, device, reporter,
+        )
+    }  # fmt: skip
 
 
 def exits(

@@ -38,6 +38,7 @@ from mess.cli.tables import (
     print_policies,
     print_predictions,
     print_search,
+    print_tuning,
     print_verification,
 )
 from mess.cli.terminal import be_quiet, complain, print_json, say
@@ -102,6 +103,37 @@ def train_overprovisioned(
         )
     named = "" if run is None else f" --run {run}"
     say(f"Trained: {place.path}. Next: mess search --target latency --max-error 0.01{named}")
+
+
+@app.command()
+def tune(
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the trials; runs/tune-CONFIG by default.")
+    ] = None,
+    rates: Annotated[list[float] | None, typer.Option("--rate", help="To try; repeatable.")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Of the configured iterations; 0.2 by default.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Choose learning rates by short trainings, judged on held-out training images."""
+    with reporter() as listener:
+        found = workflow.tune(
+            config,
+            folder=folder,
+            overrides=overrides or (),
+            rates=rates,
+            share=share,
+            device=device,
+            reporter=listener,
+        )
+    if as_json:
+        print_json(found)
+    else:
+        print_tuning(found)
 
 
 @app.command()

@@ -42,6 +42,21 @@ def print_exits(rows: Sequence[dict[str, Any]]) -> None:
     say(f"{len(rows)} candidates, {kept} kept.")
 
 
+def print_tuning(found: dict[str, Any]) -> None:
+    """Every trial, and the settings of the best."""
+    table = Table("stage", "learning rate", "iterations", "mIoU, held out")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for trial in found["trials"]:
+        miou = "no finite loss" if trial["miou"] is None else f"{trial['miou']:.4f}"
+        rate, iterations = f"{trial['learning_rate']:g}", f"{trial['iterations']:,}"
+        table.add_row(trial["stage"], rate, iterations, miou)
+    out.print(table)
+    for stage in found["at_the_end"]:
+        say(f"The best rate of {stage} is at the end of those tried; try more with --rate.")
+    say("Best: " + " ".join(f"--set {setting}" for setting in found["settings"]))
+
+
 def print_ceiling(found: dict[str, Any]) -> None:
     """By size a table of classes and output strides, and the classes that are out of reach."""
     by_size: dict[tuple[int, int], list[dict[str, Any]]] = {}

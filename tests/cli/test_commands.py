@@ -22,6 +22,7 @@ from mess.search.sampled.study import SAMPLERS
 RUN = {"run"}
 TREE = {
     "train-overprovisioned": {"config", "overrides", "adopt", "device"} | RUN,
+    "tune": {"config", "overrides", "folder", "rates", "share", "device", "as_json"},
     "exits": {"config", "overrides", "as_json"},
     "ceiling": {"config", "overrides", "sizes", "split", "as_json"},
     "memoise": {"split", "name", "root", "images", "labels", "device"} | RUN,

@@ -1,0 +1,208 @@
+"""Learning rates by short trainings, judged on training images that are held out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from mess.commands.train import train_network
+from mess.common.files import write_json
+from mess.common.progress import Reporter
+from mess.config import Config
+from mess.errors import MessError, TrainingError
+from mess.exits import FINAL
+from mess.runs.run import Run, begin_run
+from mess.training.logs import HOLDOUT
+from mess.training.stages.recipes import RECIPES
+
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+SHARE = 0.2
+"""Of the configured iterations that a trial gets."""
+
+_HELD_OUT = 0.1
+"""Of the train split, where the configuration holds nothing out."""
+
+Score = Callable[[dict[str, float]], float]
+
+
+class Trial(TypedDict):
+    """A short training with one learning rate."""
+
+    stage: str
+    learning_rate: float
+    iterations: int
+    miou: float | None
+    """On the held-out images: of the final exit after stage 1, else the mean over the early exits;
+    None where the training came to no finite loss."""
+
+
+class Tuning(TypedDict):
+    """What `mess tune` found; tune.json."""
+
+    trials: list[Trial]
+    settings: list[str]
+    """KEY=VALUE of the best, as `--set` takes them."""
+    at_the_end: list[str]
+    """Stages whose best rate is the smallest or the largest that was tried."""
+
+
+class _Stage(NamedTuple):
+    """A stage in the log, the key of its rate, and what of its exits counts."""
+
+    name: str
+    key: str
+    score: Score
+
+
+def tune(
+    config: Config, folder: Path, rates: Sequence[float], share: float, device: str,
+    reporter: Reporter,
+) -> Tuning:  # fmt: skip
+    """Train shortly with each rate: stage 1, then stage 2 on the best backbone of those.
+
+    Every trial is a run below `folder`: what is finished is not done again. Raises MessError for
+    rates or a share that mean nothing, and where no rate came to an end.
+    """
+    _require(rates, share)
+    if not config.data.holdout:
+        data = config.data.model_copy(update={"holdout": _HELD_OUT})
+        config = config.model_copy(update={"data": data})
+    joint = RECIPES[config.training.scheme].pretraining == "joint"
+    first = _Stage("joint", "stage1", _mean) if joint else _Stage("stage1", "stage1", _final)
+    trials = [
+        _tried(_first(config, rate, share), _folder(folder, first, rate), first, device, reporter)
+        for rate in rates
+    ]
+    best = [_best(trials)]
+    if not joint:
+        second = _Stage("stage2", "stage2", _early)
+        chosen = best[0]["learning_rate"]
+        start = _folder(folder, first, chosen)
+        later = [
+            _tried(
+                _second(config, rate, share, start),
+                # Another backbone would be another trial.
+                _folder(folder, second, rate, f"-on-{chosen:g}"), second, device, reporter,
+            )
+            for rate in rates
+        ]  # fmt: skip
+        best.append(_best(later))
+        trials += later
+    found = Tuning(
+        trials=trials, settings=_settings(config, best),
+        at_the_end=[
+            each["stage"] for each in best if each["learning_rate"] in (min(rates), max(rates))
+        ],
+    )  # fmt: skip
+    write_json(folder / "tune.json", found)
+    return found
+
+
+def _require(rates: Sequence[float], share: float) -> None:
+    if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
+        raise MessError(f"--rate takes learning rates above 0, each once, got {list(rates)}.")
+    if not 0 < share <= 1:
+        raise MessError(f"--share is of the configured iterations, in (0, 1], got {share:g}.")
+
+
+def _first(config: Config, rate: float, share: float) -> Config:
+    """Stage 1 at `rate`, other parts of the network in the same proportion to it as configured."""
+    old = config.training.stage1
+    factor = rate / old.learning_rate
+    others = ("head_learning_rate", "exit_learning_rate")
+    stage1 = old.model_copy(
+        update={
+            "learning_rate": rate,
+            "iterations": max(round(share * old.iterations), 1),
+            **{n: factor * value for n in others if (value := getattr(old, n)) is not None},
+        }
+    )
+    # As short as may be: it is another trial's.
+    stage2 = config.training.stage2.model_copy(update={"iterations": 1})
+    return _with(config, stage1=stage1, stage2=stage2)
+
+
+def _second(config: Config, rate: float, share: float, start: Path) -> Config:
+    stage1 = config.training.stage1.model_copy(update={"iterations": 0})
+    old = config.training.stage2
+    iterations = max(round(share * old.iterations), 1)
+    stage2 = old.model_copy(update={"learning_rate": rate, "iterations": iterations})
+    return _with(config, stage1=stage1, stage2=stage2, start=start)
+
+
+def _with(config: Config, **changes: object) -> Config:
+    training = config.training.model_copy(update=changes)
+    return config.model_copy(update={"training": training})
+
+
+def _tried(config: Config, path: Path, stage: _Stage, device: str, reporter: Reporter) -> Trial:
+    place = Run(path)
+    if place.config_file.exists() and place.config.of_weights() != config.of_weights():
+        raise MessError(
+            f"{path} is a trial of another configuration. Name another folder with --folder, or "
+            "delete it."
+        )
+    place = begin_run(path, config, "tune")
+    settings = config.training.stage2 if stage.key == "stage2" else config.training.stage1
+    rate, miou = settings.learning_rate, None
+    try:
+        if not place.weights.exists():
+            reporter.message(f"{stage.name} at a learning rate of {rate:g}:")
+            with place.locked():
+                train_network(place, device, reporter)
+        miou = stage.score(_judged(place, stage.name))
+    except TrainingError as error:
+        reporter.message(f"{stage.name} at {rate:g} came to nothing: {error}")
+    return Trial(stage=stage.key, learning_rate=rate, iterations=settings.iterations, miou=miou)
+
+
+def _folder(folder: Path, stage: _Stage, rate: float, behind: str = "") -> Path:
+    return folder / f"{stage.key}-{rate:g}{behind}"
+
+
+def _judged(place: Run, stage: str) -> dict[str, float]:
+    """The last mIoU of each exit on the held-out images."""
+    rows = map(json.loads, place.metrics.read_text(encoding="utf-8").splitlines())
+    *_, last = (row for row in rows if row["stage"] == stage + HOLDOUT)
+    return {name: value for name, value in last.items() if name not in ("stage", "iteration")}
+
+
+def _final(miou: dict[str, float]) -> float:
+    return miou[FINAL]
+
+
+def _mean(miou: dict[str, float]) -> float:
+    return float(np.mean(list(miou.values())))
+
+
+def _early(miou: dict[str, float]) -> float:
+    return float(np.mean([value for name, value in miou.items() if name != FINAL]))
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    ended = [trial for trial in trials if trial["miou"] is not None]
+    if not ended:
+        tried = ", ".join(f"{trial['learning_rate']:g}" for trial in trials)
+        raise MessError(
+            f"{trials[0]['stage']} came to no finite loss at any of the rates {tried}. Try smaller "
+            "ones with --rate."
+        )
+    return max(ended, key=lambda trial: trial["miou"] or -math.inf)
+
+
+def _settings(config: Config, best: Sequence[Trial]) -> list[str]:
+    settings = []
+    for trial in best:
+        stage = config.training.stage1 if trial["stage"] == "stage1" else config.training.stage2
+        factor = trial["learning_rate"] / stage.learning_rate
+        settings += [
+            f"training.{trial['stage']}.{name}={factor * value:g}"
+            for name, value in stage
+            if name in ("learning_rate", "head_learning_rate", "exit_learning_rate") and value
+        ]
+    return settings
