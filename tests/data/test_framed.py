@@ -36,7 +36,7 @@ def sums(data: SegmentationData) -> np.ndarray:
     return np.sum([label_counts(data.sized(i)[1], classes) for i in range(len(data))], axis=0)
 
 
-@pytest.mark.parametrize("kind", ["folder", "voc", "sbd", "coco", "shapes"])
+@pytest.mark.parametrize("kind", ["folder", "voc", "sbd", "voc-aug", "coco", "shapes"])
 def test_tiles_of_every_kind_count_each_pixel_once(make: Make, kind: str) -> None:
     config = make(kind)
     whole = opened(config, fit="stretch")
