@@ -56,6 +56,15 @@ def test_tiles_of_every_kind_count_each_pixel_once(make: Make, kind: str) -> Non
         assert not mask.flags.writeable
 
 
+def test_masks_alone_are_of_images_and_not_of_tiles(make: Make) -> None:
+    config = make("folder")
+    whole, tiles = opened(config, fit="stretch"), opened(config, fit="tile")
+    assert len(tiles) > len(tiles.image_ids)
+    assert tiles.image_ids == whole.ids
+    for mask, index in zip(tiles.masks(), range(len(whole)), strict=True):
+        np.testing.assert_array_equal(mask, whole.read(index)[1])
+
+
 def test_tiles_have_names_of_their_place(make: Make) -> None:
     tiles = opened(make("folder"), "test", fit="tile", overlap=0.0)
     # 40 rows and 42 columns make 3 by 3 tiles of 16 by 20.
