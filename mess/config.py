@@ -51,6 +51,8 @@ class DataConfig(_Section):
 
     kind: str = "shapes"
     root: Path | None = None
+    pairs: dict[Literal["images", "masks"], str] | None = None
+    """Where `folder` finds images and masks below `root`: a pattern of paths each."""
     size: tuple[Count, Count] = (96, 128)
     """Height and width in pixels of what the network takes; every figure is at this size."""
     fit: Fit = "stretch"

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from mess.cache.parquet import read_facts
 from mess.commands.certify_options import CertifyOptions
 from mess.commands.search_options import SearchOptions
-from mess.common.progress import Reporter, Silent
+from mess.common.progress import Once, Reporter, Silent
 from mess.config import Config, load_config
 from mess.runs.part_costs import DEFAULT_PROFILE
 from mess.runs.run import RUNS, Run, begin_run, find_run
@@ -67,7 +67,7 @@ def train_overprovisioned(
     from mess.compute.processes import torchrun_processes
 
     with torchrun_processes() as processes:
-        reporter = reporter if processes.is_first else _SILENT
+        reporter = Once(reporter) if processes.is_first else _SILENT
         path = str(_begin(config, run, overrides, adopt).path) if processes.is_first else ""
         place = Run(Path(processes.tell(path)))
         reporter.message(f"Run: {place.path}")

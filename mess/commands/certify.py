@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.commands.certify_options import CertifyOptions
+from mess.commands.check_data import say_what_is_missing
 from mess.commands.fresh_images import cache_groups
 from mess.common.files import write_json
 from mess.common.metrics import MASKS
@@ -101,6 +102,7 @@ def certify_bundles(
     thumbnails: list[bytes] = []
     with reporter.task(f"certifying on {options.split}", len(data)) as task:
         run_in_turns(runs, _seen(data, thumbnails), task)
+    say_what_is_missing(data, np.sum(runs[0].label, axis=0), reporter)
     report = with_digest(
         {
             "plan": plan.digest,

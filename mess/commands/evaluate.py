@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mess.commands.check_data import say_what_is_missing
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.data import SegmentationData, Unlabelled
@@ -56,6 +57,9 @@ def evaluate_bundle(
     reference = theirs if isinstance(data, Unlabelled) else None
     name = split if images is None else images.name
     _run([ours, theirs, *early], data, name, reporter, reference)
+    # Of pictures without masks every pixel is labelled, by the final exit.
+    labelled = [1] * data.classes.num_classes if reference else np.sum(ours.label, axis=0)
+    say_what_is_missing(data, labelled, reporter)
     report: dict[str, Any] = {
         "bundle": str(bundle.path),
         "split": source.split,

@@ -17,6 +17,7 @@ from mess.cache.compression import compress
 from mess.cache.predictions.parts import PartRows
 from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import CacheWriter, Gap, Identity
+from mess.commands.check_data import require_labels, say_what_is_missing
 from mess.common.metrics import MASKS, label_counts
 from mess.common.progress import Reporter
 from mess.compute.device import local_device, pick_device
@@ -40,6 +41,7 @@ from mess.runs.network import trained_network
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
+from mess.sentences.data import left_out_lines
 from mess.sentences.near_identical import near_identical_lines
 from mess.signals.registry import configured_signals
 from mess.signals.signal import Signal
@@ -74,7 +76,9 @@ def memoise_split(
     require_trained_classes(place, data)
     writer = CacheWriter(PredictionStore(place.cache(name)), _identity(place, data, source))
     if isinstance(data, Unlabelled):
-        _require_pictures(data, writer.identity, reporter)
+        data.require_distinct(writer.identity.images)
+        for line in left_out_lines(data.where, data.others):
+            reporter.message(line)
     # Before the lock: a finished cache needs none, nor the network. The first process looks for
     # all, so that all agree.
     if not processes.most(processes.is_first and not writer.is_finished()):
@@ -97,19 +101,17 @@ def memoise_split(
         f"Memoised {len(data)} images x {exits} exits{against}, in {writer.store.directory}."
     )
     if processes.is_first:
-        _warn_of_near_identical(Snapshot(writer.store, None), config.data, reporter)
+        cache = Snapshot(writer.store, None)
+        _say_what_is_missing(cache, data, reporter)
+        _warn_of_near_identical(cache, config.data, reporter)
     return writer.store
 
 
-def _require_pictures(data: Unlabelled, identity: Identity, reporter: Reporter) -> None:
-    """Refuse a picture that is there twice, and say what of the folder is no picture."""
-    data.require_distinct(identity.images)
-    if data.others:
-        reporter.message(
-            f"Left out, for the name is not a picture's: {len(data.others)} "
-            f"file{'' if len(data.others) == 1 else 's'} in {data.where}, such as "
-            f"{data.others[0].name}."
-        )
+def _say_what_is_missing(cache: Snapshot, data: SegmentationData, reporter: Reporter) -> None:
+    # Of pictures without masks it was said before.
+    if not isinstance(data, Unlabelled):
+        labelled = np.sum([row["label"] for row in cache.images], axis=0)
+        say_what_is_missing(data, labelled, reporter)
 
 
 def _warn_of_near_identical(cache: Snapshot, data: DataConfig, reporter: Reporter) -> None:
@@ -241,17 +243,23 @@ def _image_rows(
     height, width = data.size
     # Pictures without masks are read, too: one that cannot be is found before the network runs.
     what = "images" if isinstance(data, Unlabelled) else "labels"
+    labelled = 0
     with reporter.task(f"reading {what}", len(indices)) as progress:
         for index in indices:
             _, mask_HW = data.sized(index)
+            label = label_counts(mask_HW, data.classes.num_classes)
+            labelled += int(label.sum())
             yield {
                 "image_id": data.ids[index],
                 "height": height,
                 "width": width,
-                "label": label_counts(mask_HW, data.classes.num_classes),
+                "label": label,
                 "thumbnail": data.thumbnail(index).tobytes(),
             }
             progress.advance()
+    # Of some that are new there may be others.
+    if len(indices) == len(data) and not isinstance(data, Unlabelled):
+        require_labels(data, labelled)
 
 
 def _require_unchanged(data: SegmentationData, identity: Identity, images: Sequence[str]) -> None:

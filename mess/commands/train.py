@@ -10,6 +10,7 @@ from pathlib import Path
 from mess.cache.parquet import write_rows
 from mess.cache.schema import EXITS
 from mess.commands.adopt import judge_adopted, require_adopted
+from mess.commands.check_data import check_images, check_masks
 from mess.common.files import remove_leftovers, write_json
 from mess.common.progress import Reporter
 from mess.common.seeds import derive
@@ -59,7 +60,7 @@ def train_network(
     held_out = open_split(config.data, "holdout", config.seed) if config.data.holdout else None
     classes = data.classes
     if processes.is_first:
-        _prepare(place, config, data, reporter)
+        _prepare(place, config, data, held_out, reporter)
     # What would fail after training fails before it.
     require_exportable(configured_signals(config.memoise), config.data.size, classes.num_classes)
     rows = candidates(config, classes.num_classes)
@@ -96,22 +97,24 @@ def _open_log(place: Run, config: Config) -> MetricsLog:
     return MetricsLog(place.metrics)
 
 
-def _prepare(place: Run, config: Config, data: SegmentationData, reporter: Reporter) -> None:
-    """Clear up after a kill, look at the data that training does not read, name the classes."""
+def _prepare(
+    place: Run,
+    config: Config,
+    data: SegmentationData,
+    held_out: SegmentationData | None,
+    reporter: Reporter,
+) -> None:
+    """Clear up after a kill, look at all the data, name the classes."""
     for file in place.written_by_training():
         remove_leftovers(file)
     # A run that goes on has been checked when it began.
     if not place.checkpoint.exists():
-        _check(open_split(config.data, CALIBRATION, config.seed), reporter)
+        check_masks(data, "train", reporter)
+        if held_out:
+            check_masks(held_out, "holdout", reporter)
+        # Training reads none of it: a damaged image should not show after hours.
+        check_images(open_split(config.data, CALIBRATION, config.seed), CALIBRATION, reporter)
     write_json(place.classes, data.classes.to_json())
-
-
-def _check(data: SegmentationData, reporter: Reporter) -> None:
-    """Read every image now: a damaged one should not show after hours of training."""
-    with reporter.task("checking calibration", len(data)) as task:
-        for index in range(len(data)):
-            data.read(index)
-            task.advance()
 
 
 def _starting_network(

@@ -39,3 +39,19 @@ class Silent:
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
         yield _SilentTask()
+
+
+class Once:
+    """Says each line once, whichever steps of a command say it; else as the reporter it has."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._said: set[str] = set()
+
+    def message(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._reporter.message(text)
+
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Task]:
+        return self._reporter.task(name, total, done)

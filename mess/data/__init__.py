@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from mess.config import DataConfig
 from mess.data.base import ClassTable, SegmentationData, generator
+from mess.data.class_list import read_classes
 from mess.data.coco import Coco
-from mess.data.folder import Folder, read_classes
+from mess.data.folder import Folder
 from mess.data.nuclei import Nuclei
-from mess.data.sbd import Sbd
+from mess.data.sbd import Sbd, VocAug
 from mess.data.shapes import Shapes
 from mess.data.unlabelled import Unlabelled, open_unlabelled
 from mess.data.voc import Voc
@@ -35,6 +36,7 @@ DATASETS: dict[str, type[SegmentationData]] = {
     "folder": Folder,
     "voc": Voc,
     "sbd": Sbd,
+    "voc-aug": VocAug,
     "coco": Coco,
 }
 """`data.kind` to its class; a new data set is one class and one line here."""
@@ -60,6 +62,11 @@ def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
     if split not in SPLITS:
         raise ConfigError(f"split {split!r} is unknown; {nearest(split, SPLITS)}")
     kind = DATASETS[config.kind]
+    if config.pairs is not None and kind is not Folder:
+        raise ConfigError(
+            f"data.pairs says where a folder's files lie, and data.kind = {config.kind!r} has a "
+            "layout of its own. Leave one of them out."
+        )
     if split not in ("train", "holdout"):
         return kind.open(config, split, seed).framed(config)
     whole = kind.open(config, "train", seed)
@@ -76,5 +83,8 @@ def open_split(config: DataConfig, split: str, seed: int) -> SegmentationData:
     held = set(generator(seed, _HOLDOUT_KEY).permutation(len(whole))[:count].tolist())
     chosen = [i for i in range(len(whole)) if (i in held) == (split == "holdout")]
     where = whole.where if split == "train" else f"holdout of {whole.where}"
+    part = whole.select(chosen, where)
+    # Files that are left out are the whole folder's, and told with the rest.
+    part.others = part.others if split == "train" else ()
     # Images are held out, and not tiles: those of one image belong together.
-    return whole.select(chosen, where).framed(config)
+    return part.framed(config)

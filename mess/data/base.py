@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -102,6 +102,8 @@ class SegmentationData(ABC):
         self._framing = Framing(size=size)
         self._fill = IMAGENET.fill
         self._tiles: dict[str, _Tile] = {}
+        self.others: Sequence[Path] = ()
+        """Files that lie with the images and are left out: none of them by its name or place."""
         self._consist_of(ids, where)
 
     def _consist_of(self, ids: Sequence[str], where: str) -> None:
@@ -143,6 +145,10 @@ class SegmentationData(ABC):
     def _content(self, image_id: str) -> Iterable[bytes | Path]:
         """What changes whenever the image or its mask does: bytes, or a file for those in it."""
 
+    def _load_mask(self, image_id: str) -> NDArray[np.uint8]:
+        """The mask alone, unchecked; subclasses that have it apart need not load the image."""
+        return self._load(image_id)[1]
+
     def _shape(self, image_id: str) -> tuple[int, int]:
         """Rows and columns of an image; subclasses that know them need not read it."""
         return self._load(image_id)[1].shape
@@ -172,6 +178,22 @@ class SegmentationData(ABC):
         """Of the image that an item is, or is a tile of."""
         item = self.ids[index]
         return self._tiles[item].image_id if self._framing.tiles else item
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Of the images, each once, in whatever tiles they are."""
+        return list(dict.fromkeys(map(self.image_id, range(len(self)))))
+
+    def masks(self) -> Iterator[NDArray[np.uint8]]:
+        """The mask of each of `image_ids`, (H, W), uint8, at its own size.
+
+        Images are not read where masks lie apart. Raises DataError for a mask that cannot be read
+        and for values outside the classes.
+        """
+        for image_id in self.image_ids:
+            mask_HW = self._load_mask(image_id)
+            self._require_known(image_id, mask_HW)
+            yield mask_HW
 
     def read(self, index: int) -> Pair:
         """Image (H, W, 3) and mask (H, W), uint8, at their own size; of a tile the whole ones.
@@ -216,6 +238,13 @@ class SegmentationData(ABC):
                 f"{self.where}: image {image_id!r} is {_by(image_HW3.shape)} pixels but its mask "
                 f"is {_by(mask_HW.shape)} (height x width); they must match."
             )
+        self._require_known(image_id, mask_HW)
+        found = _Read(image_id, (image_HW3, mask_HW))
+        # Tiles of an image follow one another, so that each image is decoded once.
+        self._last = found if self._framing.tiles else None
+        return found
+
+    def _require_known(self, image_id: str, mask_HW: NDArray[np.uint8]) -> None:
         limit = self.classes.num_classes
         strange = mask_HW[(mask_HW >= limit) & (mask_HW != VOID)]
         if strange.size:
@@ -224,10 +253,6 @@ class SegmentationData(ABC):
                 f"{strange.size} pixels; class ids are 0..{limit - 1}, and {VOID} is void. "
                 "Correct the mask or the class list."
             )
-        found = _Read(image_id, (image_HW3, mask_HW))
-        # Tiles of an image follow one another, so that each image is decoded once.
-        self._last = found if self._framing.tiles else None
-        return found
 
     def _framed(self, index: int) -> _Framed:
         item = self.ids[index]

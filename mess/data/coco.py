@@ -23,6 +23,9 @@ from mess.errors import ConfigError, DataError
 _CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 """COCO's category ids of VOC's classes 1..20."""
 
+_LEAST_AREA = 1000
+"""Train images have more annotated pixels of the classes, as torchvision's references have it."""
+
 _LABELS = {category: label for label, category in enumerate(_CATEGORIES, start=1)}
 
 
@@ -31,6 +34,15 @@ class _Region(NamedTuple):
     crowd: bool
     segmentation: Any
     """COCO's: a list of polygons, or a run-length code."""
+
+
+class _Annotations(NamedTuple):
+    """Of the images, in the order of the file: where they are, and what is of the 20 classes."""
+
+    images: list[tuple[str, _Image]]
+    regions: dict[str, list[_Region]]
+    area: dict[str, float]
+    """Annotated pixels of an image, crowds included."""
 
 
 class _Image(NamedTuple):
@@ -42,10 +54,11 @@ class _Image(NamedTuple):
 class Coco(SegmentationData):
     """COCO 2017 in its own layout below `data.root`; needs `pip install mess[coco]`.
 
-    ROOT/annotations/instances_(train|val)2017.json with ROOT/train2017 and ROOT/val2017. Train
-    leaves out images without an object of the 20 classes. val2017 is halved at random, the same
-    way in every run, into calibration and test. Crowds, and pixels claimed by objects of different
-    classes, are void; other categories are background.
+    ROOT/annotations/instances_(train|val)2017.json with ROOT/train2017 and ROOT/val2017. Train is
+    the images with more than 1000 annotated pixels of the 20 classes, as in torchvision's
+    references. val2017 is halved at random, the same way in every run, into calibration and test.
+    Crowds, and pixels claimed by objects of different classes, are void; other categories are
+    background.
     """
 
     _images: dict[str, _Image]
@@ -59,16 +72,16 @@ class Coco(SegmentationData):
         official = "train2017" if split == "train" else "val2017"
         where = f"split {split!r} of COCO in {root}"
         annotations = root / "annotations" / f"instances_{official}.json"
-        images, regions = _read_annotations(annotations, root / official)
-        ids = [image_id for image_id, _ in images]
+        found = _read_annotations(annotations, root / official)
+        ids = [image_id for image_id, _ in found.images]
         if split == "train":
-            ids = [i for i in ids if any(not region.crowd for region in regions[i])]
+            ids = [image_id for image_id in ids if found.area[image_id] > _LEAST_AREA]
         else:
             ids = [ids[index] for index in halves(len(ids))[split == "test"]]
         data = cls(where=where, ids=ids, classes=VOC_CLASSES, size=config.size)
-        known = dict(images)
+        known = dict(found.images)
         data._images = {image_id: known[image_id] for image_id in ids}
-        data._regions = {image_id: regions[image_id] for image_id in ids}
+        data._regions = {image_id: found.regions[image_id] for image_id in ids}
         require_files(where, [image.path for image in data._images.values()])
         return data
 
@@ -77,6 +90,9 @@ class Coco(SegmentationData):
         return image.height, image.width
 
     def _load(self, image_id: str) -> Pair:
+        return read_image(self._images[image_id].path), self._load_mask(image_id)
+
+    def _load_mask(self, image_id: str) -> NDArray[np.uint8]:
         image = self._images[image_id]
         mask_HW = np.zeros((image.height, image.width), np.uint8)
         crowd_HW = np.zeros(mask_HW.shape, np.bool_)
@@ -91,7 +107,7 @@ class Coco(SegmentationData):
             mask_HW[contested_HW] = VOID
         # Last: a crowd hides no object that is outlined by itself.
         mask_HW[crowd_HW & (mask_HW == 0)] = VOID
-        return read_image(image.path), mask_HW
+        return mask_HW
 
     def _inside(self, image_id: str, region: _Region) -> NDArray[np.bool_]:
         api = _mask_api()
@@ -128,10 +144,7 @@ def _mask_api() -> Any:
     return mask
 
 
-def _read_annotations(
-    path: Path, folder: Path
-) -> tuple[list[tuple[str, _Image]], dict[str, list[_Region]]]:
-    """The images in `path` in order, and the regions of the 20 classes by image id."""
+def _read_annotations(path: Path, folder: Path) -> _Annotations:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -140,7 +153,7 @@ def _read_annotations(
         raise DataError(f"{path} is not valid JSON: {error}.") from None
     names: dict[int, str] = {}
     images: list[tuple[str, _Image]] = []
-    regions: dict[str, list[_Region]] = defaultdict(list)
+    regions, area = defaultdict[str, list[_Region]](list), defaultdict[str, float](float)
     try:
         for image in content["images"]:
             name = names[image["id"]] = Path(image["file_name"]).stem
@@ -150,9 +163,10 @@ def _read_annotations(
             if label := _LABELS.get(item["category_id"]):
                 region = _Region(label, bool(item["iscrowd"]), item["segmentation"])
                 regions[names[item["image_id"]]].append(region)
+                area[names[item["image_id"]]] += item["area"]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path} does not follow COCO's instance annotations: {error!r} in an entry of "
             "`images` or `annotations`."
         ) from error
-    return images, regions
+    return _Annotations(images, regions, area)

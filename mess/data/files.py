@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.common.images import image_shape, read_image, read_mask
+from mess.common.images import image_shape, read_image
+from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData
+from mess.data.mask_encoding import MaskEncoding, UnknownValueError, unknown_values
 from mess.errors import ConfigError, DataError
 
 Files = tuple[str, Path, Path]
@@ -18,7 +20,10 @@ Files = tuple[str, Path, Path]
 
 
 class FilePairs(SegmentationData):
-    """Images and masks in files; subclasses change `_read_mask` where masks are no PNG."""
+    """Images and masks in files; subclasses change `_read_mask` where masks are no images."""
+
+    encoding: MaskEncoding
+    """What stands for a class in the masks: by default its id, and 255 for void."""
 
     def __init__(
         self,
@@ -30,16 +35,30 @@ class FilePairs(SegmentationData):
     ) -> None:
         super().__init__(where=where, ids=[entry[0] for entry in files], classes=classes, size=size)
         self._files = {image_id: (image, mask) for image_id, image, mask in files}
+        self.encoding = MaskEncoding.of_ids(classes.num_classes)
 
     def _load(self, image_id: str) -> Pair:
-        image, mask = self._files[image_id]
-        return read_image(image), self._read_mask(mask)
+        return read_image(self._files[image_id][0]), self._load_mask(image_id)
+
+    def _load_mask(self, image_id: str) -> NDArray[np.uint8]:
+        path = self._files[image_id][1]
+        try:
+            return self._read_mask(path)
+        except UnknownValueError:
+            # One seldom is alone: what all masks hold tells what was meant.
+            masks = [path, *(mask for _, mask in self._files.values() if mask != path)]
+            found = unknown_values(self.encoding, masks)
+            raise DataError(f"{self.where}: {found} {self._remedy()}") from None
 
     def _shape(self, image_id: str) -> tuple[int, int]:
         return image_shape(self._files[image_id][0])
 
     def _read_mask(self, path: Path) -> NDArray[np.uint8]:
-        return read_mask(path)
+        return self.encoding.read(path)
+
+    def _remedy(self) -> str:
+        """What to do about values of no class."""
+        return f"Class ids are 0..{self.classes.num_classes - 1}, and {VOID} is void."
 
     def _content(self, image_id: str) -> Iterable[bytes | Path]:
         return self._files[image_id]
@@ -57,9 +76,12 @@ def data_root(config: DataConfig, layout: str) -> Path:
 
 
 def listed_files(
-    listing: Path, where: str, locate: Callable[[str], tuple[Path, Path]]
+    listing: Path,
+    where: str,
+    locate: Callable[[str], tuple[Path, Path]],
+    left_out: Container[str] = (),
 ) -> list[Files]:
-    """Image and mask of every id in the text file `listing`, one id a line.
+    """Image and mask of every id in the text file `listing`, one a line, but of those `left_out`.
 
     Raises DataError where the listing or any of the files is missing.
     """
@@ -67,7 +89,8 @@ def listed_files(
         lines = listing.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"{where}: {listing} is missing; it lists one image id a line.") from None
-    files = [(line.strip(), *locate(line.strip())) for line in lines if line.strip()]
+    ids = [line.strip() for line in lines if line.strip() and line.strip() not in left_out]
+    files = [(image_id, *locate(image_id)) for image_id in ids]
     require_files(where, [path for _, image, mask in files for path in (image, mask)])
     return files
 

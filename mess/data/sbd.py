@@ -1,8 +1,9 @@
-"""The Semantic Boundaries Dataset: 5,623 more masks for training on VOC's classes."""
+"""The Semantic Boundaries Dataset: more masks for training on VOC's classes."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from scipy.io.matlab import MatReadError
 
 from mess.config import DataConfig
 from mess.data.base import SegmentationData
-from mess.data.files import FilePairs, data_root, listed_files
-from mess.data.voc import VOC_CLASSES, Voc
+from mess.data.files import FilePairs, Files, data_root, listed_files
+from mess.data.voc import VOC_CLASSES, Voc, voc_files
 from mess.errors import DataError
 
 
@@ -31,11 +32,7 @@ class Sbd(FilePairs):
         if split != "train":
             return Voc.open(config, split, seed)
         where = f"split 'train' of SBD in {root}"
-        files = listed_files(
-            root / "train_noval.txt",
-            where,
-            lambda image_id: (root / "img" / f"{image_id}.jpg", root / "cls" / f"{image_id}.mat"),
-        )
+        files = sbd_files(root, root / "train_noval.txt", where)
         return cls(where=where, files=files, classes=VOC_CLASSES, size=config.size)
 
     def _read_mask(self, path: Path) -> NDArray[np.uint8]:
@@ -46,3 +43,39 @@ class Sbd(FilePairs):
                 f"mask {path} cannot be read as GTcls.Segmentation of SBD: {error}. "
                 "Replace or remove it."
             ) from error
+
+
+class VocAug(Sbd):
+    """Train on VOC 2012's train and all of SBD but VOC's val, 10,582 images; the rest as `Sbd`.
+
+    Laid out as for `Sbd`, with SBD's own ROOT/train.txt and ROOT/val.txt in the place of
+    train_noval.txt. Masks of VOC's train are VOC's, which mark void.
+    """
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, seed: int) -> SegmentationData:
+        root = data_root(config, "img, cls, train.txt and val.txt of SBD, and VOCdevkit/VOC2012")
+        if split != "train":
+            return Voc.open(config, split, seed)
+        where = f"split 'train' of VOC 2012 and SBD in {root}"
+        voc = voc_files(root, "train")
+        left_out = {image_id for image_id, *_ in (*voc, *voc_files(root, "val"))}
+        more = [
+            entry
+            for listing in ("train.txt", "val.txt")
+            for entry in sbd_files(root, root / listing, where, left_out)
+        ]
+        return cls(where=where, files=[*voc, *more], classes=VOC_CLASSES, size=config.size)
+
+    def _read_mask(self, path: Path) -> NDArray[np.uint8]:
+        return super()._read_mask(path) if path.suffix == ".mat" else self.encoding.read(path)
+
+
+def sbd_files(root: Path, listing: Path, where: str, left_out: Container[str] = ()) -> list[Files]:
+    """Image and mask of what SBD's `listing` names, those with the ids `left_out` aside."""
+    return listed_files(
+        listing,
+        where,
+        lambda image_id: (root / "img" / f"{image_id}.jpg", root / "cls" / f"{image_id}.mat"),
+        left_out,
+    )

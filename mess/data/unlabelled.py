@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mess.common.images import image_shape, read_image
+from mess.common.images import IMAGE_SUFFIXES, image_shape, read_image
 from mess.common.metrics import VOID
 from mess.config import DataConfig
 from mess.data.base import ClassTable, Pair, SegmentationData
-from mess.data.folder import IMAGE_SUFFIXES
 from mess.errors import DataError
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mess.config import DataConfig
 from mess.data.base import ClassTable, halves
-from mess.data.files import FilePairs, data_root, listed_files
+from mess.data.files import FilePairs, Files, data_root, listed_files
 
 _CLASSES = {
     "background": (0, 0, 0),
@@ -44,19 +46,25 @@ class Voc(FilePairs):
 
     @classmethod
     def open(cls, config: DataConfig, split: str, seed: int) -> Voc:
-        root = data_root(config, "VOCdevkit/VOC2012") / "VOCdevkit" / "VOC2012"
-        official = "train" if split == "train" else "val"
-        files = listed_files(
-            root / "ImageSets" / "Segmentation" / f"{official}.txt",
-            f"{official} of VOC 2012",
-            lambda image_id: (
-                root / "JPEGImages" / f"{image_id}.jpg",
-                root / "SegmentationClass" / f"{image_id}.png",
-            ),
-        )
+        root = data_root(config, "VOCdevkit/VOC2012")
+        files = voc_files(root, "train" if split == "train" else "val")
         if split != "train":
             # False is 0: the first half calibrates.
             half = halves(len(files))[split == "test"]
             files = [files[index] for index in half]
+        root = root / "VOCdevkit" / "VOC2012"
         where = f"split {split!r} of VOC 2012 in {root}"
         return cls(where=where, files=files, classes=VOC_CLASSES, size=config.size)
+
+
+def voc_files(root: Path, official: str) -> list[Files]:
+    """Image and mask of all that VOC's own list `official`, "train" or "val", names."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    return listed_files(
+        folder / "ImageSets" / "Segmentation" / f"{official}.txt",
+        f"{official} of VOC 2012",
+        lambda image_id: (
+            folder / "JPEGImages" / f"{image_id}.jpg",
+            folder / "SegmentationClass" / f"{image_id}.png",
+        ),
+    )

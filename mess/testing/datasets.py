@@ -33,6 +33,16 @@ class DatasetContract:
                 assert image.shape == (*mask.shape, 3)
                 assert set(np.unique(mask)) <= {*range(classes.num_classes), 255}
 
+    def test_masks_alone_are_those_of_the_images(self) -> None:
+        """They are read before training, by themselves where they lie apart."""
+        data = self.open("train")
+        assert data.image_ids == data.ids
+        alone = list(data.masks())
+        assert len(alone) == len(data)
+        for index, mask in enumerate(alone):
+            assert mask.dtype == np.uint8
+            np.testing.assert_array_equal(mask, data.read(index)[1])
+
     def test_images_are_rescaled_once(self) -> None:
         data = self.open("train")
         image, mask = data.sized(0)

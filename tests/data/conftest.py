@@ -18,7 +18,7 @@ from mess.data.voc import VOC_CLASSES
 from tests.seeds import seeded
 
 SIZE = (24, 32)
-KINDS = ("shapes", "folder", "voc", "sbd", "coco")
+KINDS = ("shapes", "folder", "voc", "sbd", "voc-aug", "coco")
 
 Mask = NDArray[np.uint8]
 Make = Callable[[str], DataConfig]
@@ -89,18 +89,42 @@ def write_sbd(root: Path) -> None:
         savemat(root / "cls" / f"{image_id}.mat", {"GTcls": {"Segmentation": mask}})
 
 
+def write_voc_aug(root: Path) -> None:
+    """VOC with 4 and 7 images, and SBD with 6 of its own, 2 of that train and 3 of that val."""
+    write_voc(root, {"train": 4, "val": 7})
+    own = [f"2008_{number:06d}" for number in range(6)]
+    train, val = (
+        [f"2007_{start}{number:05d}" for number in numbers]
+        for start, numbers in ((0, (0, 3)), (1, (1, 4, 6)))
+    )
+    (root / "cls").mkdir()
+    listings = {
+        "train.txt": [*own[:4], train[0], *val[:2]],
+        "val.txt": [train[1], *own[4:], val[2]],
+    }
+    for start, (listing, ids) in enumerate(listings.items()):
+        (root / listing).write_text("\n".join(ids) + "\n")
+        for number, image_id in enumerate(ids):
+            mask = random_mask(300 + 100 * start + number, 21, void=False)
+            write_image(root / "img" / f"{image_id}.jpg", mask)
+            savemat(root / "cls" / f"{image_id}.mat", {"GTcls": {"Segmentation": mask}})
+
+
 def box(top: int, left: int, height: int, width: int) -> list[list[float]]:
     """COCO's polygon of a box."""
     bottom, right = top + height, left + width
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def coco_item(image: int, category: int, segmentation: Any, crowd: int = 0) -> dict[str, Any]:
+def coco_item(
+    image: int, category: int, segmentation: Any, crowd: int = 0, area: float = 600.0
+) -> dict[str, Any]:
     return {
         "image_id": image,
         "category_id": category,
         "segmentation": segmentation,
         "iscrowd": crowd,
+        "area": area,
     }
 
 
@@ -114,10 +138,10 @@ def write_coco(root: Path) -> None:
             images.append({"id": number, "file_name": name, "height": 30, "width": 40})
             write_image(root / split / name, np.zeros((30, 40), np.uint8))
             if number % 5:
-                annotations.append(coco_item(number, 17, box(2, 2, 12, 20)))
-                annotations.append(coco_item(number, 1, box(16, 20, 10, 15)))
+                annotations.append(coco_item(number, 17, box(1, 1, 16, 38), area=608.0))
+                annotations.append(coco_item(number, 1, box(18, 1, 11, 38), area=418.0))
             else:
-                annotations.append(coco_item(number, 11, box(2, 2, 12, 20)))
+                annotations.append(coco_item(number, 11, box(1, 1, 28, 38), area=1064.0))
         content = {"images": images, "annotations": annotations, "categories": []}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
@@ -126,6 +150,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "folder": write_folder,
     "voc": write_voc,
     "sbd": write_sbd,
+    "voc-aug": write_voc_aug,
     "coco": write_coco,
 }
 

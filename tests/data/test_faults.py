@@ -42,7 +42,7 @@ def read(config: DataConfig) -> None:
         data.read(index)
 
 
-@pytest.mark.parametrize("kind", ["folder", "voc", "sbd", "coco"])
+@pytest.mark.parametrize("kind", ["folder", "voc", "sbd", "voc-aug", "coco"])
 def test_root_is_needed_and_a_folder(make: Make, kind: str) -> None:
     config = make(kind)
     with pytest.raises(ConfigError, match=rf"data\.kind = '{kind}' needs data\.root"):
@@ -86,10 +86,11 @@ def test_truncated_image(folder: DataConfig) -> None:
 def test_value_outside_the_classes(folder: DataConfig) -> None:
     path = root(folder) / "train/masks/train_3.png"
     mask = np.array(Image.open(path))
-    mask[2, 4:6] = 3
+    mask[2, 4:40] = 3
     Image.fromarray(mask).save(path)
     with pytest.raises(
-        DataError, match=r"mask of 'train_3' has value 3 in 2 pixels; class ids are 0\.\.2, and 255"
+        DataError,
+        match=r"not void: 3 \(0\.\d% of .*, in 1 of 10 masks\)\. Class ids are 0\.\.2, and 255",
     ):
         read(folder)
 
@@ -97,7 +98,7 @@ def test_value_outside_the_classes(folder: DataConfig) -> None:
 def test_colour_mask(folder: DataConfig) -> None:
     path = root(folder) / "train/masks/train_3.png"
     Image.open(path).convert("RGB").save(path)
-    with pytest.raises(DataError, match=r"train_3\.png has mode RGB; .*Convert it to mode L or P"):
+    with pytest.raises(DataError, match=r"train_3\.png has mode RGB; .*such as to mode L"):
         read(folder)
 
 
@@ -108,6 +109,46 @@ def test_sizes_that_differ(folder: DataConfig) -> None:
         DataError, match=r"image 'train_3' is \d+ x 42 pixels but its mask is 9 x 8 \(height"
     ):
         read(folder)
+
+
+def test_images_in_folders_below_are_counted(folder: DataConfig) -> None:
+    images, masks = (root(folder) / "train" / kind for kind in ("images", "masks"))
+    (images / "night").mkdir()
+    for name in ("0001.jpg", "0002.jpg", ".hidden.jpg"):
+        (images / "night" / name).touch()
+    (masks / "Thumbs.db").touch()
+    data = train(folder)
+    assert len(data) == 10
+    assert [path.name for path in data.others] == ["0001.jpg", "0002.jpg", "Thumbs.db"]
+    holdout = folder.model_copy(update={"holdout": 0.2})
+    assert len(open_split(holdout, "train", seed=0).others) == 3
+    assert not open_split(holdout, "holdout", seed=0).others
+
+
+def test_a_split_whose_images_are_all_in_folders_below(folder: DataConfig) -> None:
+    for kind in ("images", "masks"):
+        files = list((root(folder) / "train" / kind).iterdir())
+        (root(folder) / "train" / kind / "night").mkdir()
+        for path in files:
+            path.rename(path.parent / "night" / path.name)
+    with pytest.raises(
+        DataError, match=r"is empty: 20 files there are left out, such as .*give data\.pairs"
+    ):
+        train(folder)
+
+
+def test_images_and_masks_of_other_kinds_are_read(folder: DataConfig) -> None:
+    before = len(train(folder))
+    for suffix in ("bmp", "tif", "TIFF", "webp"):
+        Image.new("RGB", (6, 4)).save(root(folder) / f"train/images/x{suffix}.{suffix}")
+        kind = suffix if suffix != "webp" else "png"
+        Image.new("L", (6, 4), 2).save(root(folder) / f"train/masks/x{suffix}.{kind}")
+    data = train(folder)
+    assert len(data) == before + 4
+    for name in ("xbmp", "xtif", "xTIFF", "xwebp"):
+        image, mask = data.read(data.ids.index(name))
+        assert image.shape == (4, 6, 3)
+        assert (mask == 2).all()
 
 
 def test_missing_split(folder: DataConfig) -> None:
@@ -158,6 +199,7 @@ def test_fingerprint_follows_ignore_index(folder: DataConfig) -> None:
 
 
 CLASS = {"id": 0, "name": "road", "color": [1, 2, 3]}
+TWO = [CLASS, CLASS | {"id": 1, "name": "sky"}]
 
 
 @pytest.mark.parametrize(
@@ -172,15 +214,16 @@ CLASS = {"id": 0, "name": "road", "color": [1, 2, 3]}
             "num_classes of it is '1'; it should be of type int",
         ),
         ({"num_classes": 2, "classes": [CLASS]}, "num_classes is 2 and `classes` has 1 entries"),
-        ({"num_classes": 0, "classes": []}, "num_classes is 0 .* same number in 1..255"),
+        ({"num_classes": 0, "classes": []}, "num_classes is 0 .* same number in 2..255"),
         (
-            {"num_classes": 1, "classes": [CLASS], "ignore_index": 0},
-            "ignore_index is 0; it is a mask value in 1..255",
+            {"num_classes": 2, "classes": TWO, "ignore_index": 1},
+            "ignore_index is 1; it is a mask value in 2..255",
         ),
         (
-            {"num_classes": 1, "classes": [CLASS], "ignore_index": 256},
-            "ignore_index is 256; it is a mask value in 1..255",
+            {"num_classes": 2, "classes": TWO, "ignore_index": 256},
+            "ignore_index is 256; it is a mask value in 2..255",
         ),
+        ({"num_classes": 1, "classes": [CLASS]}, "'road' is the only class, .* such as background"),
         ({"num_classes": 1, "classes": ["road"]}, "entry 0 of `classes` is 'road'"),
         ({"num_classes": 1, "classes": [CLASS | {"id": 4}]}, "has id 4; ids count up from 0"),
         ({"num_classes": 1, "classes": [CLASS | {"name": 5}]}, "name of entry 0 .* is 5"),

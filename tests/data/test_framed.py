@@ -36,7 +36,7 @@ def sums(data: SegmentationData) -> np.ndarray:
     return np.sum([label_counts(data.sized(i)[1], classes) for i in range(len(data))], axis=0)
 
 
-@pytest.mark.parametrize("kind", ["folder", "voc", "sbd", "coco", "shapes"])
+@pytest.mark.parametrize("kind", ["folder", "voc", "sbd", "voc-aug", "coco", "shapes"])
 def test_tiles_of_every_kind_count_each_pixel_once(make: Make, kind: str) -> None:
     config = make(kind)
     whole = opened(config, fit="stretch")
@@ -54,6 +54,15 @@ def test_tiles_of_every_kind_count_each_pixel_once(make: Make, kind: str) -> Non
         assert image.shape == (*SIZE, 3)
         assert mask.shape == SIZE
         assert not mask.flags.writeable
+
+
+def test_masks_alone_are_of_images_and_not_of_tiles(make: Make) -> None:
+    config = make("folder")
+    whole, tiles = opened(config, fit="stretch"), opened(config, fit="tile")
+    assert len(tiles) > len(tiles.image_ids)
+    assert tiles.image_ids == whole.ids
+    for mask, index in zip(tiles.masks(), range(len(whole)), strict=True):
+        np.testing.assert_array_equal(mask, whole.read(index)[1])
 
 
 def test_tiles_have_names_of_their_place(make: Make) -> None:

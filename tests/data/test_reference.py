@@ -76,6 +76,67 @@ def test_sbd_tests_on_voc(make: Make) -> None:
     assert sorted(ids) == official.read_text().split()
 
 
+def test_voc_aug_is_voc_and_what_sbd_adds_to_it(make: Make) -> None:
+    """The lists that papers use are made so: SBD's train and val without VOC's, and VOC's train."""
+    config = make("voc-aug")
+    data, base = whole(config), root(config)
+    listed = base / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    voc, val = ((listed / f"{name}.txt").read_text().split() for name in ("train", "val"))
+    sbd = [(base / f"{name}.txt").read_text().split() for name in ("train", "val")]
+    assert set(sbd[0]) & set(voc)
+    assert set(sbd[0]) & set(val)
+    assert set(data.ids) == (set(sbd[0]) | set(sbd[1]) | set(voc)) - set(val)
+    assert len(data) == 10
+    references: dict[str, Any] = {}
+    # VOC last: its masks mark void.
+    for ids, reference in (
+        (sbd[0], SBDataset(str(base), "train", "segmentation")),
+        (sbd[1], SBDataset(str(base), "val", "segmentation")),
+        (voc, VOCSegmentation(base, year="2012", image_set="train")),
+    ):
+        references |= {image_id: reference[index] for index, image_id in enumerate(ids)}
+    for index, image_id in enumerate(data.ids):
+        for found, known in zip(data.read(index), references[image_id], strict=True):
+            np.testing.assert_array_equal(found, np.asarray(known))
+    held = whole(config, "calibration").ids + whole(config, "test").ids
+    assert sorted(held) == sorted(val)
+
+
+def test_coco_trains_on_what_torchvisions_references_keep(make: Make) -> None:
+    config = make("coco")
+    path = root(config) / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [
+        {"image_id": image, "category_id": category, "segmentation": box, "iscrowd": crowd,
+         "area": area}
+        for image, category, crowd, area in [
+            (1, 1, 0, 1000.0),  # not more than 1000
+            (2, 1, 0, 1000.5),
+            (3, 1, 0, 600.0), (3, 17, 0, 401.0),  # of two classes together
+            (4, 1, 0, 600.0), (4, 11, 0, 5000.0),  # a fire hydrant is none of the classes
+            (6, 1, 1, 1001.0),  # a crowd counts
+            (7, 17, 0, 999.0), (7, 17, 1, 2.0),
+        ]
+        for box in [[[1, 1, 30, 1, 30, 20, 1, 20]]]
+    ]  # fmt: skip
+    path.write_text(json.dumps(content))
+
+    def has_valid_annotation(annotations: list[dict[str, Any]]) -> bool:
+        """torchvision, references/segmentation/coco_utils.py, with its list of categories."""
+        kept = [5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72]
+        annotations = [obj for obj in annotations if obj["category_id"] in kept]
+        if len(annotations) == 0:
+            return False
+        return sum(obj["area"] for obj in annotations) > 1000
+
+    expected = [
+        f"{number:012d}"
+        for number in range(1, 13)
+        if has_valid_annotation([a for a in content["annotations"] if a["image_id"] == number])
+    ]
+    assert whole(config).ids == expected == [f"{number:012d}" for number in (2, 3, 6, 7)]
+
+
 def test_coco_drops_background_from_train_only(make: Make) -> None:
     config = make("coco")
     assert whole(config).ids == [f"{i:012d}" for i in range(1, 13) if i % 5]
@@ -116,7 +177,7 @@ def test_coco_masks_by_hand(make: Make) -> None:
         (11, runs(27, 0, 2, 3), 1),
     ]
     annotations = [
-        {"image_id": 1, "category_id": c, "segmentation": s, "iscrowd": crowd}
+        {"image_id": 1, "category_id": c, "segmentation": s, "iscrowd": crowd, "area": 501}
         for c, s, crowd in items
     ]
     image = {"id": 1, "file_name": "000000000001.jpg", "height": 30, "width": 40}

@@ -64,6 +64,16 @@ def test_hidden_files_are_no_part_and_others_are_told(folder: Path) -> None:
     assert [path.name for path in data.others] == ["again", "notes.txt"]
 
 
+def test_pictures_of_every_kind_are_read(folder: Path) -> None:
+    for suffix in ("bmp", "tif", "tiff", "webp"):
+        write(folder / f"of_{suffix}.{suffix}", 40)
+    data = opened(folder)
+    assert not data.others
+    for suffix in ("bmp", "tif", "tiff", "webp"):
+        image, _ = data.read(data.ids.index(f"of_{suffix}"))
+        assert abs(image.astype(int) - 40).max() <= 1
+
+
 def test_fingerprints_cover_the_picture_alone(folder: Path, tmp_path: Path) -> None:
     """Whatever it is called, and whatever lies beside it; but its size and the classes count."""
     first = opened(folder).image_fingerprints()
@@ -96,7 +106,7 @@ def test_two_files_of_an_id_are_refused(folder: Path) -> None:
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no pictures \(\.jpg, \.jpeg, \.png\)"):
+    with pytest.raises(DataError, match=r"no pictures \(\.jpg, \.jpeg, \.png, .*\.webp\)"):
         opened(tmp_path)
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match="1 other file"):
