@@ -29,9 +29,9 @@ from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.training.checkpoint import load_checkpoint
 from mess.training.logs import MetricsLog
 from mess.training.loop import Training
-from mess.training.losses import SoftTarget, exit_loss, mixture, upsample
+from mess.training.losses import SoftTarget, cross_entropy, exit_loss, mixture, upsample
 from mess.training.stage import Batches, poly_rate
-from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
+from mess.training.stages import ExitAwarePretraining, ExitTraining
 from mess.training.stages.pretraining import active_exits
 from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
 from mess.training.stopping import stop_on_signal
@@ -645,14 +645,20 @@ def test_the_scheme_decides_the_loss_unless_it_is_given(make_config: MakeConfig)
     assert len({round(value, 4) for value in different}) == len(RECIPES) - 1
 
 
-@pytest.mark.parametrize("loss", ["ce", "lovasz"])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [*(("e2e", loss) for loss in ("pfd", "ce", "kd", "self-distill")), ("branches", "lovasz")],
+)
 def test_joint_training_steps_along_the_gradient_of_the_sum(
-    make_config: MakeConfig, loss: str
+    make_config: MakeConfig, name: str, loss: str
 ) -> None:
+    """Of the exits' losses and the final exit's, which learns from labels: none teaches itself."""
     rates = {"learning_rate": 0.01, "head_learning_rate": 0.02, "exit_learning_rate": 0.05}
+    class_weights = None if loss == "lovasz" else [1.0, 2.0, 0.5, 1.5]
     config = scheme(
         make_config,
-        "e2e",
+        name,
+        class_weights=class_weights,
         loss=loss,
         momentum=0.0,
         weight_decay=0.0,
@@ -661,15 +667,17 @@ def test_joint_training_steps_along_the_gradient_of_the_sum(
     network, plain = build(config), build(config)
     for each in (network, plain):
         without_dropout(each)
-    stage = JointTraining(network, config, CLASSES, CPU, loss=loss)
+    (stage,) = stages_of(network, config, rows_of(config), CLASSES, CPU)
     stage.begin()
     images, labels = batch("stage1", 0)
     losses = stage.step(images, labels, 0)
     plain.train()
     features = plain.features(images)
     final = plain.logits(FINAL, features)
-    target = exit_loss(loss, final, labels)
-    expected = {FINAL: target.loss(final)} | {
+    weights = torch.tensor(class_weights) if class_weights else None
+    target = exit_loss(loss, final, labels, class_weights=weights)
+    own = target.loss(final) if loss == "lovasz" else cross_entropy(final, labels, weights)
+    expected = {FINAL: own} | {
         exit_id: target.loss(plain.logits(exit_id, features)) for exit_id in plain.exits
     }
     torch.stack(list(expected.values())).sum().backward()
