@@ -22,7 +22,8 @@ class Checkpoint:
     """Where training stands: `iteration` steps of `stage` are done, with this state.
 
     `configuration` is the TOML the state was reached under; another one must not continue it.
-    `settled` names the file beside it with those tensors that the stage does not change.
+    `settled` names the file beside it with those tensors that no step of the stage changes; the
+    checkpoint of a finished stage holds all.
     """
 
     stage: str

@@ -90,10 +90,14 @@ class Saver:
         # Empty for a process without units, and no name starts with one of no prefixes.
         own = _prefixes(stage.units[name] for name in (stage.mine if divided else stage.units))
         state = {name: t for name, t in self._weights().items() if name.startswith(own)}
+        settled = None
+        if iteration < stage.settings.iterations:
+            settled = self._settle(stage)
+        elif self._processes.is_first:
+            # The end of a stage may change what its steps do not.
+            state |= self._at_rest(stage)
         state |= {_STAGE + name: tensor for name, tensor in stage.state().items()}
-        found = Checkpoint(
-            stage.name, iteration, self._configuration.to_toml(), state, self._settle(stage)
-        )
+        found = Checkpoint(stage.name, iteration, self._configuration.to_toml(), state, settled)
         if divided:
             save_divided(self._path, found, self._processes)
         elif self._processes.is_first:
@@ -120,15 +124,18 @@ class Saver:
     def _weights(self) -> dict[str, Tensor]:
         return {_NETWORK + name: tensor for name, tensor in self._network.state_dict().items()}
 
+    def _at_rest(self, stage: Stage) -> dict[str, Tensor]:
+        """The weights that no step of the stage changes."""
+        changing = _prefixes(stage.units.values())
+        return {n: t for n, t in self._weights().items() if not n.startswith(changing)}
+
     def _settle(self, stage: Stage) -> str | None:
-        """The file of what the stage does not change, written by the first process."""
+        """The file of what no step of the stage changes, written by the first process."""
         if self._settled is None or self._settled[0] != stage.name:
-            changing = _prefixes(stage.units.values())
-            rest = {n: t for n, t in self._weights().items() if not n.startswith(changing)}
-            name = None
+            rest, name = self._at_rest(stage), None
             if rest and self._processes.is_first:
-                at_rest = Checkpoint(stage.name, 0, self._configuration.to_toml(), rest)
-                name = save_settled(self._path, at_rest)
+                found = Checkpoint(stage.name, 0, self._configuration.to_toml(), rest)
+                name = save_settled(self._path, found)
             self._settled = stage.name, name
         return self._settled[1]
 

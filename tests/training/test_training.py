@@ -573,7 +573,8 @@ def test_what_a_stage_does_not_change_is_written_once(
 
     def count(path: Path, found: Checkpoint, **others: Any) -> None:
         settled = "-settled-" if "-settled-" in path.name else ""
-        written.setdefault(found.stage + settled, []).append(set(found.tensors))
+        end = "-end" if found.iteration == 3 else ""
+        written.setdefault(found.stage + settled + end, []).append(set(found.tensors))
         save(path, found, **others)
 
     monkeypatch.setattr(mess.training.checkpoint, "save_checkpoint", count)
@@ -591,8 +592,21 @@ def test_what_a_stage_does_not_change_is_written_once(
             assert not weights & settled
             assert weights | settled == names
             assert all(name.startswith("network.exits.") for name in weights)
-        # Those of the kill, and those after it.
-        assert len(written[stage]) == 3
+        assert len(written[stage]) == 2
+        # What the end of a stage may change besides is in its last one.
+        assert names <= written[stage + "-end"][0]
+
+
+def test_what_a_stage_changes_at_its_end_is_kept(make_config: MakeConfig, tmp_path: Path) -> None:
+    exits = {"blocks": [0], "crm": [1]}
+    stage2 = {"iterations": 3, "start": "stage1"}
+    config = make_config(exits=exits, training={**EVERY_STEP, "stage2": stage2})
+    whole = run_training(config, tmp_path / "whole")
+    for iteration in (1, 2):
+        folder = tmp_path / str(iteration)
+        with pytest.raises(Killed):
+            run_training(config, folder, reporter=Killer("stage2", iteration))
+        assert same(run_training(config, folder).state_dict(), whole.state_dict())
 
 
 def test_checkpoints_take_a_small_share_of_the_time(
