@@ -161,8 +161,18 @@ class StageConfig(_Section):
 
     iterations: Count = 60_000
     learning_rate: Positive = 0.02
+    min_learning_rate: Positive | None = None
+    """No rate of the stage falls below it; without one they fall towards 0."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16": convolutions in it, weights, normalisation and losses in float32."""
+
+    @model_validator(mode="after")
+    def _floor(self) -> StageConfig:
+        least = self.min_learning_rate
+        for name, rate in self:
+            if name.endswith("learning_rate") and least and rate and rate < least:
+                raise ValueError(f"min_learning_rate {least:g} is above {name} {rate:g}")
+        return self
 
 
 class Stage1Config(StageConfig):
@@ -214,6 +224,9 @@ class TrainingConfig(_Section):
     batch_norm: Literal["global", "process"] = "global"
     """Statistics of a batch that processes share: of all of it, or of each one's part."""
     checkpoint_minutes: Positive = 2.0
+    """Between two checkpoints at least; longer where writing them would take more than:"""
+    checkpoint_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02
+    """Share of the time that writing checkpoints may take."""
     tensorboard: bool = False
     """Event files beside the metrics log; needs `pip install "mess[tensorboard]"`."""
     stage1: Stage1Config = Field(default_factory=Stage1Config)
@@ -261,7 +274,8 @@ class Config(_Section):
             # A file may move; what was read from it is in the checkpoint.
             backbone = backbone.model_copy(update={"weights": Path(backbone.weights).name})
         stage2 = self.training.stage2.model_copy(update={"groups": 1})
-        aside = {"tensorboard": False, "checkpoint_minutes": 2.0, "stage2": stage2}
+        saved = {"checkpoint_minutes": 2.0, "checkpoint_share": 0.02}
+        aside = {"tensorboard": False, "stage2": stage2} | saved
         training = self.training.model_copy(update=aside)
         if training.start is not None:
             training = training.model_copy(update={"start": Path(training.start.name)})

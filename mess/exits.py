@@ -64,9 +64,7 @@ def architectures(
     skips: Iterable[bool] = (False,),
 ) -> list[ExitArchitecture]:
     """The distinct architectures of Eq. 1; 56 for the paper's full options, not 64."""
-    return [
-        ExitArchitecture(c, b, r, h, s)
-        for c, b, r, h, s in itertools.product(crm, blocks, rdi, heads, skips)
-        # Without blocks there is nothing to dilate: 8 of the 64 would be there twice.
-        if b > 0 or not r
-    ]
+    options = itertools.product(crm, blocks, rdi, heads, skips)
+    # Without blocks there is nothing to dilate: such exits are there once, whatever `rdi` says.
+    every = (ExitArchitecture(c, b, r and b > 0, h, s) for c, b, r, h, s in options)
+    return list(dict.fromkeys(every))

@@ -118,7 +118,7 @@ def exits(
     from mess.data import open_split
     from mess.export.programs import require_exportable_backbone
     from mess.networks.backbones.outputs import channels_of
-    from mess.networks.candidates import candidates
+    from mess.networks.candidates import candidates, require_early_exit
 
     settings = load_config(config or "quickstart", overrides)
     configured_signals(settings.memoise)  # raises for what training would refuse
@@ -126,6 +126,7 @@ def exits(
     if settings.backbone.outputs is not None:
         channels_of(settings.backbone.outputs, classes.names)  # the same
     rows = candidates(settings, classes.num_classes)
+    require_early_exit(rows)
     require_exportable_backbone(settings, classes.num_classes)
     return [asdict(row) for row in rows]
 

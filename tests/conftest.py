@@ -86,7 +86,7 @@ MakeConfig = Callable[..., Config]
 _TINY: dict[str, Any] = {
     "data": {"size": [32, 48], "shapes": [8, 8, 8], "workers": 0, "holdout": 0.0},
     "backbone": {"options": {"width": 0.25}},
-    "exits": {"points": 3, "crm": [1, 2], "blocks": [0, 1], "rdi": [True], "heads": ["fcn"]},
+    "exits": {"points": 3, "crm": [1, 2], "blocks": [1], "rdi": [True], "heads": ["fcn"]},
     "training": {
         "batch_size": 2,
         "stage1": {"iterations": 4},

@@ -113,6 +113,17 @@ def test_a_key_like_nothing_lists_the_known_ones() -> None:
         ({"training": {"batch_size": 1}}, "training.batch_size", "1"),
         ({"training": {"momentum": 1.0}}, "training.momentum", "1.0"),
         ({"training": {"stage1": {"learning_rate": 0}}}, "stage1.learning_rate", "0"),
+        (
+            {"training": {"stage1": {"min_learning_rate": 0.1}}},
+            "training.stage1",
+            "min_learning_rate 0.1 is above learning_rate 0.02",
+        ),
+        (
+            {"training": {"stage1": {"min_learning_rate": 1e-3, "exit_learning_rate": 1e-4}}},
+            "training.stage1",
+            "min_learning_rate 0.001 is above exit_learning_rate 0.0001",
+        ),
+        ({"training": {"checkpoint_share": 0}}, "training.checkpoint_share", "0"),
         ({"training": {"stage2": {"alpha": 50}}}, "stage2.alpha", "50"),
         ({"training": {"stage1": {"exit_dropout": "off"}}}, "stage1.exit_dropout", "'off'"),
         ({"training": {"scheme": "one-stage"}}, "training.scheme", "'one-stage'"),

@@ -22,10 +22,17 @@ def test_the_eight_missing_of_64_are_rapid_dilation_without_blocks() -> None:
     assert missing == set(itertools.product((1, 2, 4, 8), (0,), (True,), ("fcn", "dlb")))
 
 
-def test_rapid_dilation_alone_leaves_out_the_exits_without_blocks() -> None:
-    assert [a.exit_id(1) for a in architectures((1,), (0, 1), (True,), ("fcn",))] == [
-        "p1-crm1-b1-rdi-fcn"
-    ]
+@pytest.mark.parametrize("rdi", [(True,), (False,), (True, False), (False, True)])
+def test_exits_without_blocks_are_there_once_whatever_rapid_dilation_is(
+    rdi: tuple[bool, ...],
+) -> None:
+    names = [a.exit_id(1) for a in architectures((1, 2), (0, 1), rdi, ("fcn",))]
+    assert sorted(names) == sorted(
+        f"p1-crm{crm}-{blocks}-fcn"
+        for crm in (1, 2)
+        for blocks in ["b0", *("b1-rdi" if each else "b1" for each in rdi)]
+    )
+    assert [a.exit_id(3) for a in architectures((1,), (0,), rdi, ("dlb",))] == ["p3-crm1-b0-dlb"]
 
 
 def test_identifiers_are_spelled_as_the_contract_says() -> None:

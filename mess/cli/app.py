@@ -277,7 +277,7 @@ def search(
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(metavar="COST=MIOU", help="Anytime; repeatable."),
+        typer.Option(metavar="COST=MIOU", help="Anytime, or early=MIOU; repeatable."),
     ] = None,
     latency_stat: Annotated[LatencyStat, typer.Option(help="Over the images.")] = "mean",
     profile: Annotated[str | None, typer.Option(help="Latency profile of the run.")] = None,

@@ -32,6 +32,7 @@ def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict
     Besides the files, weights, exits, signals and data are held against those of the run.
     """
     rows = []
+    place.forget_hashes()
     for cache in _named(place, name):
         begun = time.monotonic()
         store = PredictionStore(place.cache(cache))

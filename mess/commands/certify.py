@@ -19,7 +19,13 @@ from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
 from mess.data import SegmentationData
 from mess.errors import CacheError, DataError, MessError
-from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_input
+from mess.runs.bundles import (
+    counts_of_run,
+    exit_rates_of,
+    load_baseline,
+    newest_bundle,
+    require_input,
+)
 from mess.runs.data_sets import require_trained_classes
 from mess.runs.groups import distinct_groups, groups_of, shared_groups
 from mess.runs.intervals import rare_names
@@ -278,7 +284,7 @@ def _judge(
             "least_miou": each.miou.lower(plan.confidence),
             "cost": each.cost.to_json(plan.confidence),
             "whole_cost": whole.macs,
-            "exit_rates": run.exit_rates,
+            "exit_rates": exit_rates_of(run),
             "images": groups.images,
             "groups": len(groups),
             "rare_classes": rare,

@@ -15,7 +15,13 @@ from mess.data import SegmentationData, Unlabelled
 from mess.data.base import fingerprint_of
 from mess.errors import CacheError, DataError
 from mess.exits import FINAL
-from mess.runs.bundles import counts_of_run, load_baseline, newest_bundle, require_input
+from mess.runs.bundles import (
+    counts_of_run,
+    exit_rates_of,
+    load_baseline,
+    newest_bundle,
+    require_input,
+)
 from mess.runs.intervals import Measured, answered_by, groups_or_reason, intervals_of
 from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit
@@ -68,7 +74,7 @@ def evaluate_bundle(
         "images": len(data),
         **_figures(ours),
         "error": theirs.miou - ours.miou,
-        "exit_rates": ours.exit_rates,
+        "exit_rates": exit_rates_of(ours),
         "baseline": _figures(theirs),
         "intervals": intervals_of(
             _measured(bundle, theirs, ours, early, searched),

@@ -31,7 +31,7 @@ class SearchOptions:
     max_latency: in ms.
     max_macs: a number, or "0.5x" of the baseline's.
     checkpoints: each "COST=MIOU", in the unit of the target; for target accuracy in that of the
-        first limit, else in ms.
+        first limit, else in ms. "early=MIOU" asks an early exit for it, by no deadline.
     profile: of the latencies, by name.
     cache: the predictions to search, by name; they are refused where they are not current.
     front: without it only the answer is proven.
@@ -130,6 +130,12 @@ class SearchOptions:
             raise MessError(
                 "expect tells what is not promised, and --confidence promises it; leave one out."
             )
+        if any(cost is None for cost, _ in self.request(1.0).checkpoints):
+            raise MessError(
+                "what an early exit delivers by no deadline is told of the searched images alone: "
+                "the network run to its end, which a promise falls back to, has none. Give the "
+                "checkpoint a cost, or leave --confidence and --expect out."
+            )
         if self.certify == self.cache:
             raise MessError(
                 f"the images of {self.cache} are searched, so they cannot certify what they chose. "
@@ -202,9 +208,12 @@ def _amount(value: str | float | None, baseline: float) -> float | None:
         ) from None
 
 
-def _checkpoint(text: str) -> tuple[float, float]:
+def _checkpoint(text: str) -> tuple[float | None, float]:
     cost, _, miou = text.partition("=")
     try:
-        return float(cost), float(miou)
+        return None if cost == "early" else float(cost), float(miou)
     except ValueError:
-        raise MessError(f"a checkpoint is COST=MIOU such as 5.0=0.6, got {text!r}.") from None
+        raise MessError(
+            "a checkpoint is COST=MIOU such as 5.0=0.6, or early=0.6 for an early exit without a "
+            f"deadline; got {text!r}."
+        ) from None

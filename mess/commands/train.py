@@ -22,7 +22,13 @@ from mess.data import ClassTable, SegmentationData, open_split
 from mess.data.loader import Batch, training_loader
 from mess.export.programs import require_exportable, require_exportable_backbone
 from mess.networks.adoption import adopt_weights
-from mess.networks.candidates import KEPT, TRAINED, Candidate, candidates
+from mess.networks.candidates import (
+    KEPT,
+    TRAINED,
+    Candidate,
+    candidates,
+    require_early_exit,
+)
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.networks.weight_files import read_weights
 from mess.networks.weights import load_weights, save_weights
@@ -64,6 +70,7 @@ def train_network(
     # What would fail after training fails before it.
     require_exportable(configured_signals(config.memoise), config.data.size, classes.num_classes)
     rows = candidates(config, classes.num_classes)
+    require_early_exit(rows)
     require_exportable_backbone(config, classes.num_classes)
     network = _starting_network(place, config, rows, classes, adopt)
     network.backbone.to(device)  # exits go there when they are trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,6 +197,30 @@ def candidates(config: Config, num_classes: int) -> list[Candidate]:
     head_params = macs.parameters(backbone.head)
     rows.append(_row(points[-1], config, FINAL, None, head_macs, head_params, KEPT))
     return rows
+
+
+def require_early_exit(rows: Sequence[Candidate]) -> None:
+    """Refuse early points without a candidate, which train for nothing; one point has none early.
+
+    Raises ConfigError that says what excluded them.
+    """
+    left_out = [row for row in rows if row.architecture is not None and row.status != KEPT]
+    if rows[-1].point == 1 or len(left_out) < len(rows) - 1:
+        return
+    causes: dict[str, list[str]] = {}
+    for row in left_out:
+        # Of one cause up to the first number, which is the exit's own.
+        causes.setdefault(re.split(r"\d", row.status)[0], []).append(
+            f"{row.exit_id}: {row.status.removeprefix('excluded: ')}"
+        )
+    nearest_misses = (
+        f"{len(told)} as {min(told, key=lambda text: (len(text), text))}"
+        for told in causes.values()
+    )
+    raise ConfigError(
+        f"none of {len(left_out)} candidate exits is left to train, {'; '.join(nearest_misses)}. "
+        "Raise the limit or offer cheaper exits; exits.points = 1 has the final exit alone."
+    )
 
 
 def _meta_backbone(config: BackboneConfig, num_classes: int) -> Backbone:

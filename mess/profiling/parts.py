@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +18,12 @@ from mess.networks.network import OverprovisionedNetwork
 from mess.signals.measure import SignalModule
 from mess.signals.signal import Signal
 
+_ACTIVATIONS = 4
+"""What a program holds while it runs, in sizes of its largest tensor."""
+
+_OF_ITSELF = 2**21
+"""Bytes that a program of nothing takes."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -23,6 +31,14 @@ class Part:
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: list[str]
+    largest: int
+    """Elements of the largest tensor within."""
+
+    @property
+    def bytes(self) -> int:
+        """About what its program takes: weights, twice where it reorders them, and activations."""
+        weights = sum(weight.nbytes for weight in self.module.parameters())
+        return 2 * weights + 4 * _ACTIVATIONS * self.largest + _OF_ITSELF
 
 
 def parts_of(
@@ -55,12 +71,15 @@ def parts_of(
 def _part(names: list[tuple[str, str]], segment: Segment, shapes: Mapping[str, Shape]) -> Part:
     """A segment with values for all that it reads."""
     read = (_noise(shapes[name]) for name in segment.reads)
-    return Part(names, segment, dict(zip(segment.inputs, read, strict=True)), segment.outputs)
+    inputs = dict(zip(segment.inputs, read, strict=True))
+    within = {*segment.reads, *segment.blocks.given}
+    largest = max(math.prod(shapes[name]) for name in within)
+    return Part(names, segment, inputs, segment.outputs, largest)
 
 
 def _on_logits(native: Shape, size: tuple[int, int], signals: Sequence[Signal]) -> Iterator[Part]:
     """What is computed from the logits of an exit, of shape `native`."""
-    where = f"{native[2]}x{native[3]}"
+    where, largest = f"{native[2]}x{native[3]}", native[1] * math.prod(size)
     logits = {"logits": _noise(native)}
     for signal in signals:
         inputs = dict(logits)
@@ -68,11 +87,13 @@ def _on_logits(native: Shape, size: tuple[int, int], signals: Sequence[Signal]) 
             # As large as this exit's own: exits differ little in size, and signals less in time.
             inputs["previous_labels"] = _class_map(native)
         names = [("signal", f"{signal.name}@{where}")]
-        yield Part(names, SignalModule(signal, size), inputs, ["signal"])
-    yield Part([("labels", where)], Labels(), logits, ["labels"])
-    yield Part([("answer", where)], LabelMap(size), logits, ["label_map"])
+        yield Part(names, SignalModule(signal, size), inputs, ["signal"], largest)
+    yield Part([("labels", where)], Labels(), logits, ["labels"], math.prod(native))
+    yield Part([("answer", where)], LabelMap(size), logits, ["label_map"], largest)
 
 
+# Equal shapes are one tensor: of hundreds of exits most read one of few.
+@lru_cache(maxsize=64)
 def _noise(shape: Shape) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 

@@ -1,14 +1,17 @@
 """Measuring how long the parts of a network take on this machine.
 
-Variants are interleaved: timing one after another was wrong by 2x on a busy machine. Loading of
-images is left out; a latency runs from the normalised input tensor to the label map.
+Variants are interleaved: timing one after another was wrong by 2x on a busy machine. Where memory
+does not hold all programs they are measured in groups, each with the network to its last point,
+which tells how fast the machine was meanwhile. Loading of images is left out; a latency runs from
+the normalised input tensor to the label map.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,14 @@ import numpy as np
 from mess.common.progress import Reporter
 from mess.export.programs import write_program
 from mess.networks.network import OverprovisionedNetwork
-from mess.profiling.parts import parts_of
-from mess.runtime.registry import find_runtime
+from mess.profiling.parts import Part, parts_of
+from mess.runtime.registry import Runtime, find_runtime
 from mess.signals.signal import Signal
 
 _WARM_UP = 3
+
+GROUP_BYTES = 2**30
+"""About what the programs of a group may take; a single one may take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +61,82 @@ def profile(
     """Measure every segment, exit, signal and the answer in `runtime` with `threads` threads.
 
     `runtime` is one of `mess.runtime.registry.RUNTIMES`. Parts of equal architecture and shape are
-    one measurement. Each round runs every part once.
+    one measurement. Each round runs every part of a group once, and a group takes about
+    `GROUP_BYTES`.
     """
     chosen = find_runtime(runtime)
-    program = chosen.load()
-    parts = parts_of(network, size, signals)
-    with tempfile.TemporaryDirectory() as folder:
-        runs: list[Callable[[], Any]] = []
-        with reporter.task("exporting parts", len(parts)) as task:
-            for index, part in enumerate(parts):
-                path = Path(folder) / f"{index}{chosen.suffix}"
-                write_program(part.module, part.inputs, part.outputs, path, chosen.format)
-                loaded = program(path, threads)
-                values = [program.to_value(value.numpy()) for value in part.inputs.values()]
-                # Bound as defaults: a plain closure would run the last part every time.
-                runs.append(lambda loaded=loaded, values=values: loaded(*values))
-                task.advance()
-        with reporter.task("measuring", rounds) as task:
-            seconds = interleaved(runs, rounds, task.advance)
+    parts, reference = parts_of(network, size, signals), len(network.points) - 1
+    groups = grouped([part.bytes for part in parts], reference, GROUP_BYTES)
+    measured = []
+    for number, group in enumerate(groups, start=1):
+        which = "" if len(groups) == 1 else f", group {number} of {len(groups)}"
+        with reporter.task(f"exporting parts{which}", len(group)) as task:
+            runs = _loaded([parts[index] for index in group], chosen, threads, task.advance)
+        with reporter.task(f"measuring{which}", rounds) as task:
+            measured.append(interleaved(runs, rounds, task.advance))
+        del runs
+        # The exporter leaves cycles behind, which hold weights.
+        gc.collect()
+    seconds = comparable(groups, measured, reference)
     return [
-        _timing(kind, name, seconds[:, column])
-        for column, part in enumerate(parts)
+        _timing(kind, name, seconds[index])
+        for index, part in enumerate(parts)
         for kind, name in part.names
     ]
+
+
+def grouped(sizes: Sequence[int], reference: int, limit: int) -> list[list[int]]:
+    """Positions of what is measured together, in order; `reference` is in every group.
+
+    With it a group takes no more than `limit`, but for one that has a single other member.
+    """
+    groups: list[list[int]] = []
+    taken = limit + 1
+    for index, size in enumerate(sizes):
+        if index == reference:
+            continue
+        if taken + size > limit:
+            groups.append([reference])
+            taken = sizes[reference]
+        groups[-1].append(index)
+        taken += size
+    return [sorted(group) for group in groups or [[reference]]]
+
+
+def comparable(
+    groups: Sequence[Sequence[int]], measured: Sequence[np.ndarray], reference: int
+) -> dict[int, np.ndarray]:
+    """Seconds by position, (rounds,), as if the machine had been as fast for every group.
+
+    measured: of each group, (rounds, members). How fast it was, the median of `reference` tells.
+    """
+    paces = [
+        float(np.median(seconds[:, group.index(reference)]))
+        for group, seconds in zip(groups, measured, strict=True)
+    ]
+    usual, columns = float(np.median(paces)), {}
+    for group, seconds, pace in zip(groups, measured, paces, strict=True):
+        for column, index in enumerate(group):
+            columns.setdefault(index, seconds[:, column] * (usual / pace))
+    return columns
+
+
+def _loaded(
+    parts: Iterable[Part], runtime: Runtime, threads: int, after_each: Callable[[], None]
+) -> list[Callable[[], Any]]:
+    """What runs each part, from programs whose files are gone again."""
+    program, runs = runtime.load(), []
+    for part in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"part{runtime.suffix}"
+            write_program(part.module, part.inputs, part.outputs, path, runtime.format)
+            loaded = program(path, threads)
+        # Copies, since parts share them: each reads memory of its own, as in an instance.
+        values = [program.to_value(value.numpy().copy()) for value in part.inputs.values()]
+        # Bound as defaults: a plain closure would run the last part every time.
+        runs.append(lambda loaded=loaded, values=values: loaded(*values))
+        after_each()
+    return runs
 
 
 def interleaved(

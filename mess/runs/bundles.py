@@ -12,6 +12,7 @@ from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.guarantees.sampling_error import Counts
+from mess.search.problem.settings import find_setting
 
 BASELINE = "baseline"
 """Stem of the bundle that holds the network run to its end."""
@@ -72,6 +73,16 @@ def load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
             "Name the run it was exported from with --run."
         )
     return baseline
+
+
+def exit_rates_of(run: BundleRun) -> list[float]:
+    """Share of the images for which each exit answers, as a search says it.
+
+    Where every exit answers on the way, each does for all of them; only the last stops the network.
+    """
+    if find_setting(run.bundle.facts["setting"]).every_exit_answers:
+        return [1.0] * len(run.bundle.manifest["exits"])
+    return run.exit_rates
 
 
 def counts_of_run(run: BundleRun) -> Counts:

@@ -66,7 +66,7 @@ def dependencies(
         "latency_stat": request.latency_stat,
         "shared_threshold": request.shared_threshold,
         "metric": goal.front_metric,
-        "deadlines": [checkpoint.deadline for checkpoint in goal.checkpoints],
+        "deadlines": [None if point.early else point.deadline for point in goal.checkpoints],
     }
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from mess.cache.parquet import read_rows
 from mess.cache.schema import EXITS, EXITS_LATER, FRONT
+from mess.common.file_hashes import FileHashes
 from mess.common.files import sha256, write_text
 from mess.common.records import read_record, require_unaltered
 from mess.config import Config, load_config
@@ -146,8 +147,23 @@ class Run:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the trained weights; raises MessError where training has not finished."""
-        return sha256(self.require_weights())
+        """Of the trained weights; raises MessError where training has not finished.
+
+        A file that looks untouched since an earlier command is not read again.
+        """
+        digest = self._hashes.sha256(self.require_weights())
+        self._hashes.save()
+        return digest
+
+    @cached_property
+    def _hashes(self) -> FileHashes:
+        # Not in the run's own folder, whose files all tell something.
+        return FileHashes(self.path / "cache" / "file-hashes.json")
+
+    def forget_hashes(self) -> None:
+        """Read the weights again, whatever is remembered of them."""
+        self._hashes.forget()
+        vars(self).pop("weights_sha256", None)
 
     @cached_property
     def class_table(self) -> ClassTable:

@@ -55,7 +55,7 @@ class BundleRun:
 
     @property
     def exit_rates(self) -> list[float]:
-        """Share of the images each exit answered."""
+        """Share of the images each exit answered last."""
         exits = len(self.bundle.manifest["exits"])
         return (np.bincount(self.taken, minlength=exits) / len(self.taken)).tolist()
 

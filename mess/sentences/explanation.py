@@ -54,7 +54,10 @@ def _flag(name: str, values: dict[str, Any]) -> str:
     else:
         points = values["checkpoints"] if name == "checkpoints" else []
     if points:
-        return " ".join(f"--checkpoint {cost:.10g}={miou:.6g}" for cost, miou in points)
+        costs = ("early" if cost is None else f"{cost:.10g}" for cost, _ in points)
+        return " ".join(
+            f"--checkpoint {cost}={miou:.6g}" for cost, (_, miou) in zip(costs, points, strict=True)
+        )
     value = values[name]
     figure = value if isinstance(value, str) else f"{value:.6g}" if value < 1e5 else f"{value:.0f}"
     return f"--{name.removesuffix('_ms').replace('_', '-')} {figure}"

@@ -22,12 +22,15 @@ class Checkpoint:
     """Where training stands: `iteration` steps of `stage` are done, with this state.
 
     `configuration` is the TOML the state was reached under; another one must not continue it.
+    `settled` names the file beside it with those tensors that no step of the stage changes; the
+    checkpoint of a finished stage holds all.
     """
 
     stage: str
     iteration: int
     configuration: str
     tensors: Mapping[str, Tensor]
+    settled: str | None = None
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -42,13 +45,14 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, shares: Sequence[str] = ()) -> None:
     """Replace the checkpoint at `path`; a kill leaves the old one.
 
-    `shares` are files beside it that hold the rest of its tensors.
+    `shares` are files beside it that hold what other processes trained.
     """
     position = {
         "stage": checkpoint.stage,
         "iteration": checkpoint.iteration,
         "configuration": checkpoint.configuration,
         "shares": list(shares),
+        "settled": checkpoint.settled,
     }
     # Contiguous: safetensors refuses the channels-last layout that networks are trained in.
     tensors = {
@@ -57,6 +61,25 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, shares: Sequence[str]
     with atomic_path(path) as temporary:
         # As one text: safetensors' metadata maps strings to strings.
         save_file(tensors, temporary, metadata={"position": json.dumps(position)})
+
+
+def save_settled(path: Path, checkpoint: Checkpoint) -> str:
+    """Write what a stage does not change beside the checkpoint at `path`; the file's name.
+
+    Checkpoints of the stage name it, and hold the rest.
+    """
+    # Whatever run of the stage writes it, the content is the same: an old checkpoint that names it
+    # loses nothing.
+    name = f"{path.stem}-{checkpoint.stage}-settled-0{path.suffix}"
+    save_checkpoint(path.with_name(name), checkpoint)
+    return name
+
+
+def save_whole(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint at `path` by one of a single process."""
+    save_checkpoint(path, checkpoint)
+    # Only now: until here the old checkpoint needed them.
+    _remove_shares(path, kept=[checkpoint.settled])
 
 
 def save_divided(path: Path, checkpoint: Checkpoint, processes: Processes) -> None:
@@ -71,7 +94,7 @@ def save_divided(path: Path, checkpoint: Checkpoint, processes: Processes) -> No
     if processes.is_first:
         save_checkpoint(path, checkpoint, shares=shares)
         # Only now: until here the old checkpoint needed its own.
-        _remove_shares(path, kept=shares)
+        _remove_shares(path, kept=[*shares, checkpoint.settled])
 
 
 def load_checkpoint(
@@ -85,7 +108,7 @@ def load_checkpoint(
         return None
     try:
         position, tensors = _read(path)
-        for share in position.pop("shares", []):
+        for share in [*position.pop("shares", []), *filter(None, [position.get("settled")])]:
             tensors |= _read(path.with_name(share))[1]
         return Checkpoint(tensors=tensors, **position)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -105,7 +128,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _remove_shares(path: Path, kept: Sequence[str]) -> None:
+def _remove_shares(path: Path, kept: Sequence[str | None]) -> None:
     for share in path.parent.glob(f"{path.stem}-*-*-*{path.suffix}"):
         if share.name not in kept:
             share.unlink()

@@ -139,7 +139,7 @@ class _StageRun:
         self._done += 1
         figures = _finite(losses, self._stage.name, self._done)
         settings, power = self._stage.settings, self._training.config.training.poly_power
-        rate = settings.learning_rate * poly_rate(settings, self._done - 1, power)
+        rate = poly_rate(settings, settings.learning_rate, self._done - 1, power)
         task.advance(1, loss=_mean(figures), rate=rate)
         if self._done % _LOG_EVERY == 0 or self._done == self._iterations:
             self._log(figures, rate)

@@ -58,7 +58,8 @@ class Answer:
 
         `latency_ms` is null without a profile, and the mean or p90 as `constraints.latency_stat`
         says. In the anytime setting each exit also has its `delivered` cost and `miou`, and
-        `checkpoints` lists what is delivered by when.
+        `checkpoints` lists what is delivered by when; `cost` is null where an early exit is asked
+        for without a deadline.
         """
         request = self.goal.request
         result = {
@@ -129,7 +130,7 @@ class Answer:
         return [
             {
                 "metric": self.goal.front_metric,
-                "cost": ticks.to_unit(checkpoint.deadline / images),
+                "cost": None if checkpoint.early else ticks.to_unit(checkpoint.deadline / images),
                 "required": checkpoint.miou / MIOU_STEPS,
                 "miou": miou,
             }

@@ -180,7 +180,9 @@ def _settling_for_less(
         return options | {"min_miou": miou}, point
     if len(deadlines) > 1:
         return None, point  # no request asks for a mean over checkpoints at the least cost
-    cost = goal.ticks[goal.front_metric].to_unit(deadlines[0] / goal.tables.images)
+    cost = None
+    if not goal.checkpoints[0].early:
+        cost = goal.ticks[goal.front_metric].to_unit(deadlines[0] / goal.tables.images)
     return options | {"checkpoints": [[cost, miou]]}, point
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mess.errors import InfeasibleError
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, UNITS
 from mess.search.problem.definition import Choice, Configuration, evaluate
-from mess.search.problem.goal import MIOU_STEPS, Checkpoint, Goal, miou_steps
+from mess.search.problem.goal import MIOU_STEPS, NO_DEADLINE, Checkpoint, Goal, miou_steps
 from mess.search.problem.request import ACCURACY
 
 _WORDS = {
@@ -24,9 +24,6 @@ _WORDS = {
     MACS: ("needs at most {} MACs", "cheapest", "needs {} MACs", "--max-macs"),
     PARAMS: ("holds at most {} parameters", "smallest", "holds {} parameters", "--max-params"),
 }
-
-_EVENTUALLY = 2**61
-"""A deadline that every exit meets, in whole steps over all images."""
 
 _FINENESS = 100_000
 """Deadlines are tried in steps of this share of themselves; four digits are suggested."""
@@ -137,7 +134,7 @@ def _demand(goal: Goal) -> str:
         wanted.append(f"mIoU >= {request.min_miou:g}")
     half = " (half of the network's own)" if _by_default(goal) else ""
     wanted += [
-        f"mIoU {point.miou / MIOU_STEPS:.6g} by {_cost(goal, point.deadline)}{half}"
+        f"mIoU {point.miou / MIOU_STEPS:.6g} {_by(goal, point)}{half}"
         for point in goal.checkpoints
         if point.miou > 0
     ]
@@ -175,7 +172,7 @@ def _changes(goal: Goal, best: Best) -> str:
         ever = max(map(miou_steps, evaluation.exit_mious))
         if _by_default(goal):
             now, ever = min(now, answered), min(ever, answered)
-        if 0 < now < point.miou:
+        if now < point.miou and (now or point.early):
             changes.append(_replaced(goal, index, point.deadline, now))
         elif now < point.miou:
             later = min(ever, point.miou)
@@ -217,7 +214,7 @@ def _checkpoint(goal: Goal, index: int, kept: str, solve: Solve) -> tuple[list[s
     # Every new pair is a whole search, and what the bisections found is asked for again.
     @cache
     def deliver(deadline: int, miou: int) -> _Delivery | None:
-        best = solve(_asking(goal, index, Checkpoint(deadline, miou)))
+        best = solve(_asking(goal, index, point._replace(deadline=deadline, miou=miou)))
         return None if best is None else _delivery(goal, best, miou)
 
     # What an instance delivers by a deadline is what some exit has alone, so the levels hold all
@@ -227,20 +224,20 @@ def _checkpoint(goal: Goal, index: int, kept: str, solve: Solve) -> tuple[list[s
         refused = bisect_left(levels, True, key=lambda miou: deliver(deadline, miou) is None)
         return levels[max(refused - 1, 0)]
 
-    now, ever = most(point.deadline), most(_EVENTUALLY)
+    now, ever = most(point.deadline), most(NO_DEADLINE)
     here = deliver(point.deadline, now)
     if here is None:
         return _checkpoint(_only(goal, index), index, " among all", solve)[0], []
     if now == point.miou:
         return [], []
-    best = f"by {_cost(goal, point.deadline)} the most accurate choice{kept} delivers"
+    best = f"{_by(goal, point)} the most accurate choice{kept} delivers"
     if now > 0:
         short = f"{(point.miou - now) / MIOU_STEPS:.2g} short"
         facts.append(f"{best} mIoU {_figure(now)} ({here.exit_id}), {short}")
         moves.append(_replaced(goal, index, point.deadline, now))
     else:
         facts.append(f"{best} nothing")
-    if ever < point.miou:
+    if ever < point.miou and not point.early:
         facts.append(f"no choice{kept} ever delivers more than mIoU {_figure(ever)}")
     first = _earliest(point.deadline, partial(deliver, miou=ever)) if ever > now else None
     if first is not None:
@@ -263,7 +260,7 @@ def _only(goal: Goal, index: int) -> Goal:
 
 def _earliest(missed: int, deliver: Callable[[int], _Delivery | None]) -> _Delivery | None:
     """The first delivery after the deadline `missed`."""
-    eventual = deliver(_EVENTUALLY)
+    eventual = deliver(NO_DEADLINE)
     if eventual is None:
         return None
     tries = range(missed, eventual.cost, max(1, eventual.cost // _FINENESS))
@@ -308,7 +305,8 @@ def _replaced(goal: Goal, index: int, deadline: int, miou: int) -> str:
             cost = _up(_unit(goal, deadline))
             changes.append(f"give --checkpoint {cost}={_down(miou / MIOU_STEPS, 6)}")
         return " and ".join(changes)
-    cost, wanted = (_exactly(value) for value in request.checkpoints[index])
+    asked, wanted = request.checkpoints[index]
+    cost, wanted = "early" if asked is None else _exactly(asked), _exactly(wanted)
     later = _up(_unit(goal, deadline)) if deadline > point.deadline else cost
     lower = _down(miou / MIOU_STEPS) if miou < point.miou else wanted
     return f"replace --checkpoint {cost}={wanted} with --checkpoint {later}={lower}"
@@ -321,6 +319,10 @@ def _unit(goal: Goal, total: int) -> float:
 
 def _cost(goal: Goal, total: int) -> str:
     return f"{float(f'{_unit(goal, total):.6g}'):.10g} {UNITS[goal.front_metric]}"
+
+
+def _by(goal: Goal, point: Checkpoint) -> str:
+    return "by an early exit" if point.early else f"by {_cost(goal, point.deadline)}"
 
 
 def _figure(steps: int) -> str:

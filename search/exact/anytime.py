@@ -107,6 +107,7 @@ def _last(goal: Goal) -> Last:
 
 def _checkpoints(goal: Goal, early: Early) -> Checkpoints:
     deadline = np.array([checkpoint.deadline for checkpoint in goal.checkpoints])
+    last = np.where([checkpoint.early for checkpoint in goal.checkpoints], -1, deadline)
     own = early.own_ME[goal.metrics.index(goal.front_metric)]
     # `own` holds what going on costs and `reach_E` is less by it: the exit's own answer remains.
     alone = early.reach_E + own
@@ -114,12 +115,12 @@ def _checkpoints(goal: Goal, early: Early) -> Checkpoints:
     bounds = [
         max(
             int(early.miou_E[alone <= limit].max(initial=0)),
-            final[0] if final[1] <= limit else 0,
+            final[0] if final[1] <= last_limit else 0,
         )
-        for limit in deadline
+        for limit, last_limit in zip(deadline, last, strict=True)
     ]
     least = np.array([checkpoint.miou for checkpoint in goal.checkpoints])
-    return Checkpoints(deadline, least, sum(bounds))
+    return Checkpoints(deadline, last, least, sum(bounds))
 
 
 def _decode(exits: int, depth: int, code: int) -> Configuration:

@@ -94,7 +94,7 @@ class Picked(NamedTuple):
                     configuration, found.exit_mious, found.delivered, strict=True
                 )
                 if cost[goal.front_metric] * images <= point.deadline
-            ]
+            ][: -1 if point.early else None]
             shown.append(max(in_time, default=(0.0, -1))[1])
         return cls(configuration, tuple(shown))
 

@@ -18,7 +18,7 @@ from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.guarantees.claims import Picked
 from mess.search.problem.definition import Choice
 from mess.search.problem.front import Point
-from mess.search.problem.goal import Checkpoint, Goal, miou_steps
+from mess.search.problem.goal import Goal, miou_steps
 from mess.search.problem.request import ACCURACY, Request
 
 Judged = TypeVar("Judged")
@@ -94,7 +94,7 @@ def _searched(goal: Goal, margin: float, workers: Workers) -> Picked:
         goal,
         checkpoints=tuple(
             # What asks for nothing keeps asking for nothing.
-            Checkpoint(point.deadline, point.miou + more if point.miou else 0)
+            point._replace(miou=point.miou + more if point.miou else 0)
             for point in goal.checkpoints
         ),
     )

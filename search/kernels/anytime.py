@@ -41,9 +41,13 @@ class Last(NamedTuple):
 
 
 class Checkpoints(NamedTuple):
-    """Deadlines as totals, least mIoU in steps, and a bound on the sum of the delivered mIoUs."""
+    """Deadlines as totals, least mIoU in steps, and a bound on the sum of the delivered mIoUs.
+
+    last_Q: deadlines of the last exit; below 0 where it does not count.
+    """
 
     deadline_Q: NDArray[np.int64]
+    last_Q: NDArray[np.int64]
     least_Q: NDArray[np.int64]
     bound: int
 
@@ -81,11 +85,17 @@ def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, bes
             continue
         evaluated += 1
         answered = early.reach_E[e] + delay_DM[level, aim.front]
-        _deliver(checkpoints, answered, early.miou_E[e], reached_DQ[level - 1], reached_DQ[level])
+        _deliver(
+            checkpoints.deadline_Q,
+            answered,
+            early.miou_E[e],
+            reached_DQ[level - 1],
+            reached_DQ[level],
+        )
         code_D[level] = code_D[level - 1] * radix + early.index_E[e]
         code = code_D[level] * radix + last.exit + (level + 1) * radix ** (depth + 1)
         cost, delivered_Q = total_M[aim.front], reached_DQ[level].copy()
-        _deliver(checkpoints, cost, last.miou, reached_DQ[level], delivered_Q)
+        _deliver(checkpoints.last_Q, cost, last.miou, reached_DQ[level], delivered_Q)
         miou = delivered_Q.sum()
         if (delivered_Q >= checkpoints.least_Q).all() and affordable(prices, total_M):
             keep_best(aim, total_M[aim.target], cost, miou, code, best)
@@ -99,11 +109,11 @@ def scan_anytime(early, last, checkpoints, prices, aim, start, depth, radix, bes
 
 
 @njit(cache=True, nogil=True)
-def _deliver(checkpoints, cost, miou, before_Q, out_Q):
+def _deliver(deadline_Q, cost, miou, before_Q, out_Q):
     """Best mIoU at each checkpoint once an exit has delivered `miou` at `cost`."""
     for q in range(len(out_Q)):
         out_Q[q] = before_Q[q]
-        if cost <= checkpoints.deadline_Q[q] and miou > before_Q[q]:
+        if cost <= deadline_Q[q] and miou > before_Q[q]:
             out_Q[q] = miou
 
 

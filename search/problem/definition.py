@@ -114,11 +114,19 @@ def evaluate_anytime(
     )
 
 
-def delivered_by(evaluation: Evaluation, metric: str, deadline: int, images: int) -> float:
-    """Best mIoU that an exit delivers by `deadline` steps over all images; 0.0 if none does."""
+def delivered_by(
+    evaluation: Evaluation, metric: str, deadline: int, images: int, *, early: bool = False
+) -> float:
+    """Best mIoU that an exit delivers by `deadline` steps over all images; 0.0 if none does.
+
+    With `early` the last exit does not count.
+    """
+    counting = len(evaluation.exit_mious) - early
     in_time = [
         miou
-        for miou, cost in zip(evaluation.exit_mious, evaluation.delivered, strict=True)
+        for miou, cost in zip(
+            evaluation.exit_mious[:counting], evaluation.delivered[:counting], strict=True
+        )
         if cost[metric] * images <= deadline
     ]
     return max(in_time, default=0.0)

@@ -44,11 +44,19 @@ class Rank(NamedTuple):
     order: int
 
 
+NO_DEADLINE = 2**61
+"""A total that none reaches, in whole steps."""
+
+
 class Checkpoint(NamedTuple):
-    """By `deadline` (a total in whole steps) some exit delivers an mIoU of `miou` steps."""
+    """By `deadline` (a total in whole steps) some exit delivers an mIoU of `miou` steps.
+
+    early: the network's own head, which ends the instance, does not count.
+    """
 
     deadline: int
     miou: int
+    early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +121,13 @@ class Goal:
     def delivered(self, evaluation: Evaluation) -> list[float]:
         """Anytime only: best mIoU delivered by each checkpoint."""
         return [
-            delivered_by(evaluation, self.front_metric, point.deadline, self.tables.images)
+            delivered_by(
+                evaluation,
+                self.front_metric,
+                point.deadline,
+                self.tables.images,
+                early=point.early,
+            )
             for point in self.checkpoints
         ]
 
@@ -193,7 +207,9 @@ def _checkpoints(
         return ()
     if request.checkpoints:
         return tuple(
-            Checkpoint(total_steps(metric, cost, images), miou_steps(miou))
+            Checkpoint(NO_DEADLINE, miou_steps(miou), early=True)
+            if cost is None
+            else Checkpoint(total_steps(metric, cost, images), miou_steps(miou))
             for cost, miou in request.checkpoints
         )
     required = 0 if request.target == ACCURACY else max(miou_limit, 0)

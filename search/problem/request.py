@@ -30,10 +30,11 @@ class Request:
     shared_threshold: all early exits have the same signal and the same threshold (2025 paper, §V);
         it is one of a grid of `thresholds` over the values of all exits.
     checkpoints: anytime only, pairs (cost, mIoU): by that cost some exit delivers that mIoU. The
-        cost is in the unit of `cost_metric`. Without any there is one at half of the baseline's
-        cost. It asks for the mIoU that `max_error` and `min_miou` ask for when a cost is minimised,
-        and for none when accuracy is maximised. Accuracy in the anytime setting is the mean over
-        the checkpoints of the best mIoU delivered by then.
+        cost is in the unit of `cost_metric`; None asks for an early exit, one before the network's
+        own head, that delivers it, whenever that is (MESS paper, Table 7). Without any there is
+        one at half of the baseline's cost. It asks for the mIoU that `max_error` and `min_miou` ask
+        for when a cost is minimised, and for none when accuracy is maximised. Accuracy in the
+        anytime setting is the mean over the checkpoints of the best mIoU delivered by then.
     """
 
     setting: str = InputDependent.name
@@ -47,7 +48,7 @@ class Request:
     max_exits: int = 3
     thresholds: int = 64
     shared_threshold: bool = False
-    checkpoints: tuple[tuple[float, float], ...] = ()
+    checkpoints: tuple[tuple[float | None, float], ...] = ()
 
     def __post_init__(self) -> None:
         setting = find_setting(self.setting)
@@ -66,7 +67,9 @@ class Request:
                 raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
         # The class is frozen, so there is no other way. Tuples give a request a hash.
         object.__setattr__(
-            self, "checkpoints", tuple((float(c), float(m)) for c, m in self.checkpoints)
+            self,
+            "checkpoints",
+            tuple((None if c is None else float(c), float(m)) for c, m in self.checkpoints),
         )
         if self.shared_threshold and not setting.signals_decide:
             raise ConfigError(
@@ -80,8 +83,11 @@ class Request:
                 f"{self.setting!r}; set setting={fitting!r} or leave them out"
             )
         for cost, miou in self.checkpoints:
-            if not (math.isfinite(cost) and cost > 0):
-                raise ConfigError(f"a checkpoint's cost must be above 0, got {cost}")
+            if cost is not None and not (math.isfinite(cost) and cost > 0):
+                raise ConfigError(
+                    f"a checkpoint's cost must be a finite number above 0, got {cost}; without a "
+                    f"deadline ask for an early exit, early={miou:g}"
+                )
             _check_share("a checkpoint's mIoU", "a share", miou)
 
     @property

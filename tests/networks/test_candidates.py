@@ -15,7 +15,13 @@ from mess.errors import ConfigError
 from mess.exits import FINAL
 from mess.networks import macs
 from mess.networks.backbones.heads import HeadOptions
-from mess.networks.candidates import Candidate, candidates, equidistant_points, named_points
+from mess.networks.candidates import (
+    Candidate,
+    candidates,
+    equidistant_points,
+    named_points,
+    require_early_exit,
+)
 from mess.networks.heads import build_exit
 from tests.conftest import MakeConfig
 from tests.seeds import seeded
@@ -196,12 +202,33 @@ def test_a_limit_on_the_exit_alone_is_stated_in_the_reason() -> None:
 
 
 def test_too_few_channels_exclude_and_say_so(make_config: MakeConfig) -> None:
-    config = make_config(exits={"points": ["features.2"], "crm": [2, 4], "rdi": [False]})
+    config = make_config(
+        exits={"points": ["features.2"], "crm": [2, 4], "blocks": [0], "rdi": [False]}
+    )
     rows = {row.exit_id: row for row in candidates(config, 6)}
     assert rows["p1-crm2-b0-fcn"].status == "kept"  # 8 channels become 4, what a head needs
     assert rows["p1-crm4-b0-fcn"].status == (
         "excluded: channel reduction by 4 leaves 2 channels, a head needs 4"
     )
+
+
+def test_early_points_without_a_candidate_are_refused_with_what_excluded_them() -> None:
+    limits = {"crm": [1, 256], "blocks": [0, 1], "heads": ["fcn"], "max_exit_cost": 0.3}
+    rows = candidates(mobilenet(points=2, **limits), 11)
+    cheapest = min(row.path_macs for row in rows if "max_exit_cost" in row.status)
+    with pytest.raises(ConfigError) as refusal:
+        require_early_exit(rows)
+    message = str(refusal.value)
+    assert "none of 12 candidate exits" in message
+    assert f"6 as p1-crm1-b0-fcn: its path costs {cheapest / rows[-1].path_macs:.2f}" in message
+    assert "max_exit_cost is 0.3" in message
+    assert "6 as p1-crm256-b0-fcn: channel reduction by 256 leaves 0 channels" in message
+
+
+@pytest.mark.parametrize("points", [1, ()])
+def test_without_early_points_the_final_exit_is_enough(points: object) -> None:
+    require_early_exit(candidates(mobilenet(points=points, max_exit_cost=1e-9), 11))
+    require_early_exit(candidates(mobilenet(points=2, crm=[8], blocks=[0]), 11))
 
 
 def test_an_unknown_head_is_refused(make_config: MakeConfig) -> None:

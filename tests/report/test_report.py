@@ -315,11 +315,15 @@ def test_anytime_shows_what_is_delivered_when(searched: Run) -> None:
         }
         for exit_id, macs, miou in ((EARLY, 32e6, 0.7531), ("final", 84e6, 1.0))
     ]
-    checkpoints = [{"metric": "macs", "cost": 41e6, "required": 0.65, "miou": 0.7531}]
+    checkpoints = [
+        {"metric": "macs", "cost": 41e6, "required": 0.65, "miou": 0.7531},
+        {"metric": "macs", "cost": None, "required": 0.5, "miou": 0.7531},
+    ]
     write_search(searched, "anytime", setting="anytime", exits=exits, checkpoints=checkpoints)
     text = read(searched).text
     assert "first at mIoU 75.3 % after 0.39× the MACs" in text
     assert "41.00 M MACs 65.0 % 75.3 %" in text
+    assert "an early exit, at any time 50.0 % 75.3 %" in text
     assert "In the anytime setting every exit answers" in text
     assert f"{EARLY} baseline background 60.0 % 100.0 % 100.0 %" in text
 

@@ -107,7 +107,10 @@ def measured(
     return [run(tables, costs, selected_of(c), stat) for c in space]
 
 
-def reached(candidate: Candidate, metric: str, deadline: Fraction) -> Fraction:
+def reached(candidate: Candidate, metric: str, deadline: Fraction | None) -> Fraction:
+    """Without a deadline by exits before the last."""
+    if deadline is None:
+        return max((miou for _, miou in candidate.delivered[:-1]), default=Fraction(0))
     return max(
         (miou for cost, miou in candidate.delivered if cost[metric] <= deadline),
         default=Fraction(0),
@@ -136,9 +139,9 @@ def expect(
         metric = next(iter(limits), "latency" if "latency" in costs else "macs")
     checkpoints = []
     if request.setting == "anytime":
-        checkpoints = [(Fraction(c), Fraction(m)) for c, m in request.checkpoints] or [
-            (baseline.cost[metric] / 2, Fraction(0) if request.target == "accuracy" else least)
-        ]
+        checkpoints = [
+            (None if c is None else Fraction(c), Fraction(m)) for c, m in request.checkpoints
+        ] or [(baseline.cost[metric] / 2, Fraction(0) if request.target == "accuracy" else least)]
 
     # A limit is rounded to a whole step of the total: it admits what it was copied from.
     steps_of = {"macs": tables.images, "params": tables.images, "latency": tables.images * 10**9}
@@ -199,7 +202,10 @@ def requests(
             unit = {"macs": 1000.0, "latency": 1 / 64, "params": 10.0}
             metric = Request(setting=setting, target=target, **limits).cost_metric(unit)
             limits["checkpoints"] = tuple(
-                (float(rng.integers(1, 30)) * unit[metric], float(rng.choice([0, 0.2, 0.4])))
+                (
+                    None if rng.random() < 0.3 else float(rng.integers(1, 30)) * unit[metric],
+                    float(rng.choice([0, 0.2, 0.4])),
+                )
                 for _ in range(rng.integers(1, 4))
             )
         yield Request(

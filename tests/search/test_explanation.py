@@ -96,7 +96,10 @@ def drawn(rng: np.random.Generator, cache: Cache, setting: str, target: str) -> 
     if setting == "anytime" and rng.random() < 0.7:
         metric = replace(plain, **limits).cost_metric(UNITS)
         limits["checkpoints"] = tuple(
-            (float(rng.integers(2, 30)) * UNITS[metric], float(rng.choice([0, 0.1, 0.3])))
+            (
+                None if rng.random() < 0.25 else float(rng.integers(2, 30)) * UNITS[metric],
+                float(rng.choice([0, 0.1, 0.3])),
+            )
             for _ in range(rng.integers(1, 3))
         )
     return replace(plain, **limits)

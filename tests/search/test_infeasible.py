@@ -22,6 +22,7 @@ from tests.seeds import seeded
 
 Cache = tuple[Tables, dict[str, Cost]]
 NUMBER = r"(\d[\d.]*(?:e[+-]?\d+)?)"
+COST = rf"(early|{NUMBER[1:-1]})"
 FIELDS = {
     "--max-latency": "max_latency_ms",
     "--max-macs": "max_macs",
@@ -56,7 +57,7 @@ def heeded(request: Request, alternative: str) -> Request:
         limit = re.fullmatch(rf"(?:raise|lower) (--[a-z-]+) to {NUMBER}", change)
         given = re.fullmatch(rf"give --checkpoint {NUMBER}={NUMBER}", change)
         replaced = re.fullmatch(
-            rf"replace --checkpoint {NUMBER}={NUMBER} with --checkpoint {NUMBER}={NUMBER}", change
+            rf"replace --checkpoint {COST}={NUMBER} with --checkpoint {COST}={NUMBER}", change
         )
         if limit:
             request = replace(request, **{FIELDS[limit[1]]: float(limit[2])})
@@ -64,9 +65,13 @@ def heeded(request: Request, alternative: str) -> Request:
             points.append((float(given[1]), float(given[2])))
         else:
             assert replaced, change
-            old = (float(replaced[1]), float(replaced[2]))
-            points[points.index(old)] = (float(replaced[3]), float(replaced[4]))
+            old = (cost_of(replaced[1]), float(replaced[2]))
+            points[points.index(old)] = (cost_of(replaced[3]), float(replaced[4]))
     return replace(request, checkpoints=tuple(points))
+
+
+def cost_of(text: str) -> float | None:
+    return None if text == "early" else float(text)
 
 
 def drawn(rng: np.random.Generator, setting: str, answer: Answer) -> Request:
@@ -88,7 +93,9 @@ def drawn(rng: np.random.Generator, setting: str, answer: Answer) -> Request:
         metric = Request(setting=setting, target=target, **limits).cost_metric(UNITS)
         limits["checkpoints"] = tuple(
             (
-                figures.costs[metric] * float(rng.uniform(0.05, 0.9)) + 1e-3,
+                None
+                if rng.random() < 0.25
+                else figures.costs[metric] * float(rng.uniform(0.05, 0.9)) + 1e-3,
                 min(1.0, figures.miou * float(rng.uniform(0.6, 1.3))),
             )
             for _ in range(rng.integers(1, 4))
@@ -149,7 +156,7 @@ def test_a_missed_checkpoint_is_told_the_best_of_both_kinds(make_cache: Any, see
         assert len(lower) == (now > 0)
         assert all(0 <= now - m < 1e-3 * now for m in lower)
         first = min(c for c, m in answers if m >= miou)
-        later = [c for c, m in moves if m == miou]
+        later = [c for c, m in moves if m == miou and c is not None]
         assert len(later) == 1
         assert 0 <= later[0] - first < 1e-3 * first
 
@@ -166,6 +173,20 @@ def test_a_checkpoint_beyond_every_exit_is_told_the_most_accurate(make_cache: An
     assert advice(message) == [
         f"replace --checkpoint 1=1 with --checkpoint {round_up(first):.10g}={-round_up(-most):.10g}"
     ]
+
+
+def test_what_no_early_exit_delivers_is_told_the_most_accurate(make_cache: Any) -> None:
+    cache = make_cache(np.random.default_rng(seeded(3)), points=4, per_point=4, images=8)
+    answers = deliveries(cache)
+    most = max(miou for _, miou in answers[:-1])
+    asked = Request(setting="anytime", target="macs", checkpoints=((None, most + 1e-3),))
+    message = refusal(cache, asked)
+    assert message is not None
+    assert "by an early exit the most accurate choice delivers mIoU" in message
+    (move,) = [heeded(asked, alternative).checkpoints[0] for alternative in advice(message)]
+    assert move[0] is None
+    # Of 1e-12, the steps in which mIoU is compared.
+    assert -1e-12 <= most - move[1] < 1e-3 * most
 
 
 def test_the_default_checkpoint_is_told_as_error_or_as_a_checkpoint(make_cache: Any) -> None:

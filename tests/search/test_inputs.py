@@ -140,6 +140,11 @@ def test_missing_and_unknown_metrics(tables: Tables, costs: dict[str, Cost]) -> 
         ({"max_exits": 0}, "whole number >= 1, got 0"),
         ({"thresholds": 1.5}, "whole number >= 1, got 1.5"),
         ({"setting": "anytime", "checkpoints": ((0, 0.5),)}, "above 0, got 0"),
+        (
+            {"setting": "anytime", "checkpoints": ((float("inf"), 0.5),)},
+            "above 0, got inf; without a deadline ask for an early exit, early=0.5",
+        ),
+        ({"setting": "anytime", "checkpoints": ((None, 50),)}, "did you mean 0.5"),
         ({"setting": "anytime", "checkpoints": ((1, 50),)}, "did you mean 0.5"),
     ],
 )

@@ -9,13 +9,16 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import mess.training.checkpoint
 import mess.training.loop
 import mess.training.resume
 from mess.common.progress import Reporter, Silent, Task
@@ -26,12 +29,14 @@ from mess.errors import ConfigError, InterruptedWork, TrainingError
 from mess.exits import FINAL
 from mess.networks.candidates import Candidate, candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
-from mess.training.checkpoint import load_checkpoint
+from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mess.training.logs import MetricsLog
 from mess.training.loop import Training
-from mess.training.losses import SoftTarget, exit_loss, mixture, upsample
+from mess.training.losses import SoftTarget, cross_entropy, exit_loss, mixture, upsample
+from mess.training.resume import Saver
 from mess.training.stage import Batches, poly_rate
-from mess.training.stages import ExitAwarePretraining, ExitTraining, JointTraining
+from mess.training.stages import ExitAwarePretraining, ExitTraining
+from mess.training.stages.optimiser import PolySGD
 from mess.training.stages.pretraining import active_exits
 from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
 from mess.training.stopping import stop_on_signal
@@ -41,6 +46,8 @@ from tests.seeds import seeded
 CLASSES = 4
 CPU = torch.device("cpu")
 EPOCH = 2
+EVERY_STEP = {"checkpoint_minutes": 1e-12, "checkpoint_share": 1.0}
+"""A checkpoint."""
 ROUND_ROBIN, MODULO = "round-robin", "modulo"
 
 
@@ -143,7 +150,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def always_saving(make_config: MakeConfig) -> Config:
     """A checkpoint after every iteration."""
-    return make_config(training={"checkpoint_minutes": 1e-12})
+    return make_config(training=EVERY_STEP)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -176,8 +183,31 @@ def test_a_network_without_early_points_has_no_early_exits(schedule: str) -> Non
 
 def test_the_rate_decays_by_a_power_and_never_reaches_zero() -> None:
     settings = StageConfig(iterations=4)
-    rates = [poly_rate(settings, iteration, 0.9) for iteration in range(4)]
-    assert rates == pytest.approx([1.0, 0.75**0.9, 0.5**0.9, 0.25**0.9])
+    rates = [poly_rate(settings, 0.3, iteration, 0.9) for iteration in range(4)]
+    assert rates == pytest.approx([0.3, 0.3 * 0.75**0.9, 0.3 * 0.5**0.9, 0.3 * 0.25**0.9])
+
+
+def test_a_floor_holds_for_every_rate_of_a_stage(make_config: MakeConfig) -> None:
+    """The 2025 paper's: 2.5e-5 for a backbone that begins at 1e-4 and exits that begin at 5e-3."""
+    rates = {"learning_rate": 1e-4, "exit_learning_rate": 5e-3, "min_learning_rate": 2.5e-5}
+    config = scheme(make_config, "e2e", stage1={"iterations": 100, **rates})
+    settings = config.training.stage1
+    steps = [0, 50, 99]
+    assert [poly_rate(settings, 1e-4, step, 0.9) for step in steps] == pytest.approx(
+        [1e-4, 1e-4 * 0.5**0.9, 2.5e-5]
+    )
+    assert poly_rate(settings, 5e-3, 99, 0.9) == pytest.approx(5e-3 * 0.01**0.9)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    other = torch.nn.Parameter(torch.zeros(2))
+    plain = config.training.model_copy(update={"momentum": 0.0, "weight_decay": 0.0})
+    optimiser = PolySGD(
+        [([weight], 1e-4), ([other], 5e-3)], config.model_copy(update={"training": plain})
+    )
+    for parameter in (weight, other):
+        parameter.grad = torch.ones(2)
+    optimiser.step(settings, 99)
+    torch.testing.assert_close(weight.detach(), torch.full((2,), -2.5e-5))
+    torch.testing.assert_close(other.detach(), torch.full((2,), -5e-3 * 0.01**0.9))
 
 
 # ---- What an iteration trains
@@ -502,7 +532,9 @@ def test_a_network_without_exits_is_trained_all_the_same(
 def test_groups_may_change_until_they_are_begun(make_config: MakeConfig, tmp_path: Path) -> None:
     def config(groups: int) -> Config:
         settings = {"iterations": 3, "groups": groups}
-        return make_config(training={"checkpoint_minutes": 1e-12, "stage2": settings})
+        return make_config(
+            training={"checkpoint_minutes": 1e-12, "checkpoint_share": 1.0, "stage2": settings}
+        )
 
     whole = run_training(config(1), tmp_path / "whole")
     for stage, groups in (("stage1", 3), ("stage2", 1)):
@@ -526,6 +558,99 @@ def test_a_second_signal_acts_at_once(request: pytest.FixtureRequest) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)  # another thread may get it first; the sleep ends where it arrives
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_a_stage_does_not_change_is_written_once(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backbone and exits of other groups; with them a killed run ends bit-identical."""
+    config = make_config(training={**EVERY_STEP, "stage2": {"iterations": 3, "groups": 2}})
+    whole = run_training(config, tmp_path / "whole")
+    stages = [stage.name for stage in stages_of(whole, config, rows_of(config), CLASSES, CPU)]
+    assert stages == ["stage1", "stage2-1of2", "stage2-2of2"]
+    written: dict[str, list[set[str]]] = {}
+    save = mess.training.checkpoint.save_checkpoint
+
+    def count(path: Path, found: Checkpoint, **others: Any) -> None:
+        settled = "-settled-" if "-settled-" in path.name else ""
+        end = "-end" if found.iteration == 3 else ""
+        written.setdefault(found.stage + settled + end, []).append(set(found.tensors))
+        save(path, found, **others)
+
+    monkeypatch.setattr(mess.training.checkpoint, "save_checkpoint", count)
+    folder = tmp_path / "killed"
+    for stage in stages[1:]:
+        with pytest.raises(Killed):
+            run_training(config, folder, reporter=Killer(stage, 3))
+        assert len(list(folder.glob("checkpoint-*-settled-*"))) == 1
+    assert same(run_training(config, folder).state_dict(), whole.state_dict())
+    names = {f"network.{name}" for name in whole.state_dict()}
+    for stage in stages[1:]:
+        (settled,) = written[stage + "-settled-"]
+        for checkpoint in written[stage]:
+            weights = {name for name in checkpoint if name.startswith("network.")}
+            assert not weights & settled
+            assert weights | settled == names
+            assert all(name.startswith("network.exits.") for name in weights)
+        assert len(written[stage]) == 2
+        # What the end of a stage may change besides is in its last one.
+        assert names <= written[stage + "-end"][0]
+
+
+def test_what_a_stage_changes_at_its_end_is_kept(make_config: MakeConfig, tmp_path: Path) -> None:
+    exits = {"blocks": [0], "crm": [1]}
+    stage2 = {"iterations": 3, "start": "stage1"}
+    config = make_config(exits=exits, training={**EVERY_STEP, "stage2": stage2})
+    whole = run_training(config, tmp_path / "whole")
+    for iteration in (1, 2):
+        folder = tmp_path / str(iteration)
+        with pytest.raises(Killed):
+            run_training(config, folder, reporter=Killer("stage2", iteration))
+        assert same(run_training(config, folder).state_dict(), whole.state_dict())
+
+
+def test_checkpoints_take_a_small_share_of_the_time(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(training={"checkpoint_minutes": 1.0, "checkpoint_share": 0.02})
+    network = build(config)
+    stage = stages_of(network, config, rows_of(config), CLASSES, CPU)[0]
+    clock = [1000.0]
+    monkeypatch.setattr(mess.training.resume.time, "monotonic", lambda: clock[0])
+
+    def passed(seconds: float) -> bool:
+        clock[0] += seconds
+        return saver.is_due()
+
+    def slow(*_: object) -> None:
+        clock[0] += 10.0
+
+    saver = Saver(network, config, tmp_path / "checkpoint", ALONE)
+    assert not passed(59.0)
+    assert passed(2.0)
+    monkeypatch.setattr(mess.training.resume, "save_whole", slow)
+    saver.save(stage, 1)
+    assert not passed(489.0)  # 10 of 499 seconds are more than 2%
+    assert passed(2.0)
+    monkeypatch.setattr(mess.training.resume, "save_whole", lambda *_: None)
+    saver.save(stage, 2)
+    assert not passed(59.0)
+    assert passed(2.0)
+
+
+def test_a_checkpoint_of_other_exits_is_refused_by_name(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        run_training(make_config(training=EVERY_STEP), tmp_path, reporter=Killer("stage1", 2))
+    path = tmp_path / "checkpoint"
+    found = load_checkpoint(path)
+    assert found is not None
+    kept = {n: t for n, t in found.tensors.items() if ".p2-crm2-b1-rdi-fcn." not in n}
+    assert len(kept) < len(found.tensors)
+    save_checkpoint(path, replace(found, tensors=kept, settled=None))
+    with pytest.raises(TrainingError, match=r"p2-crm2-b1-rdi-fcn.*stands on one side alone"):
+        run_training(make_config(training=EVERY_STEP), tmp_path)
 
 
 def test_a_finished_training_has_nothing_left_to_do(always_saving: Config, tmp_path: Path) -> None:
@@ -557,7 +682,13 @@ def scheme(make_config: MakeConfig, name: str, **training: object) -> Config:
     stages = {"stage1": {"iterations": 4, "exit_learning_rate": 0.05}, "stage2": {"iterations": 3}}
     return make_config(
         data={"holdout": 0.25},
-        training={"scheme": name, "checkpoint_minutes": 1e-12, **stages, **training},
+        training={
+            "scheme": name,
+            "checkpoint_minutes": 1e-12,
+            "checkpoint_share": 1.0,
+            **stages,
+            **training,
+        },
     )
 
 
@@ -645,14 +776,20 @@ def test_the_scheme_decides_the_loss_unless_it_is_given(make_config: MakeConfig)
     assert len({round(value, 4) for value in different}) == len(RECIPES) - 1
 
 
-@pytest.mark.parametrize("loss", ["ce", "lovasz"])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [*(("e2e", loss) for loss in ("pfd", "ce", "kd", "self-distill")), ("branches", "lovasz")],
+)
 def test_joint_training_steps_along_the_gradient_of_the_sum(
-    make_config: MakeConfig, loss: str
+    make_config: MakeConfig, name: str, loss: str
 ) -> None:
+    """Of the exits' losses and the final exit's, which learns from labels: none teaches itself."""
     rates = {"learning_rate": 0.01, "head_learning_rate": 0.02, "exit_learning_rate": 0.05}
+    class_weights = None if loss == "lovasz" else [1.0, 2.0, 0.5, 1.5]
     config = scheme(
         make_config,
-        "e2e",
+        name,
+        class_weights=class_weights,
         loss=loss,
         momentum=0.0,
         weight_decay=0.0,
@@ -661,15 +798,17 @@ def test_joint_training_steps_along_the_gradient_of_the_sum(
     network, plain = build(config), build(config)
     for each in (network, plain):
         without_dropout(each)
-    stage = JointTraining(network, config, CLASSES, CPU, loss=loss)
+    (stage,) = stages_of(network, config, rows_of(config), CLASSES, CPU)
     stage.begin()
     images, labels = batch("stage1", 0)
     losses = stage.step(images, labels, 0)
     plain.train()
     features = plain.features(images)
     final = plain.logits(FINAL, features)
-    target = exit_loss(loss, final, labels)
-    expected = {FINAL: target.loss(final)} | {
+    weights = torch.tensor(class_weights) if class_weights else None
+    target = exit_loss(loss, final, labels, class_weights=weights)
+    own = target.loss(final) if loss == "lovasz" else cross_entropy(final, labels, weights)
+    expected = {FINAL: own} | {
         exit_id: target.loss(plain.logits(exit_id, features)) for exit_id in plain.exits
     }
     torch.stack(list(expected.values())).sum().backward()
@@ -783,11 +922,11 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 ) -> None:
     with pytest.raises(Killed):
         run_training(
-            make_config(training={"checkpoint_minutes": 1e-12}),
+            make_config(training=EVERY_STEP),
             tmp_path,
             reporter=Killer("stage1", 2),
         )
-    other = make_config(**{"training": {"checkpoint_minutes": 1e-12}} | change)
+    other = make_config(**{"training": EVERY_STEP} | change)
     with pytest.raises(TrainingError, match="another configuration") as refusal:
         run_training(other, tmp_path)
     assert str(tmp_path / "checkpoint") in str(refusal.value)
@@ -799,7 +938,7 @@ def test_settings_that_weights_do_not_depend_on_may_change(
     with pytest.raises(Killed):
         run_training(always_saving, tmp_path, reporter=Killer("stage2", 2))
     other = make_config(
-        training={"checkpoint_minutes": 1e-12, "tensorboard": True},
+        training={**EVERY_STEP, "tensorboard": True},
         memoise={"batch_size": 1},
         data={"workers": 1, "root": "/elsewhere"},
     )

@@ -22,7 +22,7 @@ from mess.cache.predictions.store import Predictions, PredictionStore
 from mess.cli.app import main
 from mess.commands import memoise as memoising
 from mess.common import file_hashes
-from mess.common.files import write_text
+from mess.common.files import sha256, write_text
 from mess.common.progress import Task
 from mess.config import load_config
 from mess.data import open_split
@@ -204,6 +204,38 @@ def test_a_change_behind_the_same_size_and_date_is_refused(
         search(folder)
     with pytest.raises(CacheError, match="1 changed"):
         search(folder)
+
+
+@pytest.mark.usefixtures("later")
+def test_searches_hash_the_weights_once_and_verifying_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return sha256(path)
+
+    monkeypatch.setattr(file_hashes, "sha256", count)
+    search(run)
+    assert hashed.count(run.weights) == 1
+    search(run)
+    assert hashed.count(run.weights) == 1
+    workflow.cache_verify(run.path)
+    assert hashed.count(run.weights) == 2
+    weights, before = bytearray(run.weights.read_bytes()), run.weights.stat()
+    weights[-1] ^= 1
+    run.weights.write_bytes(weights)
+    os.utime(run.weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CacheError, match="weights"):
+        search(run)
+    # A file system that hides the change deceives searches, and not who verifies.
+    record = run.path / "cache" / "file-hashes.json"
+    made_for = json.loads((run.cache("calibration") / "manifest.json").read_text())["weights"]
+    state = file_hashes._state(run.weights)
+    record.write_text(json.dumps({str(run.weights.absolute()): [state, made_for]}))
+    search(run)
+    assert "weights" in workflow.cache_verify(run.path)[0]["faults"][0]
 
 
 @pytest.mark.usefixtures("later")

@@ -44,7 +44,10 @@ def moments(
 @pytest.mark.parametrize(
     ("settings", "reach"),
     [
-        ('checkpoint_minutes = 1e-12\nkeep = "best"\ntensorboard = true', 3),
+        (
+            'checkpoint_minutes = 1e-12\ncheckpoint_share = 1.0\nkeep = "best"\ntensorboard = true',
+            3,
+        ),
         ("checkpoint_minutes = 60.0", STEPS + 1),
     ],
     ids=["a checkpoint after every step", "a checkpoint after every stage"],

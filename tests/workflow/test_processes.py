@@ -157,7 +157,8 @@ def test_another_number_of_processes_goes_on(
     first, last = others
     if first > 1:
         train(run, first, stop_at=4)
-        assert len(list(run.path.glob("checkpoint-*.safetensors"))) == first - 1
+        # The shares of all but the first, and what stage 2 does not change.
+        assert len(list(run.path.glob("checkpoint-*.safetensors"))) == first - 1 + 1
     train(run, last)
     assert_same_end(run, exits_alone)
 
@@ -214,7 +215,12 @@ def test_fewer_images_are_missing_than_there_are_processes(
 
 def test_best_epochs_outlive_another_number_of_processes(alone: Run, tmp_path: Path) -> None:
     """The first epochs are the best; every exit's must be found again by whoever trains it."""
-    settings = ['keep = "best"', "checkpoint_minutes = 1e-12", "stage2.iterations = 20"]
+    settings = [
+        'keep = "best"',
+        "checkpoint_minutes = 1e-12",
+        "checkpoint_share = 1.0",
+        "stage2.iterations = 20",
+    ]
     settings.append("stage2.learning_rate = 5.0")
     expected = begin(tmp_path / "alone", *settings, start=alone.path)
     train(expected, 1)
@@ -245,7 +251,9 @@ def test_a_search_by_parts_finds_the_same(exits_alone: Run, tmp_path: Path) -> N
 
 def test_torchrun_restarts_what_died(exits_alone: Run, alone: Run, tmp_path: Path) -> None:
     """A process is killed in stage 2, once; torchrun starts all anew, and they go on."""
-    run = begin(tmp_path / "run", "checkpoint_minutes = 1e-12", start=alone.path)
+    run = begin(
+        tmp_path / "run", "checkpoint_minutes = 1e-12", "checkpoint_share = 1.0", start=alone.path
+    )
     script = tmp_path / "dying.py"
     script.write_text(
         textwrap.dedent(r"""

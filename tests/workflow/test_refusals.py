@@ -90,6 +90,15 @@ def test_unknown_backbone(refuse: Callable[..., str]) -> None:
     assert "'mobilenet_v2'" in message
 
 
+@pytest.mark.parametrize("verb", ["exits", "train-overprovisioned"])
+def test_limits_that_leave_no_exit(refuse: Callable[..., str], tmp_path: Path, verb: str) -> None:
+    place = ["--run", tmp_path / "run"] if verb == "train-overprovisioned" else []
+    message = refuse(verb, "shapes", *place, "--set", "exits.max_exit_cost=0.01")
+    assert "none of 8 candidate exits" in message
+    assert "max_exit_cost is 0.01" in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_unknown_signal_before_anything_is_trained(
     refuse: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mess.cache.parquet import write_rows
+from mess.cache.schema import EXITS
 from mess.commands.train import train_network
 from mess.common.progress import Silent
 from mess.config import load_config
 from mess.errors import MessError, WeightsError
+from mess.exits import FINAL
+from mess.runs.network import trained_network
 from mess.runs.run import Run, begin_run
 
 Train = Callable[..., Run]
@@ -64,6 +69,30 @@ def test_exits_trained_again_on_the_same_backbone_come_out_the_same(
     expected, found = load_file(trained.weights), load_file(train().weights)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_trained_run_has_the_exits_that_it_trained(trained: Run, tmp_path: Path) -> None:
+    """Versions differ in which candidates they leave out; the run itself says which it has."""
+    older = Run(Path(shutil.copytree(trained.path, tmp_path / "run")))
+    gone = [exit_id for exit_id in trained_exits(older) if exit_id.startswith("p2-")]
+    rows = [
+        row | {"status": "not trained"} if row["exit_id"] in gone else row
+        for row in older.candidate_rows
+    ]
+    write_rows(older.exits, rows, EXITS)
+    weights = load_file(older.weights)
+    kept = {name: w for name, w in weights.items() if not name.startswith("exits.p2-")}
+    assert len(kept) < len(weights)
+    save_file(kept, older.weights)
+    older = Run(older.path)
+    network = trained_network(older, torch.device("cpu"))
+    assert list(network.exits) == [name for name in trained_exits(older) if name != FINAL]
+    assert len(network.points) == 3
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in network.state_dict().items())
+
+
+def trained_exits(run: Run) -> list[str]:
+    return [row["exit_id"] for row in run.exit_rows]
 
 
 def test_another_loss_changes_the_exits_alone(trained: Run, train: Train) -> None:

@@ -19,7 +19,7 @@ from tests.workflow.children import (
     train,
 )
 
-SETTINGS = 'checkpoint_minutes = 1e-12\nkeep = "best"\ntensorboard = true'
+SETTINGS = 'checkpoint_minutes = 1e-12\ncheckpoint_share = 1.0\nkeep = "best"\ntensorboard = true'
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def test_a_full_disk_is_named_and_loses_nothing(
 
 
 def test_a_loss_that_is_no_number_is_one_message(tmp_path: Path) -> None:
-    run = begin_training(tmp_path / "run", "checkpoint_minutes = 1e-12\nweight_decay = 1e30")
+    run = begin_training(
+        tmp_path / "run", "checkpoint_minutes = 1e-12\ncheckpoint_share = 1.0\nweight_decay = 1e30"
+    )
     outcome = train(run)
     assert outcome.code == 1
     (message,) = outcome.errors.splitlines()

@@ -13,6 +13,7 @@ from PIL import Image
 from mess import load_bundle, workflow
 from mess.cache.parquet import read_rows
 from mess.cache.schema import EXITS
+from mess.errors import MessError
 from mess.runs.run import Run
 from tests.seeds import seeded
 
@@ -37,7 +38,11 @@ def test_the_bundle_does_what_the_search_predicted(
     assert report["miou"] == pytest.approx(agreement["predicted_miou"], abs=1e-4)
     assert report["macs"] == pytest.approx(agreement["predicted_macs"], rel=1e-3)
     assert report["images"] == 40
-    assert sum(report["exit_rates"]) == pytest.approx(1.0)
+    exits = json.loads((bundle / "manifest.json").read_text())["exits"]
+    # Where every exit answers on the way, each does for every image.
+    rates = [exit_["exit_rate"] for exit_ in exits]
+    assert report["exit_rates"] == pytest.approx(rates)
+    assert sum(rates) == pytest.approx(len(rates) if setting == "anytime" else 1.0)
 
 
 def test_an_input_dependent_answer_uses_its_thresholds(
@@ -68,6 +73,29 @@ def test_an_anytime_bundle_is_measured_at_every_exit(
         assert measured["miou"] == pytest.approx(promised["miou"], abs=1e-4)
         assert measured["macs"] == pytest.approx(promised["delivered"]["macs"], rel=1e-3)
     assert report["exits"][0]["macs"] <= deadline
+
+
+def test_an_early_exit_can_be_asked_for_without_a_deadline(
+    run: Run, searched: Callable[..., Path]
+) -> None:
+    """Table 7 of the MESS paper: the least overhead with an early exit that is accurate enough."""
+    least = workflow.search(run.path, setting="final-only", target="accuracy")["baseline"]["miou"]
+    asked = {"setting": "anytime", "target": "macs", "checkpoints": [f"early={0.5 * least}"]}
+    bundle = searched(**asked)
+    found = json.loads((run.search(run.searches()[-1]) / "result.json").read_text())
+    assert found["constraints"]["checkpoints"] == [[None, 0.5 * least]]
+    (point,) = found["checkpoints"]
+    assert point["cost"] is None
+    early, last = found["exits"]
+    assert point["miou"] == early["miou"] >= 0.5 * least
+    assert last["exit_id"] == "final"
+    report = workflow.evaluate(bundle, split="calibration")
+    assert report["exit_rates"] == [1.0, 1.0]
+    assert report["exits"][0]["miou"] == pytest.approx(early["miou"], abs=1e-4)
+    before = run.searches()[-1]
+    assert workflow.search(run.path, **asked)["search"]["source"] == before
+    with pytest.raises(MessError, match="leave --confidence and --expect out"):
+        workflow.search(run.path, **asked, confidence=0.9)
 
 
 def test_a_torch_bundle_answers_as_the_onnx_one(run: Run, searched: Callable[..., Path]) -> None:

@@ -12,6 +12,7 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
+from mess.training.losses import ExitLoss
 from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.exits import batch_loss, pixel_grid
@@ -20,6 +21,9 @@ from mess.training.stages.optimiser import PolySGD, class_weights, precision
 
 class JointTraining:
     """Backbone, head and all candidate exits at once, by the sum of their losses.
+
+    The exits learn by `loss`, with the final exit as the teacher where it has one; the final exit
+    itself always learns from labels.
 
     Each exit's graph is freed before the next one's is made: gradients gather at the feature maps
     and go through the backbone together, once. Processes share each batch; Lovász-Softmax, which
@@ -73,22 +77,25 @@ class JointTraining:
             features = self._network.features(images)
             leaves = {name: each.detach().requires_grad_() for name, each in features.items()}
             final = self._network.logits(FINAL, leaves).float()
-        target = batch_loss(self._loss, final, labels, iteration, self._config, self._class_weights)
+        own, target = (
+            batch_loss(loss, final, labels, iteration, self._config, self._class_weights)
+            for loss in (final_loss(self._loss), self._loss)
+        )
         grid = pixel_grid(self._config, iteration)
         # Shares are of the pixels that the losses are means over: the grid's, not all.
         share = self._together.share(labels[:, grid.rows, grid.columns])
 
-        def backward(logits: Tensor) -> Tensor:
-            loss = share * target.loss(logits)
+        def backward(of: ExitLoss, logits: Tensor) -> Tensor:
+            loss = share * of.loss(logits)
             loss.backward()
             return loss.detach()
 
-        losses = {FINAL: backward(final)}
+        losses = {FINAL: backward(own, final)}
         for exit_id in self._network.exits:
             self._together.seed(derive(self._config.seed, self.name, iteration, exit_id))
             with amp:
                 logits = self._network.logits(exit_id, leaves)
-            losses[exit_id] = backward(logits.float())
+            losses[exit_id] = backward(target, logits.float())
         # A point whose exits were all left out has no gradient of its own, and the image no graph.
         reached = [
             name
@@ -109,3 +116,8 @@ class JointTraining:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self._network.exits.to(self._device)
         self._optimiser.restore("momentum", state)
+
+
+def final_loss(loss: str) -> str:
+    """What the final exit learns from where the exits learn by `loss`; it cannot teach itself."""
+    return loss if loss == "lovasz" else "ce"

@@ -40,9 +40,8 @@ class PolySGD:
 
     def step(self, settings: StageConfig, iteration: int) -> None:
         """Step along the gradients at the rate of `iteration` (0-based), and clear them."""
-        share = poly_rate(settings, iteration, self._power)
         for group in self._optimiser.param_groups:
-            group["lr"] = group["scale"] * share
+            group["lr"] = poly_rate(settings, group["scale"], iteration, self._power)
         self._optimiser.step()
         # To None, not 0: a head without a part in an iteration keeps weights and momentum.
         self._optimiser.zero_grad()
