@@ -8,6 +8,8 @@ from typing import ClassVar, Self
 from mess.config import DataConfig
 from mess.data.folder import Folder
 
+IMAGES = Path(__file__).with_name("dsb2018")
+
 
 class Nuclei(Folder):
     """425 images of the Data Science Bowl 2018 (CC0): background, nucleus and border.
@@ -20,5 +22,4 @@ class Nuclei(Folder):
 
     @classmethod
     def open(cls, config: DataConfig, split: str, seed: int) -> Self:
-        root = Path(__file__).with_name("dsb2018")
-        return super().open(config.model_copy(update={"root": root, "pairs": None}), split, seed)
+        return super().open(config.model_copy(update={"root": IMAGES, "pairs": None}), split, seed)

@@ -75,7 +75,9 @@ class Candidate:
 
         Their exits read no shallower features, and their DeepLab heads had the papers' rates.
         """
-        lists = {name: tuple(row.get(name) or ()) for name in ("skip", "skip_channels", "rates")}
+        lists: dict[str, tuple[Any, ...]] = {
+            name: tuple(row.get(name) or ()) for name in ("skip", "skip_channels", "rates")
+        }
         if row["head"] == "dlb" and "rates" not in row:
             lists["rates"] = PAPERS_RATES
         return cls(**{"alive_bytes": 0, **row, **lists})

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
+import mess.data.nuclei
 from mess.config import DataConfig
 from mess.data.voc import VOC_CLASSES
 from tests.seeds import seeded
 
 SIZE = (24, 32)
-KINDS = ("shapes", "folder", "voc", "sbd", "voc-aug", "coco")
+KINDS = ("shapes", "nuclei", "folder", "voc", "sbd", "voc-aug", "coco")
 
 Mask = NDArray[np.uint8]
 Make = Callable[[str], DataConfig]
@@ -156,7 +157,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Writes a small data set of a kind below tmp_path; its configuration."""
 
     def build(kind: str) -> DataConfig:
@@ -166,6 +167,10 @@ def make(tmp_path: Path) -> Make:
         if kind in WRITERS:
             root = tmp_path / kind
             WRITERS[kind](root)
+        if kind == "nuclei":
+            # Those that are shipped are many.
+            write_folder(tmp_path / kind)
+            monkeypatch.setattr(mess.data.nuclei, "IMAGES", tmp_path / kind)
         return DataConfig(
             kind=kind, root=root, size=SIZE, shapes=(10, 4, 3), holdout=0.2, workers=0
         )

@@ -131,6 +131,7 @@ def test_the_pooled_context_head_is_torchvisions_without_finer_features(training
     for mine, name in pairs.items():
         theirs.get_submodule(name).load_state_dict(ours.get_submodule(mine).state_dict())
     nn.init.zeros_(theirs.low_classifier.weight)
+    assert theirs.low_classifier.bias is not None
     nn.init.zeros_(theirs.low_classifier.bias)
     features = torch.randn(2, CHANNELS, 5, 7, dtype=torch.float64)
     expected = theirs({"low": torch.zeros(2, 4, 5, 7, dtype=torch.float64), "high": features})

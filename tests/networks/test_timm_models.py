@@ -16,7 +16,7 @@ from torch import Tensor
 from mess.config import BackboneConfig
 from mess.errors import ConfigError, WeightsError
 from mess.networks.backbones import Backbone, build_backbone
-from mess.networks.backbones.heads import deeplab_head
+from mess.networks.backbones.heads import HeadOptions, deeplab_head
 from tests.seeds import seeded
 
 CLASSES = 5
@@ -78,11 +78,11 @@ def test_blocks_are_residual_blocks_and_known_without_memory(model: str) -> None
 def test_the_head_can_be_deeplab_s() -> None:
     with torch.device("meta"):
         backbone = build("mobilenetv3_small_050", head="dlb", dlb_channels=16)
-    expected = deeplab_head(96, CLASSES, 16)
+    expected = deeplab_head(96, CLASSES, HeadOptions(width=16))
     assert list(backbone.head.state_dict()) == list(expected.state_dict())
     assert backbone(torch.empty(1, 3, 64, 96, device="meta")).shape == (1, CLASSES, 8, 12)
-    with pytest.raises(ConfigError, match="no head is named 'lraspp'; known: dlb, fcn"):
-        build("mobilenetv3_small_050", head="lraspp")
+    with pytest.raises(ConfigError, match="no head is named 'unet'; known: dlb, fcn, lraspp, sdlb"):
+        build("mobilenetv3_small_050", head="unet")
 
 
 # ---- Refusals
