@@ -17,17 +17,24 @@ from mess.config import DataConfig
 class ScaledCrop(v2.Transform):
     """Scale by a random factor, then crop at a random place; equal, but cropped before scaling.
 
-    Where the scaled image is smaller than the crop it lies at a random place in it, on the colour
-    `fill` in the image (RGB in 0..255) and on void in the mask. Images are bilinear with
-    antialiasing, masks nearest: by pixel centres ("nearest-exact"), for plain "nearest" shifts a
-    mask by up to half a pixel against its image.
+    Factors are of `size`, height and width, that the whole image has in the run: a larger original
+    is cut and scaled down, so that enlarged crops are as sharp as it is. Where the scaled image is
+    smaller than the crop it lies at a random place in it, on the colour `fill` in the image (RGB in
+    0..255) and on void in the mask. Images are bilinear with antialiasing, masks nearest: by pixel
+    centres ("nearest-exact"), for plain "nearest" shifts a mask by up to half a pixel against its
+    image.
     """
 
     def __init__(
-        self, scale: tuple[float, float], crop_size: tuple[int, int], fill: tuple[int, int, int]
+        self,
+        scale: tuple[float, float],
+        crop_size: tuple[int, int],
+        fill: tuple[int, int, int],
+        size: tuple[int, int],
     ) -> None:
         super().__init__()
         self.scale = scale
+        self.size = size
         self.crop_size = crop_size
         self.fill = [float(level) for level in fill]
 
@@ -36,10 +43,11 @@ class ScaledCrop(v2.Transform):
         low, high = self.scale
         scale = low + (high - low) * torch.rand(()).item()
         box: list[tuple[int, int, int, int, int]] = []
-        for source, crop in zip(flat_inputs[0].shape[-2:], self.crop_size, strict=True):
+        sides = zip(flat_inputs[0].shape[-2:], self.size, self.crop_size, strict=True)
+        for source, side, crop in sides:
             # Only what the crop will show is cut out and scaled, at most a whole crop.
-            target = min(max(round(source * scale), 1), crop)
-            cut = min(max(round(target / scale), 1), source)
+            target = min(max(round(side * scale), 1), crop)
+            cut = min(max(round(target / (scale * side / source)), 1), source)
             offset = _randint(source - cut)
             before = _randint(crop - target)
             box.append((offset, cut, target, before, crop - target - before))
@@ -63,9 +71,14 @@ class ScaledCrop(v2.Transform):
         return functional.pad(image, params["padding"], fill=self.fill)
 
 
-def augmentation(config: DataConfig, crop_size: tuple[int, int]) -> v2.Compose:
-    """Scale, crop, flip and jitter of an (Image, Mask) pair, at the strengths of `config`."""
-    crop = ScaledCrop(config.scale, crop_size, config.normalisation.fill)
+def augmentation(
+    config: DataConfig, crop_size: tuple[int, int], size: tuple[int, int]
+) -> v2.Compose:
+    """Scale, crop, flip and jitter of an (Image, Mask) pair, at the strengths of `config`.
+
+    `size` is what the whole of the pair has in the run.
+    """
+    crop = ScaledCrop(config.scale, crop_size, config.normalisation.fill, size)
     steps: list[Any] = [crop, v2.RandomHorizontalFlip(config.flip)]
     if config.jitter:
         strength = config.jitter

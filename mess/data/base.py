@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from mess.common.files import sha256
 from mess.common.framing import Frame, Framing
-from mess.common.images import PREPROCESSING, thumbnail
+from mess.common.images import PREPROCESSING, resize_image, resize_mask, thumbnail
 from mess.common.metrics import VOID
 from mess.common.normalisation import IMAGENET
 from mess.config import DataConfig
@@ -101,6 +102,7 @@ class SegmentationData(ABC):
         self.size = size
         self._framing = Framing(size=size)
         self._fill = IMAGENET.fill
+        self._enlarged = 1.0
         self._tiles: dict[str, _Tile] = {}
         self.others: Sequence[Path] = ()
         """Files that lie with the images and are left out: none of them by its name or place."""
@@ -129,6 +131,7 @@ class SegmentationData(ABC):
 
     def _forget(self) -> None:
         self._memory: dict[str, _Framed] = {}
+        self._sources: dict[str, tuple[Pair, tuple[int, int]]] = {}
         self._memory_bytes = 0
         self._last: _Read | None = None
 
@@ -163,6 +166,7 @@ class SegmentationData(ABC):
         """
         part = copy.copy(self)
         part._framing, part._fill = config.framing, config.normalisation.fill
+        part._enlarged = max(config.scale[1], 1.0)
         part._forget()
         if part._framing.tiles:
             part._tiles = {
@@ -202,16 +206,34 @@ class SegmentationData(ABC):
         """
         return self._read(index).pair
 
-    def trained(self, index: int) -> Pair:
-        """Image and mask at `size`, (H, W, 3) and (H, W), uint8, read-only: what training sees.
+    def trained(self, index: int) -> tuple[Pair, tuple[int, int]]:
+        """What training crops are cut from, read-only, and its height and width in the run.
 
-        Kept in memory up to 256 MiB a process. Nothing is evicted: epochs visit every image once,
-        and a cache that forgets the oldest would then miss every time.
+        A tile, or the whole image without padding: at its own size, or scaled down to what the most
+        enlarged crop can show. Kept in memory like `sized`.
         """
-        return self._framed(index).pair
+        if self._framing.tiles:
+            return self._framed(index).pair, self.size
+        item = self.ids[index]
+        if item not in self._sources:
+            pair = self.read(index)
+            _, _, height, width = self._frame(item, pair[1].shape).place
+            most = (math.ceil(self._enlarged * side) for side in (height, width))
+            rows, columns = (min(*sides) for sides in zip(pair[1].shape, most, strict=True))
+            pair = resize_image(pair[0], (rows, columns)), resize_mask(pair[1], (rows, columns))
+            source = pair, (height, width)
+            if not self._may_keep(pair):
+                return source
+            self._sources[item] = source
+        return self._sources[item]
 
     def sized(self, index: int) -> Pair:
-        """As `trained`, but with void where a pixel is another tile's to answer."""
+        """Image and mask at `size`, (H, W, 3) and (H, W), uint8, read-only.
+
+        Void is where there is no image, and where a pixel is another tile's to answer. Kept in
+        memory up to 256 MiB a process. Nothing is evicted: epochs visit every image once, and a
+        cache that forgets the oldest would then miss every time.
+        """
         (image_HW3, mask_HW), frame = self._framed(index)
         judged_HW = frame.judged(mask_HW)
         judged_HW.setflags(write=False)
@@ -261,15 +283,21 @@ class SegmentationData(ABC):
         image_HW3, mask_HW = self.read(index)
         frame = self._frame(item, mask_HW.shape)
         pair = frame.image(image_HW3, self._fill), frame.mask(mask_HW)
+        framed = _Framed(pair, frame)
+        if self._may_keep(pair):
+            self._memory[item] = framed
+        return framed
+
+    def _may_keep(self, pair: Pair) -> bool:
+        """Whether there is room for these arrays, which are read-only from now on."""
         for array in pair:
             # Handed out again and again: a change would be in every later epoch.
             array.setflags(write=False)
-        framed = _Framed(pair, frame)
         used = sum(array.nbytes for array in pair)
-        if self._memory_bytes + used <= _MEMORY_BYTES:
-            self._memory[item] = framed
-            self._memory_bytes += used
-        return framed
+        if self._memory_bytes + used > _MEMORY_BYTES:
+            return False
+        self._memory_bytes += used
+        return True
 
     def _frame(self, item: str, shape: tuple[int, int]) -> Frame:
         """What an item shows of its image, which has that shape."""
@@ -326,7 +354,7 @@ class SegmentationData(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are spawned read images themselves, rather than receive all of these.
-        return {**self.__dict__, "_memory": {}, "_memory_bytes": 0, "_last": None}
+        return {**self.__dict__, "_memory": {}, "_sources": {}, "_memory_bytes": 0, "_last": None}
 
 
 def image_of(tile_id: str) -> str:

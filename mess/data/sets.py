@@ -46,18 +46,20 @@ class TrainingSet(Dataset[Item]):
     def __init__(self, data: SegmentationData, config: DataConfig) -> None:
         self.data = data
         self.crop_size = config.crop_size
-        self._augment = augmentation(config, self.crop_size)
+        self._config = config
         self._normalisation = config.normalisation
 
     def __getitem__(self, draw: Draw) -> Item:
         index, seed = draw
         # The copies are writable, which torch asks for; the originals stay in memory untouched.
-        image_HW3, mask_HW = (torch.from_numpy(array.copy()) for array in self.data.trained(index))
+        pair, size = self.data.trained(index)
+        image_HW3, mask_HW = (torch.from_numpy(array.copy()) for array in pair)
+        augment = augmentation(self._config, self.crop_size, size)
         # torchvision draws from the global generator. torch.manual_seed would reseed the GPU's as
         # well, and dropout with it when items are made in the main process.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            image, mask = self._augment(
+            image, mask = augment(
                 tv_tensors.Image(image_HW3.permute(2, 0, 1)), tv_tensors.Mask(mask_HW)
             )
         pixels_HW3 = image.permute(1, 2, 0).numpy()

@@ -39,7 +39,8 @@ def augmented(transform: v2.Transform, seed: int) -> tuple[Array, Array]:
 
 def build(crop: tuple[int, int] = SIZE, **changes: object) -> v2.Transform:
     values = {"size": SIZE, "scale": (1.0, 1.0), "flip": 0.0} | changes
-    return augmentation(DataConfig.model_validate(values), crop)
+    config = DataConfig.model_validate(values)
+    return augmentation(config, crop, config.size)
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (0.7, 0.9), (1.0, 1.0), (1.3, 1.3), (0.5, 2.0)])
@@ -117,12 +118,36 @@ def test_crop_is_a_window_and_reaches_every_corner() -> None:
 
 def test_enlarged_crop_shows_its_share_of_the_source() -> None:
     """At twice the scale, a crop of the whole size shows a quarter of the image."""
-    transform = ScaledCrop((2.0, 2.0), SIZE, FILL)
+    transform = ScaledCrop((2.0, 2.0), SIZE, FILL, SIZE)
     image, _ = coded()
     params = transform.make_params([tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))])
     assert params["crop"][2:] == (24, 32)
     assert params["size"] == [48, 64]
     assert params["padding"] == [0, 0, 0, 0]
+
+
+def test_an_enlarged_crop_of_a_larger_original_is_a_part_of_it() -> None:
+    """At twice the scale, images of half the size in the run are as sharp as they were."""
+    whole, _ = coded()
+    transform = build((20, 30), size=(24, 32), scale=(2.0, 2.0))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (20, 30), axis=(0, 1))
+    for seed in range(5):
+        image, mask = augmented(transform, seed)
+        found = np.argwhere((windows == image.transpose(2, 0, 1)).all(axis=(2, 3, 4)))
+        assert len(found) == 1
+        top, left = found[0]
+        np.testing.assert_array_equal(mask, coded()[1][top : top + 20, left : left + 30])
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+def test_factors_are_of_the_size_in_the_run(scale: float) -> None:
+    target = (round(24 * scale), round(32 * scale))
+    image, mask = augmented(build(target, size=(24, 32), scale=(scale, scale)), seed=0)
+    pixels, labels = (Image.fromarray(array) for array in coded())
+    expected = np.asarray(labels.resize(target[::-1], Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(mask, expected)
+    smooth = np.asarray(pixels.resize(target[::-1], Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(image - smooth).max() <= 1
 
 
 def test_jitter_changes_colours_only() -> None:
