@@ -141,12 +141,12 @@ def test_an_enlarged_crop_of_a_larger_original_is_a_part_of_it() -> None:
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
 def test_factors_are_of_the_size_in_the_run(scale: float) -> None:
-    target = (round(24 * scale), round(32 * scale))
+    height, width = target = round(24 * scale), round(32 * scale)
     image, mask = augmented(build(target, size=(24, 32), scale=(scale, scale)), seed=0)
     pixels, labels = (Image.fromarray(array) for array in coded())
-    expected = np.asarray(labels.resize(target[::-1], Image.Resampling.NEAREST))
+    expected = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
     np.testing.assert_array_equal(mask, expected)
-    smooth = np.asarray(pixels.resize(target[::-1], Image.Resampling.BILINEAR)).astype(int)
+    smooth = np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(image - smooth).max() <= 1
 
 
