@@ -360,7 +360,7 @@ def test_a_class_without_a_channel_is_refused_before_training(
     with pytest.raises(ConfigError, match=r"none of them 'star'.*did you mean 'stars'\?"):
         adopt(weights, as_toml(names))
     with pytest.raises(ConfigError, match="none of them 'star'"):
-        workflow.exits(overrides=[as_toml(names)])
+        workflow.exits("shapes", overrides=[as_toml(names)])
 
 
 def test_a_refused_file_leaves_no_run_behind(
