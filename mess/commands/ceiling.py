@@ -34,15 +34,13 @@ def ceilings(
     for size in sizes or [config.data.size]:
         scaled = config.data.model_copy(update={"size": size})
         rows += _at_size(open_split(scaled, split, config.seed), strides, reporter)
-    label = sum(
-        label_counts(data.sized(index)[1], data.classes.num_classes).astype(np.int64)
-        for index in range(len(data))
-    )
+    classes = data.classes.num_classes
+    label = np.sum([label_counts(mask, classes) for mask in data.masks()], axis=0)
     return {
         "split": split,
         "images": len(data),
         "classes": list(data.classes.names),
-        "pixels": (label / np.maximum(np.sum(label), 1)).tolist(),
+        "pixels": (label / max(label.sum(), 1)).tolist(),
         "size": list(config.data.size),
         "output_strides": own_strides,
         "ceilings": rows,

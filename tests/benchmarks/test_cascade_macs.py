@@ -25,6 +25,7 @@ NATIVE = (4, 6)
 def config(make_config: MakeConfig) -> Config:
     return make_config(
         exits={
+            "blocks": [0, 1],
             "rdi": [False, True],
             "heads": ["fcn", "dlb"],
             "dlb_channels": 4,

@@ -353,7 +353,8 @@ def test_a_block_that_cannot_be_exported_is_told_without_training(
 ) -> None:
     backbone = {"name": "tests.forked:deciding", "options": {}}
     config = tmp_path / "own.toml"
-    config.write_text(make_config(backbone=backbone, exits={"points": 2}).to_toml())
+    exits = {"points": 2, "crm": [1], "blocks": [0], "max_exit_cost": 99}
+    config.write_text(make_config(backbone=backbone, exits=exits).to_toml())
     message = "'second' of the backbone 'tests.forked:deciding' cannot be exported"
     with pytest.raises(ConfigError, match=message):
         if command == "exits":
