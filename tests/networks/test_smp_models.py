@@ -184,12 +184,16 @@ def test_an_encoder_s_file_fills_it(tmp_path: Path) -> None:
         assert torch.equal(backbone.state_dict()[names[f"encoder.{name}"]], tensor), name
 
 
-def test_a_file_of_timm_fills_timm_s_encoder(tmp_path: Path) -> None:
-    network = timm.create_model("resnet10t")
-    backbone = build("FPN", "tu-resnet10t", saved(tmp_path, network))
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("resnet10t", "layer3.0.conv1"), ("efficientnet_lite0", "blocks.6.0.conv_pw")],
+)
+def test_a_file_of_timm_fills_timm_s_encoder(tmp_path: Path, name: str, layer: str) -> None:
+    network = timm.create_model(name)
+    backbone = build("FPN", f"tu-{name}", saved(tmp_path, network))
     names = {theirs: ours for ours, theirs in backbone.original_names.items()}
-    weight = network.state_dict()["layer3.0.conv1.weight"]
-    found = backbone.state_dict()[names["encoder.model.layer3.0.conv1.weight"]]
+    weight = network.state_dict()[f"{layer}.weight"]
+    found = backbone.state_dict()[names[f"encoder.model.{layer}.weight"]]
     assert torch.equal(found, weight)
     with pytest.raises(WeightsError, match=r"lack 'conv1\.weight'"):
         build("FPN", "resnet18", saved(tmp_path, network))

@@ -43,6 +43,7 @@ _OTHERWISE = (
 
 _UNUSED = (
     "fc.", "_fc.", "classifier.", "last_linear.", "linear.", "head.", "conv_head.", "norm_head.",
+    "bn2.",  # behind conv_head, of timm's EfficientNets
 )  # fmt: skip
 """Key prefixes of what files of encoders have behind their features."""
 
