@@ -157,21 +157,27 @@ class ExitsConfig(_Section):
 
 
 class StageConfig(_Section):
-    """One training stage: SGD with the poly schedule (MESS supplement, §2.3)."""
+    """One training stage: SGD with rates that fall (MESS supplement, §2.3)."""
 
     iterations: Count = 60_000
     learning_rate: Positive = 0.02
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """First iterations over which rates rise to what the schedule gives."""
     min_learning_rate: Positive | None = None
     """No rate of the stage falls below it; without one they fall towards 0."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16": convolutions in it, weights, normalisation and losses in float32."""
 
     @model_validator(mode="after")
-    def _floor(self) -> StageConfig:
+    def _rates(self) -> StageConfig:
         least = self.min_learning_rate
         for name, rate in self:
             if name.endswith("learning_rate") and least and rate and rate < least:
                 raise ValueError(f"min_learning_rate {least:g} is above {name} {rate:g}")
+        if self.iterations and self.warmup >= self.iterations:
+            raise ValueError(
+                f"warmup {self.warmup} leaves nothing of {self.iterations} iterations at full rate"
+            )
         return self
 
 
@@ -220,6 +226,8 @@ class TrainingConfig(_Section):
     batch_size: Annotated[int, Field(ge=2)] = 8
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    schedule: Literal["poly", "cosine"] = "poly"
+    """How rates fall over a stage."""
     poly_power: Positive = 0.9
     batch_norm: Literal["global", "process"] = "global"
     """Statistics of a batch that processes share: of all of it, or of each one's part."""

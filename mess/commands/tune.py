@@ -13,7 +13,7 @@ import numpy as np
 from mess.commands.train import train_network
 from mess.common.files import write_json
 from mess.common.progress import Reporter
-from mess.config import Config
+from mess.config import Config, StageConfig
 from mess.errors import MessError, TrainingError
 from mess.exits import FINAL
 from mess.runs.run import Run, begin_run
@@ -117,22 +117,27 @@ def _first(config: Config, rate: float, share: float) -> Config:
     others = ("head_learning_rate", "exit_learning_rate")
     stage1 = old.model_copy(
         update={
+            **_short(old, share),
             "learning_rate": rate,
-            "iterations": max(round(share * old.iterations), 1),
             **{n: factor * value for n in others if (value := getattr(old, n)) is not None},
         }
     )
     # As short as may be: it is another trial's.
-    stage2 = config.training.stage2.model_copy(update={"iterations": 1})
+    stage2 = config.training.stage2.model_copy(update={"iterations": 1, "warmup": 0})
     return _with(config, stage1=stage1, stage2=stage2)
 
 
 def _second(config: Config, rate: float, share: float, start: Path) -> Config:
     stage1 = config.training.stage1.model_copy(update={"iterations": 0})
     old = config.training.stage2
-    iterations = max(round(share * old.iterations), 1)
-    stage2 = old.model_copy(update={"learning_rate": rate, "iterations": iterations})
+    stage2 = old.model_copy(update={**_short(old, share), "learning_rate": rate})
     return _with(config, stage1=stage1, stage2=stage2, start=start)
+
+
+def _short(stage: StageConfig, share: float) -> dict[str, int]:
+    """A stage's iterations, and those of its warm-up, for a trial."""
+    iterations = max(round(share * stage.iterations), 1)
+    return {"iterations": iterations, "warmup": min(round(share * stage.warmup), iterations - 1)}
 
 
 def _with(config: Config, **changes: object) -> Config:

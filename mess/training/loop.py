@@ -20,7 +20,8 @@ from mess.networks.network import OverprovisionedNetwork
 from mess.training.best_epoch import BestEpoch
 from mess.training.logs import HOLDOUT, MetricsLog
 from mess.training.resume import Saver
-from mess.training.stage import Batches, Judge, Stage, poly_rate
+from mess.training.schedule import learning_rate
+from mess.training.stage import Batches, Judge, Stage
 from mess.training.stopping import Stop, stop_on_signal
 
 _LOG_EVERY = 10
@@ -138,8 +139,8 @@ class _StageRun:
         losses = self._stage.step(images, labels.to(device, non_blocking=True), self._done)
         self._done += 1
         figures = _finite(losses, self._stage.name, self._done)
-        settings, power = self._stage.settings, self._training.config.training.poly_power
-        rate = poly_rate(settings, settings.learning_rate, self._done - 1, power)
+        settings, training = self._stage.settings, self._training.config.training
+        rate = learning_rate(training, settings, settings.learning_rate, self._done - 1)
         task.advance(1, loss=_mean(figures), rate=rate)
         if self._done % _LOG_EVERY == 0 or self._done == self._iterations:
             self._log(figures, rate)

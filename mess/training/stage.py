@@ -81,13 +81,3 @@ class Stage(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-
-
-def poly_rate(settings: StageConfig, initial: float, iteration: int, power: float) -> float:
-    """The learning rate: initial * (1 - iteration / iterations) ** power, with the stage's floor.
-
-    Iterations count from 0, so that the last one still moves the weights. The floor is a rate and
-    no share: the 2025 paper (§IV) has one for backbone and exits, whose initial rates differ.
-    """
-    rate = initial * (1.0 - iteration / settings.iterations) ** power
-    return max(rate, settings.min_learning_rate or 0.0)

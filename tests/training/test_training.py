@@ -23,7 +23,7 @@ import mess.training.loop
 import mess.training.resume
 from mess.common.progress import Reporter, Silent, Task
 from mess.compute.processes import ALONE, Processes
-from mess.config import Config, StageConfig, parse_config
+from mess.config import Config, parse_config
 from mess.data.loader import Batch
 from mess.errors import ConfigError, InterruptedWork, TrainingError
 from mess.exits import FINAL
@@ -34,9 +34,8 @@ from mess.training.logs import MetricsLog
 from mess.training.loop import Training
 from mess.training.losses import SoftTarget, cross_entropy, exit_loss, mixture, upsample
 from mess.training.resume import Saver
-from mess.training.stage import Batches, poly_rate
+from mess.training.stage import Batches
 from mess.training.stages import ExitAwarePretraining, ExitTraining
-from mess.training.stages.optimiser import PolySGD
 from mess.training.stages.pretraining import active_exits
 from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
 from mess.training.stopping import stop_on_signal
@@ -179,35 +178,6 @@ def test_modulo_is_eq2_to_the_letter() -> None:
 @pytest.mark.parametrize("schedule", [ROUND_ROBIN, MODULO])
 def test_a_network_without_early_points_has_no_early_exits(schedule: str) -> None:
     assert active_exits(schedule, 5, points=1) == []
-
-
-def test_the_rate_decays_by_a_power_and_never_reaches_zero() -> None:
-    settings = StageConfig(iterations=4)
-    rates = [poly_rate(settings, 0.3, iteration, 0.9) for iteration in range(4)]
-    assert rates == pytest.approx([0.3, 0.3 * 0.75**0.9, 0.3 * 0.5**0.9, 0.3 * 0.25**0.9])
-
-
-def test_a_floor_holds_for_every_rate_of_a_stage(make_config: MakeConfig) -> None:
-    """The 2025 paper's: 2.5e-5 for a backbone that begins at 1e-4 and exits that begin at 5e-3."""
-    rates = {"learning_rate": 1e-4, "exit_learning_rate": 5e-3, "min_learning_rate": 2.5e-5}
-    config = scheme(make_config, "e2e", stage1={"iterations": 100, **rates})
-    settings = config.training.stage1
-    steps = [0, 50, 99]
-    assert [poly_rate(settings, 1e-4, step, 0.9) for step in steps] == pytest.approx(
-        [1e-4, 1e-4 * 0.5**0.9, 2.5e-5]
-    )
-    assert poly_rate(settings, 5e-3, 99, 0.9) == pytest.approx(5e-3 * 0.01**0.9)
-    weight = torch.nn.Parameter(torch.zeros(2))
-    other = torch.nn.Parameter(torch.zeros(2))
-    plain = config.training.model_copy(update={"momentum": 0.0, "weight_decay": 0.0})
-    optimiser = PolySGD(
-        [([weight], 1e-4), ([other], 5e-3)], config.model_copy(update={"training": plain})
-    )
-    for parameter in (weight, other):
-        parameter.grad = torch.ones(2)
-    optimiser.step(settings, 99)
-    torch.testing.assert_close(weight.detach(), torch.full((2,), -2.5e-5))
-    torch.testing.assert_close(other.detach(), torch.full((2,), -5e-3 * 0.01**0.9))
 
 
 # ---- What an iteration trains

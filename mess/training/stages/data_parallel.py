@@ -13,7 +13,7 @@ from mess.compute.processes import Processes
 from mess.config import Config, StageConfig
 from mess.errors import ConfigError
 from mess.training.shared_batch_norm import normalise_apart, normalise_together
-from mess.training.stages.optimiser import PolySGD
+from mess.training.stages.optimiser import ScheduledSGD
 
 
 class DataParallel:
@@ -25,7 +25,7 @@ class DataParallel:
     to process.
     """
 
-    def __init__(self, processes: Processes, config: Config, optimiser: PolySGD) -> None:
+    def __init__(self, processes: Processes, config: Config, optimiser: ScheduledSGD) -> None:
         self._processes = processes
         self._global = config.training.batch_norm == "global"
         if not self._global and config.training.batch_size == processes.count > 1:

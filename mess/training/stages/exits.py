@@ -14,7 +14,7 @@ from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork, frozen
 from mess.training.losses import ExitLoss, PixelGrid, exit_loss
 from mess.training.stage import TrainedUnit
-from mess.training.stages.optimiser import PolySGD, class_weights, precision
+from mess.training.stages.optimiser import ScheduledSGD, class_weights, precision
 
 
 class ExitTraining:
@@ -54,7 +54,7 @@ class ExitTraining:
         self._device = device
         self._class_weights = class_weights(config, num_classes, device)
         self._optimisers = {
-            exit_id: PolySGD(
+            exit_id: ScheduledSGD(
                 [(network.exits[exit_id].parameters(), self.settings.learning_rate)], config
             )
             for exit_id in self.mine

@@ -16,7 +16,7 @@ from mess.training.losses import ExitLoss
 from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.exits import batch_loss, pixel_grid
-from mess.training.stages.optimiser import PolySGD, class_weights, precision
+from mess.training.stages.optimiser import ScheduledSGD, class_weights, precision
 
 
 class JointTraining:
@@ -54,7 +54,7 @@ class JointTraining:
         rate = self.settings.learning_rate
         head_rate = self.settings.head_learning_rate or rate
         exit_rate = self.settings.exit_learning_rate or head_rate
-        self._optimiser = PolySGD(
+        self._optimiser = ScheduledSGD(
             [
                 (network.backbone.blocks.parameters(), rate),
                 (network.backbone.head.parameters(), head_rate),

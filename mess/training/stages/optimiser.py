@@ -1,4 +1,4 @@
-"""What all stages share: SGD with the poly schedule, precision, class weights."""
+"""What all stages share: SGD with a schedule, precision, class weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from mess.config import Config, StageConfig
 from mess.errors import ConfigError
-from mess.training.stage import poly_rate
+from mess.training.schedule import learning_rate
 
 
-class PolySGD:
+class ScheduledSGD:
     """SGD over groups of parameters, each with its initial learning rate, under one schedule."""
 
     def __init__(
         self, groups: Iterable[tuple[Iterable[nn.Parameter], float]], config: Config
     ) -> None:
         training = config.training
-        self._power = training.poly_power
+        self._training = training
         self._optimiser = torch.optim.SGD(
             [{"params": list(parameters), "scale": rate} for parameters, rate in groups],
             lr=0.0,  # set before each step
@@ -41,7 +41,7 @@ class PolySGD:
     def step(self, settings: StageConfig, iteration: int) -> None:
         """Step along the gradients at the rate of `iteration` (0-based), and clear them."""
         for group in self._optimiser.param_groups:
-            group["lr"] = poly_rate(settings, group["scale"], iteration, self._power)
+            group["lr"] = learning_rate(self._training, settings, group["scale"], iteration)
         self._optimiser.step()
         # To None, not 0: a head without a part in an iteration keeps weights and momentum.
         self._optimiser.zero_grad()
