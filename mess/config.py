@@ -68,6 +68,8 @@ class DataConfig(_Section):
     """Pixels of 0..255 are scaled to 0..range before mean and std."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the train split held out to watch training; the calibration split never is."""
+    calibration_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Of the val of VOC and COCO, which have no test masks: what calibrates; the rest tests."""
     shapes: tuple[Count, Count, Count] = (480, 240, 240)
     """Images that `shapes` draws for train, calibration and test."""
     scale: tuple[Positive, Positive] = (0.5, 2.0)

@@ -148,6 +148,19 @@ def ceiling(
     return ceilings(load_config(config or "quickstart", overrides), sizes, split, reporter)
 
 
+def estimate(
+    config: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    reporter: Reporter = _SILENT,
+) -> dict[str, Any]:
+    """Hours and memory that training would take here, by a few steps of each stage."""
+    from mess.commands.estimate import estimate
+
+    return {**estimate(load_config(config or "quickstart", overrides), device, reporter)}
+
+
 def memoise(
     run: Path | None = None,
     *,

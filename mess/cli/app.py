@@ -33,6 +33,7 @@ from mess.cli.progress import reporter
 from mess.cli.tables import (
     print_caches,
     print_ceiling,
+    print_estimate,
     print_evaluation,
     print_exits,
     print_policies,
@@ -146,6 +147,24 @@ def exits(
         print_json(rows)
         return
     print_exits(rows)
+
+
+@app.command()
+def estimate(
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the hours and the memory that training would take here, by a few steps of it."""
+    with reporter() as listener:
+        found = workflow.estimate(
+            config, overrides=overrides or (), device=device, reporter=listener
+        )
+    if as_json:
+        print_json(found)
+    else:
+        print_estimate(found)
 
 
 @app.command()

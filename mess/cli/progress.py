@@ -49,14 +49,24 @@ class _RichReporter:
 class _LineTask:
     def __init__(self, name: str, total: float, done: float) -> None:
         self._name, self._total, self._done = name, total, done
-        self._next = time.monotonic() + _LINE_SECONDS
+        self._before, self._began = done, time.monotonic()
+        self._next = self._began + _LINE_SECONDS
 
     def advance(self, steps: float = 1, **figures: float) -> None:
         self._done += steps
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_SECONDS
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _LINE_SECONDS
             told = "".join(f" {name} {value:.4f}" for name, value in figures.items())
-            note(f"{self._name}: {self._done:g} of {self._total:g}{told}")
+            note(f"{self._name}: {self._done:g} of {self._total:g}{told}{self._left(now)}")
+
+    def _left(self, now: float) -> str:
+        """The time to the end at the pace of this command, which may have gone on from before."""
+        done = self._done - self._before
+        if not done:
+            return ""
+        minutes = (now - self._began) / done * (self._total - self._done) / 60
+        return f", {minutes / 60:.1f} h left" if minutes >= 90 else f", {minutes:.0f} min left"
 
 
 class _LineReporter:

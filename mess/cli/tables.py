@@ -57,6 +57,29 @@ def print_tuning(found: dict[str, Any]) -> None:
     say("Best: " + " ".join(f"--set {setting}" for setting in found["settings"]))
 
 
+def print_estimate(found: dict[str, Any]) -> None:
+    """What each stage of training would take."""
+    table = Table("stage", "iterations", "seconds each", "hours", "memory at most (GB)")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found["stages"]:
+        table.add_row(
+            row["stage"],
+            f"{row['iterations']:,}",
+            f"{row['seconds']:.3g}",
+            f"{row['hours']:,.2f}",
+            f"{row['memory'] / 1e9:,.2f}",
+        )
+    out.print(table)
+    height, width = found["crop"]
+    has = "" if found["memory"] is None else f" of {found['memory'] / 1e9:,.0f} GB"
+    say(
+        f"About {found['hours']:,.2f} hours of training on {found['device']}{has}, in batches of "
+        f"{found['batch_size']} crops of {height}×{width}: {found['exits']} exits, "
+        f"{found['parameters'] / 1e6:,.1f} M parameters in all."
+    )
+
+
 def print_ceiling(found: dict[str, Any]) -> None:
     """By size a table of classes and output strides, and the classes that are out of reach."""
     by_size: dict[tuple[int, int], list[dict[str, Any]]] = {}

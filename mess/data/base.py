@@ -373,14 +373,14 @@ def generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed % 2**64, *key]))
 
 
-def halves(count: int) -> tuple[list[int], list[int]]:
-    """A fixed random halving of range(count), each half sorted; the first has the odd one.
+def parted(count: int, share: float) -> tuple[list[int], list[int]]:
+    """A fixed random `share` of range(count) and the rest, each sorted and of one at least.
 
     It does not depend on the run's seed: the test split of a data set is the same in every run.
     """
     order = generator(0, count).permutation(count).tolist()
-    middle = (count + 1) // 2
-    return sorted(order[:middle]), sorted(order[middle:])
+    first = min(max(math.floor(share * count + 0.5), 1), count - 1)
+    return sorted(order[:first]), sorted(order[first:])
 
 
 def _sha256(content: bytes) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mess.common.images import read_image
 from mess.common.metrics import VOID
 from mess.config import DataConfig
-from mess.data.base import Pair, SegmentationData, halves
+from mess.data.base import Pair, SegmentationData, parted
 from mess.data.files import data_root, require_files
 from mess.data.voc import VOC_CLASSES
 from mess.errors import ConfigError, DataError
@@ -56,7 +56,8 @@ class Coco(SegmentationData):
 
     ROOT/annotations/instances_(train|val)2017.json with ROOT/train2017 and ROOT/val2017. Train is
     the images with more than 1000 annotated pixels of the 20 classes, as in torchvision's
-    references. val2017 is halved at random, the same way in every run, into calibration and test.
+    references. Of val2017 a random `data.calibration_share`, the same in every run, calibrates, and
+    the rest tests.
     Crowds, and pixels claimed by objects of different classes, are void; other categories are
     background.
     """
@@ -77,7 +78,8 @@ class Coco(SegmentationData):
         if split == "train":
             ids = [image_id for image_id in ids if found.area[image_id] > _LEAST_AREA]
         else:
-            ids = [ids[index] for index in halves(len(ids))[split == "test"]]
+            part = parted(len(ids), config.calibration_share)[split == "test"]
+            ids = [ids[index] for index in part]
         data = cls(where=where, ids=ids, classes=VOC_CLASSES, size=config.size)
         known = dict(found.images)
         data._images = {image_id: known[image_id] for image_id in ids}

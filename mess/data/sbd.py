@@ -17,6 +17,9 @@ from mess.data.files import FilePairs, Files, data_root, listed_files
 from mess.data.voc import VOC_CLASSES, Voc, voc_files
 from mess.errors import DataError
 
+_ONE_FOLDER = "SegmentationClassAug"
+"""SBD's masks and VOC's as PNGs side by side."""
+
 
 class Sbd(FilePairs):
     """Train on SBD, calibrate and test on VOC 2012's val.
@@ -49,7 +52,9 @@ class VocAug(Sbd):
     """Train on VOC 2012's train and all of SBD but VOC's val, 10,582 images; the rest as `Sbd`.
 
     Laid out as for `Sbd`, with SBD's own ROOT/train.txt and ROOT/val.txt in the place of
-    train_noval.txt. Masks of VOC's train are VOC's, which mark void.
+    train_noval.txt. Masks of VOC's train are VOC's, which mark void. Where VOC2012 has a folder
+    SegmentationClassAug, as many pass the same masks on, that is read with the list trainaug.txt,
+    and SBD need not be there.
     """
 
     @classmethod
@@ -58,17 +63,25 @@ class VocAug(Sbd):
         if split != "train":
             return Voc.open(config, split, seed)
         where = f"split 'train' of VOC 2012 and SBD in {root}"
-        voc = voc_files(root, "train")
-        left_out = {image_id for image_id, *_ in (*voc, *voc_files(root, "val"))}
-        more = [
-            entry
-            for listing in ("train.txt", "val.txt")
-            for entry in sbd_files(root, root / listing, where, left_out)
-        ]
-        return cls(where=where, files=[*voc, *more], classes=VOC_CLASSES, size=config.size)
+        files = _augmented_files(root, where)
+        return cls(where=where, files=files, classes=VOC_CLASSES, size=config.size)
 
     def _read_mask(self, path: Path) -> NDArray[np.uint8]:
         return super()._read_mask(path) if path.suffix == ".mat" else self.encoding.read(path)
+
+
+def _augmented_files(root: Path, where: str) -> list[Files]:
+    val = {image_id for image_id, *_ in voc_files(root, "val")}
+    if (root / "VOCdevkit" / "VOC2012" / _ONE_FOLDER).is_dir():
+        return voc_files(root, "trainaug", _ONE_FOLDER, val)
+    voc = voc_files(root, "train")
+    left_out = val | {image_id for image_id, *_ in voc}
+    more = [
+        entry
+        for listing in ("train.txt", "val.txt")
+        for entry in sbd_files(root, root / listing, where, left_out)
+    ]
+    return [*voc, *more]
 
 
 def sbd_files(root: Path, listing: Path, where: str, left_out: Container[str] = ()) -> list[Files]:

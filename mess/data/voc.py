@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from mess.config import DataConfig
-from mess.data.base import ClassTable, halves
+from mess.data.base import ClassTable, parted
 from mess.data.files import FilePairs, Files, data_root, listed_files
 
 _CLASSES = {
@@ -40,8 +41,8 @@ class Voc(FilePairs):
     """VOC 2012 as torchvision.datasets.VOCSegmentation unpacks it below `data.root`.
 
     ROOT/VOCdevkit/VOC2012 holds JPEGImages, SegmentationClass and ImageSets/Segmentation. Train is
-    its train.txt. Its val.txt is halved at random, the same way in every run: one half calibrates,
-    the other tests, for the labels of the real test set are not public.
+    its train.txt. Of its val.txt a random `data.calibration_share`, the same in every run,
+    calibrates; the rest tests, for the labels of the real test set are not public.
     """
 
     @classmethod
@@ -49,22 +50,25 @@ class Voc(FilePairs):
         root = data_root(config, "VOCdevkit/VOC2012")
         files = voc_files(root, "train" if split == "train" else "val")
         if split != "train":
-            # False is 0: the first half calibrates.
-            half = halves(len(files))[split == "test"]
-            files = [files[index] for index in half]
+            # False is 0: the first part calibrates.
+            part = parted(len(files), config.calibration_share)[split == "test"]
+            files = [files[index] for index in part]
         root = root / "VOCdevkit" / "VOC2012"
         where = f"split {split!r} of VOC 2012 in {root}"
         return cls(where=where, files=files, classes=VOC_CLASSES, size=config.size)
 
 
-def voc_files(root: Path, official: str) -> list[Files]:
-    """Image and mask of all that VOC's own list `official`, "train" or "val", names."""
+def voc_files(
+    root: Path, official: str, masks: str = "SegmentationClass", left_out: Container[str] = ()
+) -> list[Files]:
+    """Image and mask of what VOC's list `official` names, such as "train", but of `left_out`."""
     folder = root / "VOCdevkit" / "VOC2012"
     return listed_files(
         folder / "ImageSets" / "Segmentation" / f"{official}.txt",
         f"{official} of VOC 2012",
         lambda image_id: (
             folder / "JPEGImages" / f"{image_id}.jpg",
-            folder / "SegmentationClass" / f"{image_id}.png",
+            folder / masks / f"{image_id}.png",
         ),
+        left_out,
     )

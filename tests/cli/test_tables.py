@@ -146,11 +146,19 @@ def test_names_of_policies_are_whole_in_a_narrow_terminal(
 def test_where_nothing_can_be_drawn_long_tasks_say_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-    with progress.reporter() as reporter, reporter.task("stage 1", 20, 10) as task:
+    clock = iter([0.0, 29.0, 60.0, 120.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    # An earlier command did 10 steps, which tell nothing of the pace of this one.
+    with progress.reporter() as reporter, reporter.task("stage 1", 500, 10) as task:
         reporter.message("begun")
-        task.advance(5, loss=0.25)
-    assert capsys.readouterr().err.splitlines() == ["begun", "stage 1: 15 of 20 loss 0.2500"]
+        task.advance(2, loss=0.75)
+        task.advance(3, loss=0.5)
+        task.advance(245, loss=0.25)
+    assert capsys.readouterr().err.splitlines() == [
+        "begun",
+        "stage 1: 15 of 500 loss 0.5000, 1.6 h left",
+        "stage 1: 260 of 500 loss 0.2500, 2 min left",
+    ]
 
 
 def interval(value: float, low: float, high: float) -> dict[str, float]:

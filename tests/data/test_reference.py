@@ -16,6 +16,7 @@ from mess.config import DataConfig
 from mess.data import open_split
 from mess.data.base import SegmentationData
 from mess.data.voc import VOC_CLASSES
+from tests.data.conftest import write_image, write_mask
 
 Make = Callable[[str], DataConfig]
 
@@ -50,12 +51,20 @@ def test_voc_reads_as_torchvision(make: Make) -> None:
         np.testing.assert_array_equal(data.read(index)[1], np.asarray(mask))
 
 
-def test_voc_val_is_halved(make: Make) -> None:
-    config = make("voc")
-    halves = [whole(config, split).ids for split in ("calibration", "test")]
-    assert [len(ids) for ids in halves] == [4, 3]
-    official = root(config) / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
-    assert sorted(halves[0] + halves[1]) == official.read_text().split()
+@pytest.mark.parametrize(
+    ("kind", "share", "images"),
+    [("voc", 0.5, [4, 3]), ("voc", 0.4, [3, 4]), ("voc", 0.01, [1, 6]), ("coco", 0.3, [2, 5])],
+)
+def test_val_is_parted(make: Make, kind: str, share: float, images: list[int]) -> None:
+    config = make(kind).model_copy(update={"calibration_share": share})
+    parts = [whole(config, split).ids for split in ("calibration", "test")]
+    assert [len(ids) for ids in parts] == images
+    if kind == "voc":
+        listing = root(config) / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+        official = listing.read_text().split()
+    else:
+        official = [path.stem for path in (root(config) / "val2017").iterdir()]
+    assert sorted(parts[0] + parts[1]) == sorted(official)
 
 
 def test_sbd_reads_as_torchvision(make: Make) -> None:
@@ -100,6 +109,27 @@ def test_voc_aug_is_voc_and_what_sbd_adds_to_it(make: Make) -> None:
             np.testing.assert_array_equal(found, np.asarray(known))
     held = whole(config, "calibration").ids + whole(config, "test").ids
     assert sorted(held) == sorted(val)
+
+
+def test_voc_aug_as_one_folder_of_masks(make: Make) -> None:
+    config = make("voc-aug")
+    of_sbd, base = whole(config), root(config)
+    voc = base / "VOCdevkit" / "VOC2012"
+    (voc / "SegmentationClassAug").mkdir()
+    masks = [of_sbd.read(index)[1] for index in range(len(of_sbd))]
+    for image_id, mask in zip(of_sbd.ids, masks, strict=True):
+        write_image(voc / "JPEGImages" / f"{image_id}.jpg", mask)
+        write_mask(voc / "SegmentationClassAug" / f"{image_id}.png", mask)
+    listed = voc / "ImageSets" / "Segmentation"
+    val = (listed / "val.txt").read_text().split()
+    # Some lists have images of val.
+    (listed / "trainaug.txt").write_text("\n".join([*of_sbd.ids, val[0]]))
+    for file in ("img", "cls", "train.txt", "val.txt"):
+        (base / file).rename(base / f"{file}-elsewhere")
+    data = whole(config)
+    assert data.ids == of_sbd.ids
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(data.read(index)[1], mask)
 
 
 def test_coco_trains_on_what_torchvisions_references_keep(make: Make) -> None:
