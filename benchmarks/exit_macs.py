@@ -6,7 +6,8 @@ DeepLabV3 on ResNet101 with 3, 5, 7 and 9 side branches (DeepLab heads, 256 chan
 laid out without weights. Reaching an exit costs the backbone up to it and the exit, not the exits
 before it. Prints and writes to FILE (JSON) the costs of the seven branches at several sizes, and
 all four networks beside the paper's Tables I to IV, which count normalisation as well. Draws the
-first into FILE with the suffix .svg. Takes seconds.
+first into FILE with the suffix .svg. Beside them the networks of the MESS paper's Table 2. Takes
+seconds.
 """
 
 from __future__ import annotations
@@ -54,7 +55,14 @@ NINE = (
 """The blocks that cost what Table IV prints; the rule that fits Tables I to III gives others."""
 
 OPERATIONS_PER_NORMALISED_VALUE = 5
-"""With which the paper's figures come out."""
+"""With which the figures of BranDeepLabV3 come out."""
+
+TABLE_2_GFLOPS = {"drn50": 138.63, "deeplabv3_resnet50": 163.86, "mobilenet_v2": 8.78}
+"""The baselines of the MESS paper, at 512×512."""
+
+TABLE_2_SIZE = 512
+
+TABLE_2_OPERATIONS_PER_NORMALISED_VALUE = 2
 
 
 class Exit(NamedTuple):
@@ -82,6 +90,8 @@ def main() -> None:
     compared = [row for branches in PAPER_GFLOPS for row in comparison(branches, branches + 1)]
     compared += comparison(9, NINE)
     print_comparison(compared)
+    baselines = [baseline(name) for name in TABLE_2_GFLOPS]
+    print_baselines(baselines)
     rows: dict[str, list[dict[str, Any]]] = {
         "sizes": [
             {"size": size, "exit": each.name, "block": each.block, "macs": each.macs}
@@ -89,6 +99,7 @@ def main() -> None:
             for each in some
         ],
         "paper": compared,
+        "baselines": baselines,
     }
     sections = (
         f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in some) + "\n]"
@@ -169,6 +180,37 @@ def comparison(branches: int, points: int | Sequence[str]) -> list[dict[str, Any
         }
         for each, gflops in zip(exits(PAPER_SIZE, points), PAPER_GFLOPS[branches], strict=True)
     ]
+
+
+def baseline(name: str) -> dict[str, Any]:
+    """A network to its own head, beside Table 2 of the MESS paper."""
+    data = {"size": [TABLE_2_SIZE, TABLE_2_SIZE]}
+    config = parse_config({"data": data, "backbone": {"name": name}})
+    macs = candidates(config, CLASSES)[-1].path_macs
+    with torch.device("meta"), torch.no_grad():
+        backbone = build_backbone(config.backbone, CLASSES)
+        values = _count_normalised(backbone, config.data.size)
+    return {
+        "network": name,
+        "macs": macs,
+        "paper_gflops": TABLE_2_GFLOPS[name],
+        "ratio": round(macs / 1e9 / TABLE_2_GFLOPS[name], 4),
+        "with_normalisation": macs + TABLE_2_OPERATIONS_PER_NORMALISED_VALUE * values,
+    }
+
+
+def print_baselines(rows: Sequence[dict[str, Any]]) -> None:
+    """Ours beside the MESS paper's."""
+    print(
+        "| network | GMACs | paper's GFLOPs | ratio "
+        f"| GMACs + {TABLE_2_OPERATIONS_PER_NORMALISED_VALUE} a normalised value |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
+    for row in rows:
+        print(
+            f"| `{row['network']}` | {row['macs'] / 1e9:.2f} | {row['paper_gflops']:.2f} "
+            f"| {row['ratio']:.4f} | {row['with_normalisation'] / 1e9:.2f} |"
+        )
 
 
 def print_sizes(by_size: dict[int, list[Exit]]) -> None:
