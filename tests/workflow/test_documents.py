@@ -18,7 +18,7 @@ import typer.main
 from mess import load_bundle, workflow
 from mess.cli.app import app, main
 from mess.common.metrics import mean_iou
-from mess.config import read_toml
+from mess.config import Config, read_toml
 from mess.data import open_split
 from mess.runs.run import Run
 
@@ -80,14 +80,14 @@ def test_python_snippets_of_the_readme_run(run: Run, searched: Callable[..., Pat
         exec(compile(snippet, "README.md", "exec"), names)
 
 
-def test_configurations_of_the_documents_are_valid() -> None:
-    found = [
-        read_toml(block)
-        for document in DOCUMENTS
-        for block in blocks(document, "toml")
-        if "[training]" in block
-    ]
-    assert [config.training.scheme for config in found] == ["branches"]
+CONFIGURATIONS = [block for document in DOCUMENTS for block in blocks(document, "toml")] + [
+    path.read_text() for path in sorted((ROOT / "benchmarks").glob("*.toml"))
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_configurations_of_documents_and_benchmarks_are_valid(text: str) -> None:
+    assert read_toml(text) != Config()
 
 
 def test_every_tool_reads_the_same_from_a_cache(run: Run) -> None:
