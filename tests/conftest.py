@@ -39,7 +39,13 @@ settings.register_profile("tests", max_examples=60, deadline=None, database=None
 settings.load_profile("tests")
 
 NUMERICS = ("tests/export", "tests/networks", "tests/prediction", "tests/signals")
-"""Folders of which every test hangs on how a processor rounds."""
+"""Folders whose tests hang on how a processor rounds."""
+
+EXACT = tuple(
+    f"tests/networks/test_{name}.py"
+    for name in ("adoption", "candidates", "macs", "transformers_models")
+)
+"""Files in those whose tests compute no features: names, shapes, counts and refusals."""
 
 SLOW = (
     "tests/benchmarks",
@@ -73,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parents[1]
     for item in items:
         place = item.path.relative_to(root).as_posix()
-        if place.startswith(NUMERICS):
+        if place.startswith(NUMERICS) and place not in EXACT:
             item.add_marker("numerics")
         if place.startswith(SLOW):
             item.add_marker("slow")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import weakref
 from itertools import pairwise
@@ -99,7 +98,6 @@ def test_programs_of_a_group_are_gone_before_the_next(
         def __init__(self, *arguments: Any) -> None:
             nonlocal most
             super().__init__(*arguments)
-            gc.collect()
             alive.add(self)
             most = max(most, len(alive))
 
