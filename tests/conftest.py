@@ -62,7 +62,8 @@ SLOW = (
     "tests/search/test_policies.py",
     "tests/search/test_realistic.py",
     "tests/search/test_sampling.py",
-    "tests/training/test_training.py",
+    "tests/training/test_resuming.py",
+    "tests/training/test_schemes.py",
     "tests/workflow",
 )
 """Whole ways through files and processes, many networks, enumerations: `make check` goes without.
