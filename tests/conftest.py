@@ -10,8 +10,6 @@ import pickle
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +108,6 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         # Options belong to one backbone: another one's must not inherit them.
         result[key] = _merged(result[key], value) if nested and key != "options" else value
     return result
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _operators_are_read_once() -> Iterator[None]:
-    """The exporter to ONNX reads all it can translate anew for every program, half of its time."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Not torch's public interface: where it is gone, tests are only slower.
-        with suppress(ImportError, AttributeError):
-            from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-            read = staticmethod(cache(ONNXRegistry.from_torchlib))
-            patch.setattr(ONNXRegistry, "from_torchlib", read)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,8 +7,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def _write_torch(
 def _write_onnx(
     module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path
 ) -> None:
-    with _quiet():
+    with _quiet(), _operators_read_once():
         program = torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -124,6 +126,34 @@ def require_exportable_backbone(config: Config, num_classes: int) -> None:
                 "numpy, .item() or branches that depend on values."
             ) from error
         tensors |= dict(zip(gives, found if len(gives) > 1 else (found,), strict=True))
+
+
+@contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """Else the exporter reads all it can translate anew for every program, half of its time."""
+    if (found := _operators()) is None:
+        yield
+        return
+    registry, read = found
+    original = vars(registry)["from_torchlib"]
+    registry.from_torchlib = staticmethod(read)
+    try:
+        yield
+    finally:
+        # Others may add operators of their own to what they read.
+        registry.from_torchlib = original
+
+
+@cache
+def _operators() -> tuple[Any, Callable[..., Any]] | None:
+    """The class that reads them, and its `from_torchlib`, which gives the same each time."""
+    # Not torch's public interface: where it is gone, programs only take longer.
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        return ONNXRegistry, cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):
+        return None
 
 
 @contextmanager
