@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mess.commands.check_data import require_labels
 from mess.common.metrics import VOID, iou, label_counts, mean_iou
 from mess.common.progress import Reporter
 from mess.config import Config
@@ -29,18 +30,19 @@ def ceilings(
     class without a pixel.
     """
     data = open_split(config.data, split, config.seed)
-    rows, own_strides = [], _output_strides(config, data.classes.num_classes)
+    classes = data.classes.num_classes
+    label = np.sum([label_counts(mask, classes) for mask in data.masks()], axis=0)
+    require_labels(data, label)
+    rows, own_strides = [], _output_strides(config, classes)
     strides = sorted({*STRIDES, *own_strides})
     for size in sizes or [config.data.size]:
         scaled = config.data.model_copy(update={"size": size})
         rows += _at_size(open_split(scaled, split, config.seed), strides, reporter)
-    classes = data.classes.num_classes
-    label = np.sum([label_counts(mask, classes) for mask in data.masks()], axis=0)
     return {
         "split": split,
         "images": len(data),
         "classes": list(data.classes.names),
-        "pixels": (label / max(label.sum(), 1)).tolist(),
+        "pixels": (label / label.sum()).tolist(),
         "size": list(config.data.size),
         "output_strides": own_strides,
         "ceilings": rows,

@@ -109,13 +109,14 @@ def _batch(config: Config, num_classes: int, device: torch.device) -> _Batch:
 
 def _seconds(stage: Stage, batch: _Batch) -> float:
     """Of a step, as the loop does it."""
+    # Stage 1 trains another early head each time, shallow ones and deep ones.
+    steps = [step % stage.settings.iterations for step in range(_WARM_UP + _TIMED)]
     stage.begin()
-    for iteration in range(_WARM_UP):
+    for iteration in steps[:_WARM_UP]:
         stage.step(*batch, iteration)
     _wait(batch.images.device)
     began = time.perf_counter()
-    # Stage 1 trains another early head each time, shallow ones and deep ones.
-    for iteration in range(_WARM_UP, _WARM_UP + _TIMED):
+    for iteration in steps[_WARM_UP:]:
         stage.step(*batch, iteration)
     _wait(batch.images.device)
     seconds = (time.perf_counter() - began) / _TIMED

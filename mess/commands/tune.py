@@ -13,12 +13,14 @@ import numpy as np
 from mess.commands.train import train_network
 from mess.common.files import write_json
 from mess.common.progress import Reporter
-from mess.config import Config, StageConfig
-from mess.errors import MessError, TrainingError
+from mess.config import Config, StageConfig, parse_config
+from mess.data import open_split
+from mess.errors import ConfigError, MessError, TrainingError
 from mess.exits import FINAL
+from mess.networks.candidates import KEPT, candidates
 from mess.runs.run import Run, begin_run
 from mess.training.logs import HOLDOUT
-from mess.training.stages.recipes import RECIPES
+from mess.training.stages.recipes import RECIPES, keeps_best
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHARE = 0.2
@@ -65,30 +67,39 @@ def tune(
 ) -> Tuning:  # fmt: skip
     """Train shortly with each rate: stage 1, then stage 2 on the best backbone of those.
 
-    Every trial is a run below `folder`: what is finished is not done again. Raises MessError for
-    rates or a share that mean nothing, and where no rate came to an end.
+    A stage without iterations, or without exits, is left out. Every trial is a run below `folder`:
+    what is finished is not done again, and rates of earlier calls are compared with these. Raises
+    MessError for rates or a share that mean nothing, and where no rate came to an end.
     """
-    _require(rates, share)
     if not config.data.holdout:
         data = config.data.model_copy(update={"holdout": _HELD_OUT})
         config = config.model_copy(update={"data": data})
+    rates = list(dict.fromkeys([*_earlier(folder), *_sound(config, rates, share)]))
     joint = RECIPES[config.training.scheme].pretraining == "joint"
-    first = _Stage("joint", "stage1", _mean) if joint else _Stage("stage1", "stage1", _final)
-    trials = [
-        _tried(_first(config, rate, share), _folder(folder, first, rate), first, device, reporter)
-        for rate in rates
-    ]
-    best = [_best(trials)]
-    if not joint:
-        second = _Stage("stage2", "stage2", _early)
+    trials: list[Trial] = []
+    best: list[Trial] = []
+    start, behind = config.training.start, ""
+    if joint or config.training.stage1.iterations:
+        stage = _Stage("joint", "stage1", _mean) if joint else _Stage("stage1", "stage1", _final)
+        trials = [
+            _tried(_first(config, rate, share), _folder(folder, stage, rate), stage, device,
+                   reporter)
+            for rate in rates
+        ]  # fmt: skip
+        best.append(_best(trials))
         chosen = best[0]["learning_rate"]
-        start = _folder(folder, first, chosen)
-        later = [
-            _tried(
-                _second(config, rate, share, start),
-                # Another backbone would be another trial.
-                _folder(folder, second, rate, f"-on-{chosen:g}"), second, device, reporter,
+        # Another backbone would be another trial.
+        start, behind = _folder(folder, stage, chosen), f"-on-{chosen:g}"
+    if not joint and _has_exits(config):
+        if config.training.stage2.start == "stage1":
+            reporter.message(
+                "Stage 2 is tried with exits that start from the seed: the early heads of stage 1 "
+                "are in no run's weights."
             )
+        stage = _Stage("stage2", "stage2", _early)
+        later = [
+            _tried(_second(config, rate, share, start), _folder(folder, stage, rate, behind), stage,
+                   device, reporter)
             for rate in rates
         ]  # fmt: skip
         best.append(_best(later))
@@ -103,11 +114,34 @@ def tune(
     return found
 
 
-def _require(rates: Sequence[float], share: float) -> None:
+def _earlier(folder: Path) -> list[float]:
+    """The rates that were tried before in the folder."""
+    file = folder / "tune.json"
+    if not file.exists():
+        return []
+    trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
+    return [trial["learning_rate"] for trial in trials]
+
+
+def _sound(config: Config, rates: Sequence[float], share: float) -> Sequence[float]:
+    """The rates, where they and the share can be meant."""
     if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
         raise MessError(f"--rate takes learning rates above 0, each once, got {list(rates)}.")
     if not 0 < share <= 1:
         raise MessError(f"--share is of the configured iterations, in (0, 1], got {share:g}.")
+    for rate in rates:
+        for trial in (_first(config, rate, share), _second(config, rate, share, None)):
+            try:
+                parse_config(trial.model_dump())
+            except ConfigError as error:
+                raise MessError(f"--rate {rate:g} cannot be tried: {error}") from error
+    return rates
+
+
+def _has_exits(config: Config) -> bool:
+    classes = open_split(config.data, "train", config.seed).classes
+    rows = candidates(config, classes.num_classes)
+    return any(row.status == KEPT and row.exit_id != FINAL for row in rows)
 
 
 def _first(config: Config, rate: float, share: float) -> Config:
@@ -127,11 +161,11 @@ def _first(config: Config, rate: float, share: float) -> Config:
     return _with(config, stage1=stage1, stage2=stage2)
 
 
-def _second(config: Config, rate: float, share: float, start: Path) -> Config:
+def _second(config: Config, rate: float, share: float, start: Path | None) -> Config:
     stage1 = config.training.stage1.model_copy(update={"iterations": 0})
     old = config.training.stage2
-    stage2 = old.model_copy(update={**_short(old, share), "learning_rate": rate})
-    return _with(config, stage1=stage1, stage2=stage2, start=start)
+    changes = {**_short(old, share), "learning_rate": rate, "start": "seed"}
+    return _with(config, stage1=stage1, stage2=old.model_copy(update=changes), start=start)
 
 
 def _short(stage: StageConfig, share: float) -> dict[str, int]:
@@ -160,7 +194,7 @@ def _tried(config: Config, path: Path, stage: _Stage, device: str, reporter: Rep
             reporter.message(f"{stage.name} at a learning rate of {rate:g}:")
             with place.locked():
                 train_network(place, device, reporter)
-        miou = stage.score(_judged(place, stage.name))
+        miou = stage.score(_judged(place, stage))
     except TrainingError as error:
         reporter.message(f"{stage.name} at {rate:g} came to nothing: {error}")
     return Trial(stage=stage.key, learning_rate=rate, iterations=settings.iterations, miou=miou)
@@ -170,11 +204,27 @@ def _folder(folder: Path, stage: _Stage, rate: float, behind: str = "") -> Path:
     return folder / f"{stage.key}-{rate:g}{behind}"
 
 
-def _judged(place: Run, stage: str) -> dict[str, float]:
-    """The last mIoU of each exit on the held-out images."""
+def _judged(place: Run, stage: _Stage) -> dict[str, float]:
+    """The mIoU of each exit on the held-out images, with the weights that the stage ended with."""
     rows = map(json.loads, place.metrics.read_text(encoding="utf-8").splitlines())
-    *_, last = (row for row in rows if row["stage"] == stage + HOLDOUT)
-    return {name: value for name, value in last.items() if name not in ("stage", "iteration")}
+    # Groups of exits are logged one after another, as stage2-1of4 and so on.
+    by_group: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        name = row["stage"].removesuffix(HOLDOUT)
+        if name != row["stage"] and (name == stage.name or name.startswith(f"{stage.name}-")):
+            of_exits = {key: row[key] for key in row if key not in ("stage", "iteration")}
+            by_group.setdefault(name, []).append(of_exits)
+    best = keeps_best(place.config)
+    found: dict[str, float] = {}
+    for epochs in by_group.values():
+        if not best:
+            found |= epochs[-1]
+        elif stage.key == "stage2":
+            # Each exit has a best epoch of its own.
+            found |= {name: max(epoch[name] for epoch in epochs) for name in epochs[-1]}
+        else:
+            found |= max(epochs, key=stage.score)
+    return found
 
 
 def _final(miou: dict[str, float]) -> float:

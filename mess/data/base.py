@@ -374,12 +374,13 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def parted(count: int, share: float) -> tuple[list[int], list[int]]:
-    """A fixed random `share` of range(count) and the rest, each sorted and of one at least.
+    """A fixed random `share` of range(count), one at least, and the rest, each sorted.
 
-    It does not depend on the run's seed: the test split of a data set is the same in every run.
+    The rest is one at least where there are two. It does not depend on the run's seed: the test
+    split of a data set is the same in every run.
     """
     order = generator(0, count).permutation(count).tolist()
-    first = min(max(math.floor(share * count + 0.5), 1), count - 1)
+    first = max(min(math.floor(share * count + 0.5), count - 1), 1)
     return sorted(order[:first]), sorted(order[first:])
 
 

@@ -120,7 +120,9 @@ def find_pairs(
         _require_pairs(found, matched, masks, where)
         ids = sorted(found)
         files = {image_id: (root / found[image_id], root / matched[image_id]) for image_id in ids}
-        return Found(files, tuple(root / path for path in _beside(found, paths[images], images)))
+        return Found(
+            files, tuple(root / path for path in _beside(found, paths[images], (images, masks)))
+        )
     raise DataError(
         f"{where}: no file of {root} is like {images.text!r} with {{split}} as "
         f"{' or '.join(_SPLITS[split])}. {_there(paths[images])}"
@@ -161,10 +163,17 @@ def _require_pairs(
             )
 
 
-def _beside(found: dict[str, str], paths: Iterable[str], pattern: _Pattern) -> Iterator[str]:
-    """Images in the folders of those that were found, which are of no split."""
+def _beside(
+    found: dict[str, str], paths: Iterable[str], patterns: Iterable[_Pattern]
+) -> Iterator[str]:
+    """Images in the folders of those that were found, which are image or mask of no split."""
     folders = {os.path.dirname(path) for path in found.values()}
-    every = [pattern.of_split(name) for names in _SPLITS.values() for name in names]
+    every = [
+        pattern.of_split(name)
+        for pattern in patterns
+        for names in _SPLITS.values()
+        for name in names
+    ]
     for path in paths:
         near = os.path.dirname(path) in folders and path.lower().endswith(IMAGE_SUFFIXES)
         if near and not any(expression.fullmatch(path) for expression in every):

@@ -59,6 +59,17 @@ def test_cityscapes(root: Path) -> None:
     assert opened(root, *CITYSCAPES, "test").ids == ["berlin_000001_000013"]
 
 
+def test_masks_beside_their_images_are_not_left_out(root: Path) -> None:
+    """As DeepGlobe has them."""
+    for split, number in (("train", 1), ("train", 2), ("val", 3)):
+        write(root, f"{split}/{number}_sat.jpg")
+        write(root, f"{split}/{number}_mask.png", 1)
+    write(root, "train/4_other.png")
+    data = opened(root, "{split}/{id}_sat.jpg", "{split}/{id}_mask.png")
+    assert data.ids == ["1", "2"]
+    assert data.others == (root / "train/4_other.png",)
+
+
 def test_ade20k_and_loveda_name_their_splits_otherwise(root: Path) -> None:
     for split in ("training", "validation"):
         write(root, f"images/{split}/ADE_{split}_1.jpg")

@@ -14,7 +14,7 @@ from torchvision.datasets import SBDataset, VOCSegmentation
 
 from mess.config import DataConfig
 from mess.data import open_split
-from mess.data.base import SegmentationData
+from mess.data.base import SegmentationData, parted
 from mess.data.voc import VOC_CLASSES
 from tests.data.conftest import write_image, write_mask
 
@@ -65,6 +65,11 @@ def test_val_is_parted(make: Make, kind: str, share: float, images: list[int]) -
     else:
         official = [path.stem for path in (root(config) / "val2017").iterdir()]
     assert sorted(parts[0] + parts[1]) == sorted(official)
+
+
+def test_a_single_image_calibrates() -> None:
+    assert parted(1, 0.1) == parted(1, 0.9) == ([0], [])
+    assert [len(part) for part in parted(1449, 0.4)] == [580, 869]
 
 
 def test_sbd_reads_as_torchvision(make: Make) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mess.config import Config
+from mess.errors import ConfigError
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
 from mess.training.losses import SoftTarget, mixture, upsample
@@ -139,6 +141,22 @@ def test_plain_exits_may_start_from_the_early_heads(make_config: MakeConfig, sta
     of = {name.partition(".")[0] for name in moved}
     names = {f"p{point}-crm1-b0-fcn{skip}" for point in (1, 2) for skip in ("", "-skip")}
     assert of == (names & set(network.exits) if start == "stage1" else set())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"scheme": "frozen"}, "scheme = 'frozen' trains none"),
+        ({"scheme": "e2e"}, "scheme = 'e2e' trains none"),
+        ({"stage1": {"iterations": 0}}, "stage 1 has no iterations"),
+    ],
+)
+def test_without_early_heads_no_exit_can_start_from_them(
+    make_config: MakeConfig, changes: dict[str, Any], reason: str
+) -> None:
+    config = make_config(training={"stage2": {"start": "stage1"}, **changes})
+    with pytest.raises(ConfigError, match=reason):
+        stages_of(build(config), config, rows_of(config), CLASSES, CPU)
 
 
 def test_stage_2_steps_follow_the_poly_schedule(make_config: MakeConfig) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mess import workflow
 from mess.cli.app import main
+from mess.errors import DataError
 
 SIZE = (32, 48)
 
@@ -50,6 +51,12 @@ def test_a_class_finer_than_every_exit_is_out_of_reach(poles: Path) -> None:
     assert rows[32, finest]["miou"] == pytest.approx((field + pole) / 2)
     assert rows[256, finest]["iou"][1] > 0.5
     assert [(each["height"], each["class"]) for each in found["out_of_reach"]] == [(32, "pole")]
+
+
+def test_a_split_without_a_labelled_pixel_is_refused(poles: Path) -> None:
+    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(poles / "test" / "masks" / "one.png")
+    with pytest.raises(DataError, match=r"split 'test'.* has no labelled pixel"):
+        workflow.ceiling("shapes", overrides=options(poles), split="test")
 
 
 def test_the_command_names_it(

@@ -39,6 +39,8 @@ def test_each_stage_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> No
 def test_stages_are_those_of_the_configuration() -> None:
     joint = estimated("training.scheme=e2e")
     assert [each["stage"] for each in joint["stages"]] == ["joint"]
+    shortest = estimated("training.stage1.iterations=1", "training.stage2.iterations=1")
+    assert [each["iterations"] for each in shortest["stages"]] == [1, 1]
     exits_alone = estimated("training.stage1.iterations=0", "training.stage2.groups=2")
     assert [each["stage"] for each in exits_alone["stages"]] == ["stage2-1of2", "stage2-2of2"]
 

@@ -11,8 +11,9 @@ import pytest
 import mess.commands.tune
 from mess import workflow
 from mess.commands.train import train_network
+from mess.config import load_config
 from mess.errors import MessError, TrainingError
-from mess.runs.run import Run
+from mess.runs.run import Run, begin_run
 from tests.workflow.test_start import SETTINGS
 
 OVERRIDES = [*SETTINGS, "training.stage1.learning_rate=0.1", "training.stage1.iterations=10"]
@@ -84,6 +85,80 @@ def test_what_is_trained_is_not_trained_again(trained: list[Path], tmp_path: Pat
     assert again["settings"][0] == "training.stage1.learning_rate=0.5"
     with pytest.raises(MessError, match=r"stage1-0\.2 is a trial of another config.*--folder"):
         workflow.tune("shapes", folder=tmp_path, overrides=SETTINGS, rates=[0.2], device="cpu")
+
+
+def test_rates_of_earlier_calls_are_compared_with(trained: list[Path], tmp_path: Path) -> None:
+    tuned(tmp_path, 0.5)
+    found = tuned(tmp_path, 0.2)
+    # Worse than the one before, which is not trained again.
+    assert found["settings"][0] == "training.stage1.learning_rate=0.5"
+    assert [(t["stage"], t["learning_rate"]) for t in found["trials"]] == [
+        ("stage1", 0.5), ("stage1", 0.2), ("stage2", 0.5), ("stage2", 0.2),
+    ]  # fmt: skip
+    assert [path.name for path in trained[2:]] == ["stage1-0.2", "stage2-0.2-on-0.5"]
+
+
+def test_a_stage_without_iterations_or_exits_is_not_tried(
+    trained: list[Path], tmp_path: Path
+) -> None:
+    first = tuned(tmp_path / "first", 0.5)
+    start = tmp_path / "first" / "stage1-0.5"
+    without = [*SETTINGS, "training.stage1.iterations=0", f"training.start={start}"]
+    found = workflow.tune(
+        "shapes", folder=tmp_path / "exits", overrides=without, rates=[0.2], device="cpu"
+    )
+    assert found["settings"] == ["training.stage2.learning_rate=0.2"]
+    config = tomllib.loads((tmp_path / "exits" / "stage2-0.2" / "config.toml").read_text())
+    assert config["training"]["stage1"]["iterations"] == 0
+    assert config["training"]["start"] == str(start)
+    single = [*OVERRIDES, "exits.points=1", "exits.max_exit_cost=1e-9"]
+    alone = workflow.tune(
+        "shapes", folder=tmp_path / "alone", overrides=single, rates=[0.5], device="cpu"
+    )
+    assert alone["settings"] == first["settings"][:1]
+
+
+def test_groups_of_exits_are_judged_together(trained: list[Path], tmp_path: Path) -> None:
+    grouped = [*OVERRIDES, "training.stage2.groups=2", "training.stage2.start=stage1"]
+    found = workflow.tune(
+        "shapes", folder=tmp_path, overrides=grouped, rates=[0.5], share=0.4, device="cpu"
+    )
+    assert found["trials"][1]["miou"] == 0.125
+    # Early heads are not there to start from.
+    config = tomllib.loads((tmp_path / "stage2-0.5-on-0.5" / "config.toml").read_text())
+    assert config["training"]["stage2"]["start"] == "seed"
+
+
+def of_epochs(folder: Path, stage: str, keep: str, *epochs: dict[str, float]) -> dict[str, float]:
+    settings = [*SETTINGS, "data.holdout=0.5", f"training.keep={keep}"]
+    place = begin_run(folder, load_config("shapes", settings), "trial")
+    rows = [
+        {"stage": f"{stage}-holdout", "iteration": number, **epoch}
+        for number, epoch in enumerate(epochs)
+    ]
+    place.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score = {"stage1": mess.commands.tune._final, "stage2": mess.commands.tune._early}[stage]
+    return mess.commands.tune._judged(place, mess.commands.tune._Stage(stage, stage, score))
+
+
+def test_a_trial_is_judged_by_the_weights_it_keeps(tmp_path: Path) -> None:
+    epochs = {"p1": 0.25, "final": 0.5}, {"p1": 0.5, "final": 0.375}
+    assert of_epochs(tmp_path / "a", "stage1", "last", *epochs) == epochs[1]
+    assert of_epochs(tmp_path / "b", "stage1", "best", *epochs) == epochs[0]
+    each = of_epochs(tmp_path / "c", "stage2", "best", *epochs)
+    assert each == {"p1": 0.5, "final": 0.5}
+
+
+def test_a_rate_below_the_floor_is_refused_before_any_trial(
+    trained: list[Path], tmp_path: Path
+) -> None:
+    floor = [*OVERRIDES, "training.stage1.min_learning_rate=0.05"]
+    expected = (
+        r"--rate 0\.02 cannot be tried: .*min_learning_rate 0\.05 is above learning_rate 0\.02"
+    )
+    with pytest.raises(MessError, match=expected):
+        workflow.tune("shapes", folder=tmp_path, overrides=floor, rates=[0.2, 0.02], device="cpu")
+    assert not trained
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def stages_of(
     """The stages of the configured scheme, in order."""
     rows = list(rows)
     recipe = RECIPES[config.training.scheme]
+    _require_early_heads(config, recipe)
     loss = config.training.loss or recipe.loss
     if recipe.pretraining == "joint":
         return [JointTraining(network, config, num_classes, device, loss=loss, processes=processes)]
@@ -84,6 +85,23 @@ def stages_of(
         for name, exits in _exit_groups(rows, network, config.training.stage2.groups).items()
     ]  # fmt: skip
     return [pretraining, *exit_trainings]
+
+
+def _require_early_heads(config: Config, recipe: Recipe) -> None:
+    """Where exits are to start from the early heads of stage 1, that it trains some."""
+    training = config.training
+    if training.stage2.start != "stage1":
+        return
+    if recipe.pretraining != "exit-aware":
+        reason = f"training.scheme = {training.scheme!r} trains none"
+    elif not training.stage1.iterations:
+        reason = "stage 1 has no iterations, and another run's are not in its weights"
+    else:
+        return
+    raise ConfigError(
+        f'training.stage2.start = "stage1" is about the early heads of stage 1, and {reason}. Set '
+        'training.stage2.start = "seed".'
+    )
 
 
 def _exit_groups(
