@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.commands.certify_options import CertifyOptions
-from mess.commands.check_data import say_what_is_missing
-from mess.commands.fresh_images import cache_groups
+from mess.commands.check_data import require_labels, say_what_is_missing
+from mess.commands.fresh_images import cache_groups, training_images
 from mess.common.files import write_json
-from mess.common.metrics import MASKS
+from mess.common.metrics import MASKS, label_counts
 from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
 from mess.data import SegmentationData
@@ -56,6 +56,7 @@ class Certified(TypedDict):
     """What is read of a result again."""
 
     plan: str
+    digest: str
     confidence_together: float
     tested: list[dict[str, Any]]
 
@@ -94,11 +95,11 @@ def certify_bundles(
     )
     _require_others(place, bundles, plan, data)
     strength = _strength(place, bundles, groups, data.ids, reporter)
+    require_labels(data, _labelled(data))
     together = confidence_together(place, plan)
     folder = plan.write(place)
     with suppress(FileNotFoundError):
-        known = read_record(folder / RESULT, Certified, _AGAIN)
-        require_unaltered(known, folder / RESULT, _AGAIN)
+        known = _known(folder / RESULT, plan)
         reporter.message(f"Carried out before: {folder / RESULT}")
         told = {**known, "confidence_together": together}
         # A bundle may have been exported again, or a kill may have come between.
@@ -124,6 +125,21 @@ def certify_bundles(
     write_json(folder / RESULT, report)
     _write_manifests(bundles, report)
     return report
+
+
+def _labelled(data: SegmentationData) -> NDArray[np.int64]:
+    """Labelled pixels of each class, shape (C,)."""
+    classes = data.classes.num_classes
+    return np.sum([label_counts(mask_HW, classes) for mask_HW in data.masks()], axis=0)
+
+
+def _known(file: Path, plan: Plan) -> Certified:
+    """What was found when the plan was carried out; raises MessError for another's, or altered."""
+    known = read_record(file, Certified, _AGAIN)
+    require_unaltered(known, file, _AGAIN)
+    if known["plan"] != plan.digest:
+        raise MessError(f"{file} is of another plan than the one beside it. {_AGAIN}")
+    return known
 
 
 def _seen(
@@ -189,7 +205,7 @@ def _require_others(
     place: Run, bundles: Sequence[Bundle], plan: Plan, data: SegmentationData
 ) -> None:
     """Raise DataError for images that chose what they would certify, or that it was trained on."""
-    chose = {"trained on": _training_images(place)}
+    chose = {"trained on": training_images(place)}
     for bundle in bundles:
         source = bundle.facts["source"]
         cache = place.open_cache(source.get("name", CALIBRATION))
@@ -237,12 +253,6 @@ def _strength(
             reporter.message(told)
             strength = "weak"
     return strength
-
-
-def _training_images(place: Run) -> set[str]:
-    names = ("train", "holdout") if place.config.data.holdout else ("train",)
-    splits = (ImageSource(name, None).open(place) for name in names)
-    return {print_ for split in splits for print_ in split.image_fingerprints().values()}
 
 
 def _judge(

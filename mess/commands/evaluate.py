@@ -57,10 +57,11 @@ def evaluate_bundle(
     prints = data.image_fingerprints()
     if isinstance(data, Unlabelled):
         data.require_distinct(prints)
-    groups, searched = groups_or_reason(place, prints), _searched(place, bundle, prints)
     ours, theirs = BundleRun(bundle), BundleRun(baseline)
     early = [BundleRun(bundle, until=index) for index in _early_exits(bundle)]
     reference = theirs if isinstance(data, Unlabelled) else None
+    labels = MASKS if reference is None else FINAL
+    groups, searched = groups_or_reason(place, prints), _searched(place, bundle, prints, labels)
     name = split if images is None else images.name
     _run([ours, theirs, *early], data, name, reporter, reference)
     # Of pictures without masks every pixel is labelled, by the final exit.
@@ -70,7 +71,7 @@ def evaluate_bundle(
         "bundle": str(bundle.path),
         "split": source.split,
         "root": None if source.root is None else str(source.root),
-        "labels": MASKS if reference is None else FINAL,
+        "labels": labels,
         "images": len(data),
         **_figures(ours),
         "error": theirs.miou - ours.miou,
@@ -141,12 +142,15 @@ def _measured(
     )
 
 
-def _searched(place: Run, bundle: Bundle, images: Mapping[str, str]) -> int | None:
-    """How many of the images chose the instance; None where its cache is not there any more.
+def _searched(place: Run, bundle: Bundle, images: Mapping[str, str], labels: str) -> int | None:
+    """How many of the images chose the instance; None where that cannot be told.
 
-    images: the fingerprint of each, by id.
+    That is where its cache is not there any more, and where one has masks and the other not:
+    fingerprints are of both. images: the fingerprint of each, by id.
     """
     source = bundle.facts["source"]
+    if source.get("labels", MASKS) != labels:
+        return None
     if fingerprint_of(images) == source["data"]:
         return len(images)
     try:

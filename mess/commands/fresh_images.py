@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mess.commands.search_options import SearchOptions
 from mess.common.progress import Reporter
 from mess.errors import DataError
@@ -9,8 +11,12 @@ from mess.runs.freshness import require_current_data
 from mess.runs.groups import groups_of, shared_groups
 from mess.runs.policies import policy_tables
 from mess.runs.run import Run
+from mess.runs.sources import ImageSource
 from mess.search.guarantees.groups import Groups
 from mess.search.problem.tables import Tables
+
+TRAINED_ON = ("train", "holdout")
+"""Splits that training reads."""
 
 
 def cache_groups(place: Run, cache: str) -> Groups:
@@ -19,17 +25,11 @@ def cache_groups(place: Run, cache: str) -> Groups:
 
 
 def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tables:
-    """Those of the cache that certifies; DataError for images that were searched or trained on."""
+    """Those of the cache that certifies; DataError for images that were searched."""
     cache = place.open_cache(options.certify)
     require_current_data(place, cache, reporter)
     tables, _ = policy_tables(cache, options.policy, reporter)
     searched = place.open_cache(options.cache).image_fingerprints.values()
-    source = cache.manifest["source"]
-    if source["root"] is None and source["split"] in ("train", "holdout"):
-        raise DataError(
-            f"the images of the cache {options.certify!r} are of the split {source['split']!r}, on "
-            "which the network was trained, and certify nothing of it. Memoise others."
-        )
     both = set(searched) & set(cache.image_fingerprints.values())
     if both:
         raise DataError(
@@ -37,6 +37,28 @@ def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tabl
             "searched, and images that chose an answer cannot certify it. Memoise others."
         )
     return tables
+
+
+def require_untrained(place: Run, name: str) -> None:
+    """Raise DataError for a cache of images that the network was trained on."""
+    source = place.open_cache(name).manifest["source"]
+    own = place.config.data.root
+    here = source["root"] is None or (
+        own is not None and Path(source["root"]).resolve() == own.resolve()
+    )
+    if here and source["split"] in TRAINED_ON:
+        raise DataError(
+            f"the images of the cache {name!r} are of the split {source['split']!r}, on which the "
+            "network was trained: they tell nothing of new ones, and certify nothing. Memoise "
+            "others."
+        )
+
+
+def training_images(place: Run) -> set[str]:
+    """Fingerprints of all images that the network was trained on; their files are read."""
+    names = TRAINED_ON if place.config.data.holdout else TRAINED_ON[:1]
+    splits = (ImageSource(name, None).open(place) for name in names)
+    return {print_ for split in splits for print_ in split.image_fingerprints().values()}
 
 
 def has_searched_groups(place: Run, options: SearchOptions, reporter: Reporter) -> bool:

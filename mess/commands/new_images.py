@@ -6,21 +6,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from mess.commands.fresh_images import cache_groups, fresh_tables, has_searched_groups
+from mess.commands.fresh_images import (
+    cache_groups,
+    fresh_tables,
+    has_searched_groups,
+    require_untrained,
+)
 from mess.commands.lost_pixels import with_lost_pixels
 from mess.commands.search_options import SearchOptions
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.errors import MessError
+from mess.runs.fronts import dependencies
 from mess.runs.groups import distinct_groups
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
 from mess.runs.plans import Plan, confidence_left, search_digest
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.exact.resolution import EXACT
-from mess.search.guarantees.certify import Certificate, certify_cross, certify_fresh
+from mess.search.guarantees.certify import (
+    Certificate,
+    certify_cross,
+    certify_fresh,
+    require_same_parts,
+)
 from mess.search.guarantees.confidence import EXPECTED
+from mess.search.guarantees.copies import without_copies
 from mess.search.guarantees.groups import Groups
+from mess.search.guarantees.lost_pixels import halves
 from mess.search.guarantees.methods import CROSS
 from mess.search.guarantees.picking import resolution_of
 from mess.search.problem.costs import Cost, to_ticks
@@ -80,6 +93,8 @@ def of_new_images(
     if options.confidence is None and not options.expect:
         return Promised(answer, {})
     cache = _judging(options)
+    for name in {options.cache, cache}:
+        require_untrained(place, name)
     groups = distinct_groups(place.config.data, place.open_cache(cache).image_fingerprints)
     near = _near_identical(place, options, reporter)
     together = EXPECTED if options.confidence is None else options.confidence
@@ -91,7 +106,13 @@ def of_new_images(
         return Promised(answer, {"expected": certificate.to_expected() | near})
     # Before anything is written down: images that cannot certify are refused, and not used.
     fresh = None if options.certify == CROSS else fresh_tables(place, options, reporter)
-    spent = _spend(place, options, groups, confidence)
+    if fresh is not None:
+        require_same_parts(answer.goal.tables, fresh)
+    judging = without_copies(answer.goal.tables if fresh is None else fresh, groups)
+    judging.strength()
+    if options.max_lost is not None and fresh is None:
+        halves(judging, place.config.seed)
+    spent = _spend(place, options, answer.goal, costs, groups, confidence)
     if options.max_lost is not None:
         answer, certificate = with_lost_pixels(
             place, options, answer, costs, groups, fresh, confidence, reporter
@@ -116,7 +137,12 @@ def _judging(options: SearchOptions) -> str:
 
 
 def _spend(
-    place: Run, options: SearchOptions, groups: Groups, confidence: float
+    place: Run,
+    options: SearchOptions,
+    goal: Goal,
+    costs: Mapping[str, Cost],
+    groups: Groups,
+    confidence: float,
 ) -> dict[str, float]:
     """Write down what the images are used for, before they are looked at.
 
@@ -131,8 +157,11 @@ def _spend(
     asked = {k: v for k, v in asdict(options).items() if k not in ("front", "fresh", "expect")}
     limits = {name: asked[name] for name in ("max_error", "min_miou", "max_lost")}
     source = cache.manifest["source"]
+    # Other costs, signals or halves propose other instances, which are another use.
+    decisive = {metric: costs[metric] for metric in goal.metrics}
+    depends = dependencies(goal, decisive, searched.manifest, place.excluded_exits)
     plan = Plan(
-        tested=[search_digest(asked, searched.manifest)],
+        tested=[search_digest(asked, depends, place.config.seed)],
         limits={name: limit for name, limit in limits.items() if limit is not None},
         confidence=confidence,
         split=source["split"],

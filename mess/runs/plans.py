@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from mess.cache.predictions.store import CacheManifest
 from mess.common.files import write_json
 from mess.common.records import DIGEST, digest_of, read_record
 from mess.errors import DataError
@@ -111,9 +110,12 @@ def confidence_left(place: Run, plan: Plan) -> tuple[float, int]:
     return max(0.0, 1 - failing), uses
 
 
-def search_digest(asked: Mapping[str, Any], searched: CacheManifest) -> str:
-    """sha256 (hexadecimal) over what a search that certifies is asked, and what it searches."""
-    return digest_of({"asked": dict(asked), **{n: searched[n] for n in ("weights", "data")}})
+def search_digest(asked: Mapping[str, Any], depends: Mapping[str, Any], seed: int) -> str:
+    """sha256 (hexadecimal) over what a search that certifies is asked, and all it hangs on.
+
+    depends: `mess.runs.fronts.dependencies`; seed: of folds, halves and orders.
+    """
+    return digest_of({"asked": dict(asked), "depends": dict(depends), "seed": seed})
 
 
 def bundle_digest(manifest: Mapping[str, Any]) -> str:

@@ -45,7 +45,9 @@ def _verdict(certificate: dict[str, Any], unit: str) -> str:
     without = "" if certificate["margin"] == 0 else _without(certificate, unit)
     if certificate["margin"] is None:
         nothing = "Nothing but the whole network can be certified"
-        return f"{nothing} at {at} from {images}, {how}.{without}"
+        # Where no limit is asked for, this is what the certificate is for.
+        least = "" if certificate["limits"] else f"; mIoU at least {certificate['least_miou']:.4f}"
+        return f"{nothing} at {at} from {images}, {how}{least}.{without}"
     if not certificate["holds"]:
         return (
             f"Nothing that keeps the limits on cost can be certified at {at} from {images}, {how}; "

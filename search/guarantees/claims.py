@@ -19,6 +19,7 @@ from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.definition import Configuration
 from mess.search.problem.goal import MIOU_STEPS, Goal
+from mess.search.problem.request import ACCURACY
 from mess.search.problem.tables import Tables
 
 
@@ -61,8 +62,9 @@ def claims_of(goal: Goal) -> tuple[Claim, ...]:
         claims.append(Claim(request.max_error, against_final=True))
     if request.min_miou is not None:
         claims.append(Claim(-request.min_miou, against_final=False))
-    # Without checkpoints of its own an anytime request asks the same at half of the whole cost.
-    at_half = tuple(claims) if not request.checkpoints else ()
+    # Without checkpoints of its own an anytime request asks the same at half of the whole cost; one
+    # for the most accurate asks for as much as there is.
+    at_half = () if request.checkpoints or request.target == ACCURACY else tuple(claims)
     for index, point in enumerate(goal.checkpoints):
         claims += [claim._replace(checkpoint=index) for claim in at_half]
         if request.checkpoints and point.miou:

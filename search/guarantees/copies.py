@@ -21,20 +21,25 @@ from mess.search.problem.tables import Tables
 def without_copies(tables: Tables, groups: Groups) -> Groups:
     """The groups of the tables' images, those joined that hold images which all exits answer alike.
 
-    To the pixel and to the last digit of every signal: other images do not do that. Raises
+    To the pixel and to the last digit of every signal: other images do not do that. But where all
+    of an image is one class and every exit says so, nothing in the tables is its own. Raises
     DataError where too few groups are left.
     """
     final = tables.final
+    wrong_I = (tables.predicted - tables.intersection).any(axis=(0, 2))
+    plain_I = ~wrong_I & ((tables.label > 0).sum(axis=1) <= 1)
     brief_IX = np.concatenate(
         [tables.label, tables.intersection[final], tables.predicted[final]], axis=1
     )
     # All that an image has is only looked at where this much is equal: mostly it never is.
     _, kind, count = np.unique(brief_IX, axis=0, return_inverse=True, return_counts=True)
     content: list[Hashable] = list(range(tables.images))
-    for image in np.flatnonzero(count[kind.ravel()] > 1):
+    for image in np.flatnonzero((count[kind.ravel()] > 1) & ~plain_I):
         digest = hashlib.sha256(brief_IX[image].tobytes())
         for part_EIX in (tables.intersection, tables.predicted, tables.signals):
             digest.update(np.ascontiguousarray(part_EIX[:, image]).tobytes())
+        if tables.pairs is not None:
+            digest.update(np.ascontiguousarray(tables.pairs[:, :, image]).tobytes())
         content[image] = digest.digest()
     return copies_joined(groups, content)
 

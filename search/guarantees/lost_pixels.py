@@ -250,16 +250,19 @@ def _proposals(
     front = [
         point.payload
         for point in collect(goal, resolution_of(request), workers)
-        if not goal.limits or goal.affordable(goal.evaluate(point.payload).totals)
+        if goal.affordable(goal.evaluate(point.payload).totals)
     ]
     shares = [_searched_share(goal, configuration) for configuration in front]
     margins = tuple(limit * n / _LEVELS for n in range(_LEVELS, -1, -1))
+    safest = whole_network(goal)
+    if front and not goal.affordable(goal.evaluate(safest.configuration).totals):
+        safest = Picked.of(goal, front[int(np.argmin(shares))])
     chosen = []
     for margin in margins:
         # The front comes cheapest first.
         within = (c for c, share in zip(front, shares, strict=True) if share <= limit - margin)
         found = next(within, None)
-        chosen.append(whole_network(goal) if found is None else Picked.of(goal, found))
+        chosen.append(safest if found is None else Picked.of(goal, found))
     return margins, chosen
 
 

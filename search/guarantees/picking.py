@@ -15,7 +15,7 @@ import numpy as np
 from mess.search.exact.cover import collect, cover
 from mess.search.exact.resolution import EXACT, FINE, Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
-from mess.search.guarantees.claims import Picked
+from mess.search.guarantees.claims import Picked, claims_of
 from mess.search.problem.definition import Choice
 from mess.search.problem.front import Point
 from mess.search.problem.goal import Goal, miou_steps
@@ -69,12 +69,14 @@ def picks(goal: Goal, margins: Sequence[float], workers: Workers = ALL_CORES) ->
     search for a promise takes what loses least.
     """
     if goal.request.target == ACCURACY or goal.checkpoints:
-        return [_searched(goal, margin, workers) for margin in margins]
+        return [_at_checkpoints(goal, margin, workers) for margin in margins]
+    if set(goal.limits) - {goal.front_metric}:
+        return _searched(goal, margins, workers)
     resolution = resolution_of(goal.request).above(goal.miou_limit)
     front = [
         point
         for point in collect(goal, resolution, workers)
-        if not goal.limits or goal.affordable(goal.evaluate(point.payload).totals)
+        if goal.affordable(goal.evaluate(point.payload).totals)
     ]
     return [_first(goal, front, goal.miou_limit + miou_steps(margin)) for margin in margins]
 
@@ -87,7 +89,26 @@ def _first(goal: Goal, front: Sequence[Point], miou: int) -> Picked:
     return Picked.of(goal, next(reaching, front[-1]).payload)
 
 
-def _searched(goal: Goal, margin: float, workers: Workers) -> Picked:
+def _searched(goal: Goal, margins: Sequence[float], workers: Workers) -> list[Picked]:
+    """By searches: a front is of one cost, and what keeps a limit on another is seldom on it."""
+    found: list[Picked] = []
+    reached = -1
+    # What reaches a wider margin than it was searched for is the best there, too.
+    for margin in reversed(margins):
+        miou = goal.miou_limit + miou_steps(margin)
+        if found and miou <= reached:
+            found.append(found[-1])
+            continue
+        best = cover(replace(goal, miou_limit=miou), collect=False, workers=workers).found.best
+        if best is None:
+            found += [most_accurate(goal, workers)] * (len(margins) - len(found))
+            break
+        found.append(Picked.of(goal, best[1]))
+        reached = miou_steps(goal.evaluate(best[1]).miou)
+    return found[::-1]
+
+
+def _at_checkpoints(goal: Goal, margin: float, workers: Workers) -> Picked:
     """By a search for this margin alone."""
     more = miou_steps(margin)
     stricter = replace(
@@ -99,6 +120,13 @@ def _searched(goal: Goal, margin: float, workers: Workers) -> Picked:
         ),
     )
     best = cover(stricter, collect=False, workers=workers).found.best
+    return whole_network(goal) if best is None else Picked.of(goal, best[1])
+
+
+def most_accurate(goal: Goal, workers: Workers = ALL_CORES) -> Picked:
+    """Of what keeps the limits on cost; the whole network where nothing does."""
+    free = goal.relaxed([ACCURACY], ACCURACY)
+    best = cover(free, collect=False, workers=workers).found.best
     return whole_network(goal) if best is None else Picked.of(goal, best[1])
 
 
@@ -133,6 +161,9 @@ def settle(
     if passed is not None and chosen[passed] != whole:
         return Settled(chosen[passed], margins[passed], judged[passed], True)
     if goal.affordable(goal.evaluate(whole.configuration).totals):
-        return Settled(whole, None, judge(whole), True)
+        # It loses nothing to itself, which needs no test. An mIoU of its own does, and after one
+        # that failed a second is one too many: either of them may pass by chance.
+        tested = passed is not None or all(claim.against_final for claim in claims_of(goal))
+        return Settled(whole, None, judge(whole), tested)
     # Nothing is certified: what loses least of what is not too dear.
-    return Settled(chosen[0], margins[0], judged[0], passed is not None)
+    return Settled(chosen[0], margins[0], judged[0], False)

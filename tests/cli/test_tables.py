@@ -285,6 +285,14 @@ def test_where_only_the_whole_network_holds() -> None:
     assert lines[1] == "Not even the whole network keeps every limit for certain."
 
 
+def test_the_least_miou_is_told_of_the_whole_network_too() -> None:
+    told = certificate(margin=None, limits=[], bounds=[])
+    assert (
+        "at 95% from 240 images, each left out of the search that it judged; mIoU at least "
+        in (new_images_lines({"certificate": told})[0])
+    )
+
+
 def test_what_to_expect_in_a_sentence() -> None:
     expected = {
         "error": interval(0.0176, 0.0075, 0.0277),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,21 @@ def test_a_certificate_that_was_altered_is_refused(searched: Callable[..., Path]
     again = workflow.certify([bundle], max_error=0.9)
     assert again["tested"][0]["bounds"] == found["tested"][0]["bounds"]
     assert load_bundle(bundle).facts.get("certificate", {})["plan"] == found["plan"]
+
+
+def test_a_certificate_of_another_plan_is_refused(searched: Callable[..., Path]) -> None:
+    bundle = searched(**SEARCH)
+    loose, strict = (workflow.certify([bundle], max_error=limit) for limit in (0.9, 0.8))
+    copied = Path(strict["path"]) / "result.json"
+    shutil.copy(Path(loose["path"]) / "result.json", copied)
+    with pytest.raises(MessError, match=r"result\.json is of another plan.*Remove it and certify"):
+        workflow.certify([bundle], max_error=0.8)
+    # Nor is one believed whose digest is taken away.
+    content = json.loads(copied.read_text()) | {"plan": strict["plan"]}
+    del content["digest"]
+    copied.write_text(json.dumps(content))
+    with pytest.raises(MessError, match=r"result\.json lacks digest"):
+        workflow.certify([bundle], max_error=0.8)
 
 
 def test_images_that_chose_certify_nothing(searched: Callable[..., Path]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+import mess.commands.new_images
 from mess import workflow
 from mess.cache.content import find_parts
 from mess.cache.parquet import read_rows, write_rows
@@ -16,6 +18,7 @@ from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import IMAGES
 from mess.cli.app import main
 from mess.cli.tables import print_policies
+from mess.commands.fresh_images import require_untrained
 from mess.commands.search import search_run
 from mess.commands.search_options import SearchOptions
 from mess.common.files import sha256, write_text
@@ -78,6 +81,31 @@ def test_images_that_were_trained_on_certify_nothing(run: Run) -> None:
     workflow.memoise(run.path, split="train")
     with pytest.raises(DataError, match="split 'train', on which the network was trained"):
         workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="train")
+    # Nor do they where they are searched, and the same images under another name.
+    for asked in ({"confidence": 0.9}, {"expect": True}, {"confidence": 0.9, "max_lost": 0.5}):
+        with pytest.raises(DataError, match="split 'train', on which the network was trained"):
+            workflow.search(run.path, **TWO_EXITS, max_error=0.2, cache="train", **asked)
+
+
+def test_the_runs_own_training_images_are_known_by_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for own, root, split, refused in (
+        (tmp_path, tmp_path / "link", "train", True),
+        (tmp_path, tmp_path / "link", "calibration", False),
+        (tmp_path, tmp_path / "other", "train", False),
+        (None, tmp_path, "train", False),
+    ):
+        source = {"root": str(root), "split": split}
+        cache = SimpleNamespace(manifest={"source": source})
+        data = SimpleNamespace(root=own)
+        place: Any = SimpleNamespace(
+            config=SimpleNamespace(data=data), open_cache=lambda name, cache=cache: cache
+        )
+        if refused:
+            with pytest.raises(DataError, match="cache 'night' are of the split 'train'"):
+                require_untrained(place, "night")
+        else:
+            require_untrained(place, "night")
 
 
 def test_a_promise_that_cannot_be_kept_is_answered_with_the_whole_network(
@@ -340,6 +368,25 @@ def test_fresh_images_that_are_too_few_are_refused(run: Run, tmp_path: Path) -> 
     set_groups(run, "^(scene)")
     with pytest.raises(DataError, match="10 images in 1 group are too few"):
         workflow.search(run.path, **TWO_EXITS, max_error=0.3, confidence=0.9, certify="video")
+    with pytest.raises(DataError, match="too few to search half"):
+        workflow.search(run.path, **TWO_EXITS, max_lost=0.3, confidence=0.9)
+    # Refused before they were looked at, they may still certify.
+    assert not (run.path / "certificates").exists()
+
+
+def test_what_proposes_other_instances_uses_fresh_images_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as latencies that were measured again."""
+    workflow.memoise(run.path, split="test")
+
+    def left() -> float:
+        asked = {**TWO_EXITS, "max_error": 0.3, "confidence": 0.9, "certify": "test"}
+        return workflow.search(run.path, **asked)["certificate"]["confidence_on_images"]
+
+    assert (left(), left()) == (pytest.approx(0.9), pytest.approx(0.9))
+    monkeypatch.setattr(mess.commands.new_images, "dependencies", lambda *_: {"costs": "others"})
+    assert left() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(

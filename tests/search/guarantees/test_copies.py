@@ -67,6 +67,41 @@ def test_copies_count_once() -> None:
     assert certified(goal, named) == found
 
 
+def all_one_class(tables: Tables, images: slice) -> Tables:
+    """As fields without an object are: every exit says so, and is sure."""
+    label = tables.label.copy()
+    label[images] = 0
+    label[images, 0] = 100
+    right = np.broadcast_to(label[images], (tables.exits, *label[images].shape))
+    changed = {name: getattr(tables, name).copy() for name in ("intersection", "predicted")}
+    for counts in changed.values():
+        counts[:, images] = right
+    signals = tables.signals.copy()
+    signals[:, images] = 1.0
+    return replace(tables, label=label, signals=signals, lost=None, **changed)
+
+
+def test_images_of_one_class_that_every_exit_knows_are_no_copies() -> None:
+    tables = all_one_class(network(seeded(4) % 1000)[0], slice(0, 20))
+    alone = Groups.alone(tables.images)
+    assert without_copies(tables, alone) == alone
+    # One pixel that an exit has wrong is an image's own.
+    counts = tables.intersection.copy()
+    counts[0, :2, 0] -= 1
+    assert len(without_copies(replace(tables, intersection=counts), alone)) == len(alone) - 1
+
+
+def test_what_two_exits_differ_by_tells_images_apart() -> None:
+    tables = network(seeded(5) % 1000)[0].subset(np.array([0, 0, *range(1, 20)]))
+    rng = np.random.default_rng(seeded(5))
+    pairs = rng.random((tables.exits, tables.exits, tables.images), dtype=np.float32)
+    compared = replace(tables, pairs=pairs, signals=tables.signals[:, :, :0], signal_names=("vi",))
+    alone = Groups.alone(tables.images)
+    assert without_copies(compared, alone) == alone
+    pairs[:, :, 1] = pairs[:, :, 0]
+    assert len(without_copies(replace(compared, pairs=pairs), alone)) == len(alone) - 1
+
+
 def test_groups_that_share_an_image_are_joined_by_a_plain_loop() -> None:
     rng = np.random.default_rng(seeded(3))
     groups = Groups.of([str(name) for name in rng.integers(30, size=80)])

@@ -181,6 +181,19 @@ def test_an_accuracy_to_keep_is_certified_besides_by_the_same_picks() -> None:
     assert stopped == {"lost", "error"}
 
 
+def test_a_whole_network_that_costs_too_much_is_never_certified() -> None:
+    """Though it loses nothing: a limit on another cost than the front's rules it out."""
+    whole = goal_of(0).baseline.costs["params"]
+    request = replace(CHEAPEST, max_params=0.9 * whole)
+    searched, there = halves_of(0, request)
+    found = certified(searched, there, 1e-4, 0.99).certificate
+    assert searched.affordable(searched.evaluate(found.picked.configuration).totals)
+    assert not found.holds
+    easy = certified(searched, there, 0.9, 0.8).certificate
+    assert searched.affordable(searched.evaluate(easy.picked.configuration).totals)
+    assert easy.holds
+
+
 def test_more_images_are_needed_for_what_is_cheaper() -> None:
     """The last of the answers offered is certified by twice as many of the same, in any order."""
     seen = 0
