@@ -109,9 +109,10 @@ def of_new_images(
     if fresh is not None:
         require_same_parts(answer.goal.tables, fresh)
     judging = without_copies(answer.goal.tables if fresh is None else fresh, groups)
-    judging.strength()
     if options.max_lost is not None and fresh is None:
         halves(judging, place.config.seed)
+    else:
+        judging.strength()
     spent = _spend(place, options, answer.goal, costs, groups, confidence)
     if options.max_lost is not None:
         answer, certificate = with_lost_pixels(

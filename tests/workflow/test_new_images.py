@@ -368,7 +368,8 @@ def test_fresh_images_that_are_too_few_are_refused(run: Run, tmp_path: Path) -> 
     set_groups(run, "^(scene)")
     with pytest.raises(DataError, match="10 images in 1 group are too few"):
         workflow.search(run.path, **TWO_EXITS, max_error=0.3, confidence=0.9, certify="video")
-    with pytest.raises(DataError, match="too few to search half"):
+    set_groups(run, "^(calibration)")
+    with pytest.raises(DataError, match="40 images in 1 groups? are too few to search half"):
         workflow.search(run.path, **TWO_EXITS, max_lost=0.3, confidence=0.9)
     # Refused before they were looked at, they may still certify.
     assert not (run.path / "certificates").exists()
