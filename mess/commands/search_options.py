@@ -106,7 +106,11 @@ class SearchOptions:
     @property
     def is_timed(self) -> bool:
         """Whether nothing can be searched without latencies."""
-        return self.target == LATENCY or self.max_latency is not None
+        by_cost = any(_checkpoint(text)[0] is not None for text in self.checkpoints)
+        # Without a limit that says otherwise, checkpoints of the most accurate are in ms.
+        other = self.max_macs is not None or self.max_params is not None
+        in_ms = self.target == ACCURACY and by_cost and not other
+        return self.target == LATENCY or self.max_latency is not None or in_ms
 
     def request(self, baseline_macs: float) -> Request:
         """What is searched for; `max_macs` may be a multiple of `baseline_macs`."""

@@ -13,7 +13,7 @@ from mess.search.answers.explanation import explain
 from mess.search.answers.gap import gap
 from mess.search.answers.infeasible import Best, infeasible
 from mess.search.answers.stopwatch import stopwatch
-from mess.search.exact.cover import Progress, cover
+from mess.search.exact.cover import Progress, cover, optimum
 from mess.search.exact.workers import ALL_CORES, Team, Workers
 from mess.search.problem.costs import LATENCY, MACS, PARAMS, Cost, to_ticks
 from mess.search.problem.definition import Configuration, Evaluation
@@ -101,11 +101,15 @@ class Answer:
         return rows
 
     def _explanation(self) -> dict[str, Any]:
-        """See `explain`; empty for an answer that is not proven."""
+        """See `explain`; empty for an answer that is not proven, and where it is interrupted."""
         if self.gap != 0:
             return {}
         front = self.front if self.front_proven else None
-        return explain(self.goal, front, self.configuration, _solve)
+        try:
+            return explain(self.goal, front, self.configuration, _solve)
+        except KeyboardInterrupt:
+            # The answer is proven all the same, and not lost.
+            return {}
 
     def _exits(self, configuration: Configuration, evaluation: Evaluation) -> list[dict[str, Any]]:
         tables, rows = self.goal.tables, []
@@ -188,7 +192,7 @@ def _covered(
         configuration=configuration,
         evaluation=goal.evaluate(configuration),
         front=found.front.points if front else (),
-        front_proven=found.front_proven,
+        front_proven=front and found.front_proven,
         space=covered.space,
         configurations=covered.configurations,
         evaluated=found.evaluated,
@@ -208,6 +212,9 @@ def _sampled(
     """The best of a study that begins with the exact answer and front of up to two exits."""
     few = replace(goal, request=replace(goal.request, max_exits=min(2, goal.request.max_exits)))
     exact = cover(few, workers=workers).found
+    if not exact.front_proven:
+        # An interrupt is of the whole command, not of where the study starts.
+        raise KeyboardInterrupt
     starts = [point.payload for point in exact.front.points]
     if exact.best is not None:
         starts.insert(0, exact.best[1])
@@ -236,11 +243,8 @@ def _sampled(
 
 
 def _solve(goal: Goal, workers: Workers = ALL_CORES) -> Best | None:
-    found = cover(goal, collect=False, workers=workers).found
-    if not found.proven:
-        # It was interrupted. What it holds is no optimum, and nothing may be said that rests on it.
-        raise KeyboardInterrupt
-    return None if found.best is None else Best.of(goal, found.best[1])
+    best = optimum(goal, workers)
+    return None if best is None else Best.of(goal, best)
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

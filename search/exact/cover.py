@@ -19,6 +19,7 @@ from mess.search.exact.pair_signals import (
 )
 from mess.search.exact.resolution import Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
+from mess.search.problem.definition import Configuration
 from mess.search.problem.findings import Findings
 from mess.search.problem.front import Point
 from mess.search.problem.goal import Goal
@@ -132,10 +133,21 @@ _COVERS: dict[str, Callable[[Goal, bool, Progress, Workers], Covered]] = {
 """How a setting's space is covered; in a setting that is not named one exit answers alone."""
 
 
+def optimum(goal: Goal, workers: Workers = ALL_CORES) -> Configuration | None:
+    """The best of the whole space; an interrupt ends what rests on it, for it has no optimum."""
+    found = cover(goal, collect=False, workers=workers).found
+    if not found.proven:
+        raise KeyboardInterrupt
+    return None if found.best is None else found.best[1]
+
+
 def collect(goal: Goal, resolution: Resolution, workers: Workers = ALL_CORES) -> tuple[Point, ...]:
     """The front of the whole space alone, to a resolution, whatever the limits."""
     if goal.request.setting != InputDependent.name:
-        return cover(goal, workers=workers).found.front.points
+        whole = cover(goal, workers=workers).found
+        if not whole.front_proven:
+            raise KeyboardInterrupt
+        return whole.front.points
     found = Findings()
     if goal.tables.pairs is not None:
         collect_pairs(goal, found, pair_thresholds_by_early(goal), resolution, workers)

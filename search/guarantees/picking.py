@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from mess.search.exact.cover import collect, cover
+from mess.search.exact.cover import collect, optimum
 from mess.search.exact.resolution import EXACT, FINE, Resolution
 from mess.search.exact.workers import ALL_CORES, Workers
 from mess.search.guarantees.claims import Picked, claims_of
@@ -99,12 +99,12 @@ def _searched(goal: Goal, margins: Sequence[float], workers: Workers) -> list[Pi
         if found and miou <= reached:
             found.append(found[-1])
             continue
-        best = cover(replace(goal, miou_limit=miou), collect=False, workers=workers).found.best
+        best = optimum(replace(goal, miou_limit=miou), workers)
         if best is None:
             found += [most_accurate(goal, workers)] * (len(margins) - len(found))
             break
-        found.append(Picked.of(goal, best[1]))
-        reached = miou_steps(goal.evaluate(best[1]).miou)
+        found.append(Picked.of(goal, best))
+        reached = miou_steps(goal.evaluate(best).miou)
     return found[::-1]
 
 
@@ -119,15 +119,14 @@ def _at_checkpoints(goal: Goal, margin: float, workers: Workers) -> Picked:
             for point in goal.checkpoints
         ),
     )
-    best = cover(stricter, collect=False, workers=workers).found.best
-    return whole_network(goal) if best is None else Picked.of(goal, best[1])
+    best = optimum(stricter, workers)
+    return whole_network(goal) if best is None else Picked.of(goal, best)
 
 
 def most_accurate(goal: Goal, workers: Workers = ALL_CORES) -> Picked:
     """Of what keeps the limits on cost; the whole network where nothing does."""
-    free = goal.relaxed([ACCURACY], ACCURACY)
-    best = cover(free, collect=False, workers=workers).found.best
-    return whole_network(goal) if best is None else Picked.of(goal, best[1])
+    best = optimum(goal.relaxed([ACCURACY], ACCURACY), workers)
+    return whole_network(goal) if best is None else Picked.of(goal, best)
 
 
 class Settled(NamedTuple, Generic[Judged]):

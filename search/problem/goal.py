@@ -209,7 +209,7 @@ def _checkpoints(
         return tuple(
             Checkpoint(NO_DEADLINE, miou_steps(miou), early=True)
             if cost is None
-            else Checkpoint(total_steps(metric, cost, images), miou_steps(miou))
+            else Checkpoint(min(total_steps(metric, cost, images), NO_DEADLINE), miou_steps(miou))
             for cost, miou in request.checkpoints
         )
     required = 0 if request.target == ACCURACY else max(miou_limit, 0)

@@ -15,6 +15,7 @@ from mess.search.answers.answer import Answer, search
 from mess.search.answers.infeasible import round_up
 from mess.search.problem.costs import Cost, to_ticks
 from mess.search.problem.definition import Choice, evaluate
+from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request
 from mess.search.problem.settings import SETTINGS
 from mess.search.problem.tables import Tables
@@ -202,6 +203,23 @@ def test_the_default_checkpoint_is_told_as_error_or_as_a_checkpoint(make_cache: 
         assert checkpoint.startswith("give --checkpoint ")
         told += 1
     assert told
+
+
+def test_an_anytime_answer_is_never_better_than_the_network(make_cache: Any) -> None:
+    """Whatever earlier exits deliver: that the network's own head answers in the end is missed."""
+    tables, costs = make_cache(np.random.default_rng(seeded(4)), points=3, per_point=2, images=8)
+    hits = tables.intersection.copy()
+    hits[tables.final] //= 2
+    worse = replace(tables, intersection=hits, lost=None)
+    final = Goal.of(worse, to_ticks(worse, costs), Request(target="macs")).baseline.miou
+    asked = Request(setting="anytime", target="macs", min_miou=final + 0.01)
+    message = refusal((worse, costs), asked)
+    assert message is not None
+    assert (
+        f"every anytime instance ends in the network's own head, with mIoU {final:.4g}" in message
+    )
+    assert "short" not in message
+    assert "ever delivers" not in message
 
 
 def test_every_checkpoint_that_is_missed_for_itself_is_named(make_cache: Any) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import mess.search.answers.answer as answer_module
+import mess.search.exact.cover as cover_module
 from mess.search.answers.answer import search
 from mess.search.answers.gap import gap, highest_miou, lowest_cost
+from mess.search.exact.cover import Covered, collect, optimum
+from mess.search.exact.resolution import EXACT
+from mess.search.exact.workers import Workers
+from mess.search.guarantees.picking import picks
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.goal import Goal
 from mess.search.problem.request import Request
@@ -109,3 +116,64 @@ def test_interrupted_with_nothing_found() -> None:
     request = Request(target="latency", min_miou=0.999, thresholds=4)
     with pytest.raises(KeyboardInterrupt):
         search(tables, costs, request, progress=interrupt_at(0.0))
+
+
+def test_what_an_interrupt_leaves_is_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither alone, nor as a certificate's pick or as where a study starts."""
+    tables, costs = network(1)
+    goal = Goal.of(tables, to_ticks(tables, costs), Request(target="macs", max_error=0.05))
+    assert optimum(goal) is not None
+    whole = cover_module.cover
+
+    def interrupted(*arguments: Any, **named: Any) -> Covered:
+        covered = whole(*arguments, **named)
+        covered.found.proven = covered.found.front_proven = False
+        return covered
+
+    monkeypatch.setattr(cover_module, "cover", interrupted)
+    monkeypatch.setattr(answer_module, "cover", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimum(goal)
+    accurate = replace(goal, request=replace(goal.request, target="accuracy"))
+    with pytest.raises(KeyboardInterrupt):
+        picks(accurate, (0.0,), Workers(1))
+    with pytest.raises(KeyboardInterrupt):
+        collect(replace(goal, request=replace(goal.request, setting="budgeted")), EXACT)
+    with pytest.raises(KeyboardInterrupt):
+        search(tables, costs, goal.request, algorithm="optuna", trials=1)
+
+
+def test_an_answer_outlives_an_interrupt_of_its_explanation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables, costs = network(1)
+    request = Request(setting="budgeted", target="macs", max_error=0.05)
+    answer = search(tables, costs, request)
+    assert answer.to_result()["explanation"]
+
+    def interrupted(*_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answer_module, "explain", interrupted)
+    told = answer.to_result()
+    assert (told["search"]["optimal"], told["explanation"]) == (True, {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"), [("budgeted", 0.02), ("anytime", 0.3), ("input-dependent", 0.02)]
+)
+def test_an_explanation_needs_no_front(setting: str, error: float) -> None:
+    tables, costs = network(1)
+    request = Request(setting=setting, target="macs", max_error=error, max_exits=2)
+    told = [
+        search(tables, costs, request, front=front).to_result()["explanation"]["binding"]
+        for front in (True, False)
+    ]
+    assert told[0] == told[1] == ["max_error"]
+
+
+def test_a_deadline_that_none_reaches_is_none() -> None:
+    tables, costs = network(1)
+    for cost in (1e30, 2e15):
+        request = Request(setting="anytime", target="macs", checkpoints=((cost, 0.3),), max_exits=2)
+        assert search(tables, costs, request).gap == 0
