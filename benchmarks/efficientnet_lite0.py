@@ -21,7 +21,7 @@ FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser()
     arguments.add_argument("output", type=Path)
     output: Path = arguments.parse_args().output
     package = find_spec(PACKAGE)

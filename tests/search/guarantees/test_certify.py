@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_a_limit_on_another_cost_is_searched_within(
     request = Request(target="macs", max_error=0.2, max_exits=2)
     free = goal_of(cache, request)
     dear = free.evaluate(picks(free, (0.0,), ONE)[0].configuration).costs[metric]
-    limit = {option: factor * dear}
+    limit: dict[str, Any] = {option: factor * dear}
     goal, margins = goal_of(cache, replace(request, **limit)), (0.9, 0.19, 0.15, 0.1, 0.05, 0.0)
     chosen = picks(goal, margins, ONE)
     found = [goal.evaluate(pick.configuration) for pick in chosen]
@@ -109,8 +110,11 @@ def test_a_limit_on_another_cost_is_searched_within(
 def test_the_whole_network_is_no_second_chance_for_an_miou() -> None:
     """Untested it is safe against itself alone; after a test that failed it may pass by luck."""
     cache = network(seeded(7) % 1000)
-    for limits, certain in (({"max_error": 0.02}, True), ({"min_miou": 0.3}, False)):
-        goal = goal_of(cache, Request(target="macs", max_exits=2, **limits))
+    for request, certain in (
+        (Request(target="macs", max_exits=2, max_error=0.02), True),
+        (Request(target="macs", max_exits=2, min_miou=0.3), False),
+    ):
+        goal = goal_of(cache, request)
         first = Picked.of(goal, (Choice(0),))
         settled = settle(goal, (0.1,), [first], ["failed"], None, lambda picked: "judged")
         assert settled == (whole_network(goal), None, "judged", certain)
