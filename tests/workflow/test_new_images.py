@@ -85,7 +85,7 @@ def test_images_that_were_trained_on_certify_nothing(run: Run) -> None:
     ways: list[dict[str, Any]] = [{"confidence": 0.9}, {"expect": True}]
     for asked in (*ways, {"confidence": 0.9, "max_lost": 0.5}):
         with pytest.raises(DataError, match="split 'train', on which the network was trained"):
-            workflow.search(run.path, **TWO_EXITS, max_error=0.2, cache="train", **asked)
+            workflow.search(run.path, **TWO_EXITS | asked, max_error=0.2, cache="train")
 
 
 def test_the_runs_own_training_images_are_known_by_their_folder(tmp_path: Path) -> None:
