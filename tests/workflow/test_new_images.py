@@ -82,8 +82,10 @@ def test_images_that_were_trained_on_certify_nothing(run: Run) -> None:
     with pytest.raises(DataError, match="split 'train', on which the network was trained"):
         workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="train")
     # Nor do they where they are searched, and the same images under another name.
-    ways: list[dict[str, Any]] = [{"confidence": 0.9}, {"expect": True}]
-    for asked in (*ways, {"confidence": 0.9, "max_lost": 0.5}):
+    ways: list[dict[str, Any]] = [
+        {"confidence": 0.9}, {"expect": True}, {"confidence": 0.9, "max_lost": 0.5}
+    ]  # fmt: skip
+    for asked in ways:
         with pytest.raises(DataError, match="split 'train', on which the network was trained"):
             workflow.search(run.path, **TWO_EXITS | asked, max_error=0.2, cache="train")
 
