@@ -25,6 +25,7 @@ TREE = {
     "tune": {"config", "overrides", "folder", "rates", "share", "device", "as_json"},
     "exits": {"config", "overrides", "as_json"},
     "ceiling": {"config", "overrides", "sizes", "split", "as_json"},
+    "estimate": {"config", "overrides", "device", "as_json"},
     "memoise": {"split", "name", "root", "images", "labels", "device"} | RUN,
     "profile": {"runtime", "threads", "rounds", "name"} | RUN,
     "search": {
