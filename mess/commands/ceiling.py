@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mess.commands.check_data import require_labels
+from mess.commands.check_data import labelled_pixels
 from mess.common.metrics import VOID, iou, label_counts, mean_iou
 from mess.common.progress import Reporter
 from mess.config import Config
@@ -31,8 +31,7 @@ def ceilings(
     """
     data = open_split(config.data, split, config.seed)
     classes = data.classes.num_classes
-    label = np.sum([label_counts(mask, classes) for mask in data.masks()], axis=0)
-    require_labels(data, label)
+    label = labelled_pixels(data)
     rows, own_strides = [], _output_strides(config, classes)
     strides = sorted({*STRIDES, *own_strides})
     for size in sizes or [config.data.size]:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mess.commands.certify_options import CertifyOptions
-from mess.commands.check_data import require_labels, say_what_is_missing
+from mess.commands.check_data import labelled_pixels, say_what_is_missing
 from mess.commands.fresh_images import cache_groups, training_images
 from mess.common.files import write_json
-from mess.common.metrics import MASKS, label_counts
+from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
 from mess.common.records import read_record, require_unaltered, with_digest
 from mess.data import SegmentationData
@@ -95,7 +95,7 @@ def certify_bundles(
     )
     _require_others(place, bundles, plan, data)
     strength = _strength(place, bundles, groups, data.ids, reporter)
-    require_labels(data, _labelled(data))
+    labelled_pixels(data)  # refuses what can certify nothing before it is used
     together = confidence_together(place, plan)
     folder = plan.write(place)
     with suppress(FileNotFoundError):
@@ -125,12 +125,6 @@ def certify_bundles(
     write_json(folder / RESULT, report)
     _write_manifests(bundles, report)
     return report
-
-
-def _labelled(data: SegmentationData) -> NDArray[np.int64]:
-    """Labelled pixels of each class, shape (C,)."""
-    classes = data.classes.num_classes
-    return np.sum([label_counts(mask_HW, classes) for mask_HW in data.masks()], axis=0)
 
 
 def _known(file: Path, plan: Plan) -> Certified:

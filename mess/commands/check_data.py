@@ -61,6 +61,14 @@ def _counted(
     return labelled
 
 
+def labelled_pixels(data: SegmentationData) -> NDArray[np.int64]:
+    """Of each class in all masks, shape (C,); raises DataError where no pixel has a label."""
+    classes = data.classes.num_classes
+    labelled = np.sum([label_counts(mask_HW, classes) for mask_HW in data.masks()], axis=0)
+    require_labels(data, labelled)
+    return labelled
+
+
 def require_labels(data: SegmentationData, labelled: ArrayLike) -> None:
     """Raise DataError where masks have no labelled pixel of any class."""
     if not np.any(labelled):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -150,18 +149,15 @@ def _most_memory(device: torch.device) -> int:
 
 def _too_large(stage: Stage, config: Config, device: torch.device) -> str:
     has = torch.cuda.mem_get_info(device)[1] / 1e9
+    groups = config.training.stage2.groups
+    if stage.shares_batches:
+        remedy = "Processes under torchrun divide a batch among GPUs."
+    else:
+        remedy = (
+            f"Raise training.stage2.groups above {groups}: exits of other groups are not on the "
+            "GPU, and every exit ends with the same weights."
+        )
     return (
         f"{stage.name} does not fit into the {has:.0f} GB of {device} with batches of "
-        f"{config.training.batch_size}, as configured. {' '.join(_remedies(stage, config))}"
+        f"{config.training.batch_size}. {remedy} Or lower training.batch_size, or data.size."
     )
-
-
-def _remedies(stage: Stage, config: Config) -> Sequence[str]:
-    smaller = "Lower training.batch_size, or data.size."
-    if stage.shares_batches:
-        return [smaller, "Processes under torchrun divide a batch among GPUs."]
-    groups = config.training.stage2.groups
-    return [
-        f"Raise training.stage2.groups above {groups}: exits of other groups are not on the GPU,",
-        "and every exit ends with the same weights.", smaller,
-    ]  # fmt: skip

@@ -130,7 +130,7 @@ def require_exportable_backbone(config: Config, num_classes: int) -> None:
 
 @contextmanager
 def _operators_read_once() -> Iterator[None]:
-    """Else the exporter reads all it can translate anew for every program, half of its time."""
+    """Else the exporter reads all that it can translate anew for every program."""
     if (found := _operators()) is None:
         yield
         return

@@ -26,15 +26,15 @@ def without_copies(tables: Tables, groups: Groups) -> Groups:
     DataError where too few groups are left.
     """
     final = tables.final
-    wrong_I = (tables.predicted - tables.intersection).any(axis=(0, 2))
-    plain_I = ~wrong_I & ((tables.label > 0).sum(axis=1) <= 1)
     brief_IX = np.concatenate(
         [tables.label, tables.intersection[final], tables.predicted[final]], axis=1
     )
     # All that an image has is only looked at where this much is equal: mostly it never is.
     _, kind, count = np.unique(brief_IX, axis=0, return_inverse=True, return_counts=True)
     content: list[Hashable] = list(range(tables.images))
-    for image in np.flatnonzero((count[kind.ravel()] > 1) & ~plain_I):
+    for image in np.flatnonzero(count[kind.ravel()] > 1):
+        if _is_plain(tables, image):
+            continue
         digest = hashlib.sha256(brief_IX[image].tobytes())
         for part_EIX in (tables.intersection, tables.predicted, tables.signals):
             digest.update(np.ascontiguousarray(part_EIX[:, image]).tobytes())
@@ -42,6 +42,12 @@ def without_copies(tables: Tables, groups: Groups) -> Groups:
             digest.update(np.ascontiguousarray(tables.pairs[:, :, image]).tobytes())
         content[image] = digest.digest()
     return copies_joined(groups, content)
+
+
+def _is_plain(tables: Tables, image: np.intp) -> bool:
+    """Whether all of an image is one class, and every exit says so."""
+    one_class = np.count_nonzero(tables.label[image]) <= 1
+    return one_class and np.array_equal(tables.predicted[:, image], tables.intersection[:, image])
 
 
 def copies_joined(groups: Groups, content: Sequence[Hashable]) -> Groups:

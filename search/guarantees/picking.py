@@ -68,9 +68,9 @@ def picks(goal: Goal, margins: Sequence[float], workers: Workers = ALL_CORES) ->
     That is no refusal: on few images nothing may be as good as a wide margin asks, and then a
     search for a promise takes what loses least.
     """
-    if goal.request.target == ACCURACY or goal.checkpoints:
+    if goal.checkpoints:
         return [_at_checkpoints(goal, margin, workers) for margin in margins]
-    if set(goal.limits) - {goal.front_metric}:
+    if goal.request.target == ACCURACY or set(goal.limits) - {goal.front_metric}:
         return _searched(goal, margins, workers)
     resolution = resolution_of(goal.request).above(goal.miou_limit)
     front = [
@@ -101,7 +101,7 @@ def _searched(goal: Goal, margins: Sequence[float], workers: Workers) -> list[Pi
             continue
         best = optimum(replace(goal, miou_limit=miou), workers)
         if best is None:
-            found += [most_accurate(goal, workers)] * (len(margins) - len(found))
+            found += [_most_accurate(goal, workers)] * (len(margins) - len(found))
             break
         found.append(Picked.of(goal, best))
         reached = miou_steps(goal.evaluate(best).miou)
@@ -109,7 +109,7 @@ def _searched(goal: Goal, margins: Sequence[float], workers: Workers) -> list[Pi
 
 
 def _at_checkpoints(goal: Goal, margin: float, workers: Workers) -> Picked:
-    """By a search for this margin alone."""
+    """By a search for this margin alone, of what is delivered by each checkpoint."""
     more = miou_steps(margin)
     stricter = replace(
         goal,
@@ -123,7 +123,7 @@ def _at_checkpoints(goal: Goal, margin: float, workers: Workers) -> Picked:
     return whole_network(goal) if best is None else Picked.of(goal, best)
 
 
-def most_accurate(goal: Goal, workers: Workers = ALL_CORES) -> Picked:
+def _most_accurate(goal: Goal, workers: Workers) -> Picked:
     """Of what keeps the limits on cost; the whole network where nothing does."""
     best = optimum(goal.relaxed([ACCURACY], ACCURACY), workers)
     return whole_network(goal) if best is None else Picked.of(goal, best)
