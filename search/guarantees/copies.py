@@ -46,7 +46,7 @@ def without_copies(tables: Tables, groups: Groups) -> Groups:
 
 def _is_plain(tables: Tables, image: np.intp) -> bool:
     """Whether all of an image is one class, and every exit says so."""
-    one_class = np.count_nonzero(tables.label[image]) <= 1
+    one_class = bool(np.count_nonzero(tables.label[image]) <= 1)
     return one_class and np.array_equal(tables.predicted[:, image], tables.intersection[:, image])
 
 
