@@ -1,19 +1,23 @@
-"""The papers' training schemes on CamVid: Tables 5 and 6 of MESS, Tables I-IV of BranDeepLabV3.
+"""The papers' training schemes: Tables 5 and 6 of MESS, Tables I-IV of BranDeepLabV3.
 
-    python benchmarks/training_schemes.py --data CAMVID --weights FILE --work DIR [--parts ...]
-        [--seeds 0 1 2] [--threads N] [--output FILE]
+    python benchmarks/training_schemes.py --work DIR [--tables ...] [--seeds 0 1 2] [--workers 2]
+        [--output FILE] [--config quickstart] [--set KEY=VALUE ...]
 
-MobileNetV2 at 240×180, the same iterations for all. Runs lie in the work folder, results
-accumulate in the output: killed at any moment, the same command goes on. Prints the tables of
-what has been measured so far.
+Every arm has its own best learning rate: those of `RATES` that stand for it are tried with the
+first seed, a step further where the best is at an end, and judged on held-out training images; the
+other seeds train with the best. Arms that are compared have the same iterations. Workers train with
+one thread each. Runs lie in the work folder, results accumulate in the output: killed at any
+moment, the same command goes on. Prints the tables of what has been measured so far.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,216 +29,314 @@ from mess.commands.train import train_network
 from mess.common.progress import Silent
 from mess.config import load_config
 from mess.data import open_split
+from mess.errors import TrainingError
 from mess.exits import FINAL
 from mess.runs.network import trained_network
 from mess.runs.run import begin_run
 from mess.training.holdout import miou_by_exit
 
-PRETRAINING, EXITS, BRANCHES, LONG_BRANCHES = 300, 200, 100, 400
-"""Iterations of stage 1, of stage 2, and of branches with the trained network they are put on.
+NETWORK, EXITS, BRANCHES = 1200, 400, 400
+"""Iterations of stage 1, of stage 2, and of branches with the trained network they are put on."""
 
-What trains backbone and exits at once from the start gets those of both stages, and once those of
-stage 1 alone.
-"""
+RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+START = (0.05, 0.1, 0.2)
+"""Tried first; neighbours of an end that is best follow."""
 
 SPLITS = ("calibration", "test")
 
 _COMMON = {
-    "data.size": [180, 240],
-    "data.holdout": 0.1,
-    "exits.points": 6,
+    "data.holdout": 0.15,
+    "exits.points": ["down1", "down2", "down3", "down4", "up3"],
     "exits.crm": [1],
     "exits.blocks": [0],
     "exits.rdi": [False],
     "exits.heads": ["fcn"],
-    "exits.max_exit_cost": 0.999,  # early exits alone: the final one has its own head
+    "exits.skips": [False],  # the early heads of stage 1 have none either
+    "exits.max_exit_cost": 100.0,
     "exits.max_exit_share": 100.0,
-    "training.stage1.iterations": PRETRAINING,
-    "training.stage1.learning_rate": 0.02,
-    "training.stage1.head_learning_rate": 0.05,
+    "training.stage1.iterations": NETWORK,
     "training.stage2.iterations": EXITS,
-    "training.stage2.learning_rate": 0.05,
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: settings over the common ones, and the arm whose network it starts from."""
+    """One way to train: settings over the common ones, and the arm whose network it starts from.
 
-    part: str
+    `rate` is the setting that is tuned, by the mIoU on held-out images of what the arm trains.
+    """
+
     name: str
     settings: Mapping[str, Any]
     start: str | None = None
+    rate: str = "training.stage1.learning_rate"
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Other rates, in proportion to the one that is tuned."""
 
 
-def _same_backbone(name: str, scheme: str, **settings: Any) -> Arm:
-    """Exits alone, on the backbone of two-stage training: its stage 1 would be the same again."""
-    own = {"training.scheme": scheme, "training.stage1.iterations": 0, **settings}
-    return Arm("losses", name, own, start="two-stage")
+def _exits(name: str, start: str, **settings: Any) -> Arm:
+    """Exits alone, on the backbone of another arm."""
+    own = {"training.scheme": "frozen", "training.stage1.iterations": 0, **settings}
+    return Arm(name, own, start, rate="training.stage2.learning_rate")
 
 
-def _branches(name: str, count: int, **settings: Any) -> Arm:
-    """DeepLab branches on a trained network; the papers' ratio of rates, raised for few steps."""
+def _branches(count: int) -> Arm:
+    """DeepLab branches on a trained network; rates in the paper's proportions."""
+    points = {0: [], 2: ["down2", "down4"], 5: _COMMON["exits.points"]}[count]
     return Arm(
-        "branches",
-        name,
+        f"{count} branches",
         {
             "training.scheme": "branches",
-            "exits.points": count + 1,
+            "training.keep": "last",
+            # The control has candidates, of which none is cheap enough.
+            "exits.points": points or ["down4"],
+            "exits.max_exit_cost": 100.0 if count else 1e-9,
             "exits.heads": ["dlb"],
             "exits.dlb_channels": 64,
-            # Without branches nothing is cheap enough: a control that is trained just as long.
-            "exits.max_exit_cost": 100.0 if count else 1e-9,
-            "exits.max_exit_share": 100.0,
             "training.stage1.iterations": BRANCHES,
-            "training.stage1.learning_rate": 2.5e-4,
-            "training.stage1.head_learning_rate": 2.75e-2,
-            "training.stage1.exit_learning_rate": 2.5e-2,
-            **settings,
         },
-        start="frozen",
+        start="plain",
+        rate="training.stage1.exit_learning_rate",
+        scale={"training.stage1.learning_rate": 0.01, "training.stage1.head_learning_rate": 1.1},
     )
 
 
-ARMS = [
-    Arm("schemes", "two-stage", {"training.scheme": "two-stage"}),
-    Arm("schemes", "frozen", {"training.scheme": "frozen"}),
-    Arm(
-        "schemes",
-        "e2e",
-        {
-            "training.scheme": "e2e",
-            "training.stage1.iterations": PRETRAINING + EXITS,
-            "training.stage1.exit_learning_rate": 0.05,
-        },
-    ),
-    Arm(
-        "schemes",
-        "e2e, short",  # its backbone trained as long as that of the others
-        {"training.scheme": "e2e", "training.stage1.exit_learning_rate": 0.05},
-    ),
-    _same_backbone("ce", "two-stage", **{"training.loss": "ce"}),
-    _same_backbone("kd", "kd"),
-    _same_backbone("pfd, bfloat16", "two-stage", **{"training.stage2.precision": "bfloat16"}),
-    _same_backbone("self-distill", "self-distill"),
-    *(_branches(f"{count} branches", count) for count in (0, 3, 5, 7, 9)),
-    # For the exit policies of the 2025 paper: early exits that have learned something.
-    *(
-        _branches(
-            f"7 branches, {loss}",
-            7,
-            **{"training.stage1.iterations": LONG_BRANCHES, "training.loss": loss},
-        )
-        for loss in ("lovasz", "ce")
-    ),
-]
+_HEADS = {"training.stage2.start": "stage1", "training.stage2.iterations": 0}
+_JOINT = {"training.scheme": "e2e"}
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        # Without early heads the exits are anyone's; they are not told.
+        Arm("plain", {"training.scheme": "frozen", "training.stage2.iterations": 1}),
+        Arm("exit-aware", {"training.scheme": "two-stage", **_HEADS}),
+        Arm("e2e", _JOINT),
+        Arm("e2e, longer", {**_JOINT, "training.stage1.iterations": NETWORK + EXITS}),
+        _exits("frozen", "plain"),
+        _exits("two-stage, CE", "exit-aware"),
+        _exits("two-stage, KD", "exit-aware", **{"training.loss": "kd"}),
+        _exits("two-stage, CE + KD", "exit-aware", **{"training.loss": "self-distill"}),
+        _exits("two-stage, PFD", "exit-aware", **{"training.loss": "pfd"}),
+        *(_branches(count) for count in (0, 2, 5)),
+    )
+}
 
 TABLES = {
-    "schemes": ("two-stage", "frozen", "e2e", "e2e, short"),
-    "losses": ("two-stage", "ce", "kd", "self-distill", "pfd, bfloat16"),
-    "branches": ("0 branches", "3 branches", "5 branches", "7 branches", "9 branches"),
-    "branch losses": ("7 branches, lovasz", "7 branches, ce"),
+    "schemes": ("plain", "e2e", "e2e, longer", "exit-aware", "frozen", "two-stage, CE"),
+    "losses": ("two-stage, CE", "two-stage, KD", "two-stage, CE + KD", "two-stage, PFD"),
+    "branches": ("0 branches", "2 branches", "5 branches"),
 }
+FINAL_ALONE = {"plain", "0 branches", "2 branches", "5 branches"}
+"""Arms whose early exits are not what their table is about."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of an arm."""
+
+    arm: str
+    seed: int
+    rate: float
+    start: Path | None
+
+
+class Study:
+    """Which trainings are due, by what is known so far."""
+
+    def __init__(self, results: Results, work: Path, seeds: Sequence[int]) -> None:
+        self.results, self.work, self.seeds = results, work, seeds
+
+    def due(self, names: Sequence[str]) -> Iterator[Training]:
+        """What can be trained now for the arms, without what is measured."""
+        for name in names:
+            arm = ARMS[name]
+            if arm.start and self.rate(arm.start) is None:
+                yield from self.due([arm.start])
+                continue
+            known = self.known(name)
+            for rate in self._rates(name):
+                if rate not in known:
+                    yield from self._training(arm, self.seeds[0], rate)
+            best = self.rate(name)
+            if best is not None:
+                for seed in self.seeds[1:]:
+                    if not self._measured(name, seed, best):
+                        yield from self._training(arm, seed, best)
+
+    def _training(self, arm: Arm, seed: int, rate: float) -> Iterator[Training]:
+        start = None
+        if arm.start:
+            before = self.rate(arm.start)
+            assert before is not None
+            if not self._measured(arm.start, seed, before):
+                yield from self._training(ARMS[arm.start], seed, before)
+                return
+            start = folder(self.work, arm.start, seed, before)
+        yield Training(arm.name, seed, rate, start)
+
+    def _rates(self, name: str) -> Sequence[float]:
+        """The rates to try: the first ones, and neighbours of a best one at an end."""
+        known = self.known(name)
+        if not set(START) <= set(known):
+            return START
+        best = max(known, key=lambda rate: known[rate])
+        position = RATES.index(best)
+        return [*known, *RATES[max(position - 1, 0) : position + 2]]
+
+    def rate(self, name: str) -> float | None:
+        """The best rate of an arm, where it is known."""
+        known = self.known(name)
+        if not known or any(rate not in known for rate in self._rates(name)):
+            return None
+        return max(known, key=lambda rate: known[rate])
+
+    def known(self, name: str) -> dict[float, float]:
+        """The score on held-out images of the rates tried with the first seed."""
+        return {
+            row["rate"]: row["score"]
+            for row in self.results.of("training")
+            if row["arm"] == name and row["seed"] == self.seeds[0]
+        }
+
+    def _measured(self, name: str, seed: int, rate: float) -> bool:
+        case = _case(Training(name, seed, rate, None))
+        return any(row["case"] == case for row in self.results.rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--config", default="quickstart")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--output", type=Path, default=Path("training-schemes.json"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     results = Results(options.output, machine_facts("torch", "torchvision", "numpy"))
-    wanted = {name for part in options.parts for name in TABLES[part]}
-    for seed in options.seeds:
-        for arm in ARMS:
-            if arm.name in wanted or any(a.start == arm.name and a.name in wanted for a in ARMS):
-                case = {"part": arm.part, "arm": arm.name, "seed": seed}
-                results.measure(case, lambda arm=arm, seed=seed: measure(arm, seed, options))
-    print("\n\n".join(tables(results)))
+    study = Study(results, options.work, options.seeds)
+    names = list(dict.fromkeys(name for table in options.tables for name in TABLES[table]))
+    run_all(study, names, options)
+    print("\n\n".join(tables(study, options.tables)))
 
 
-def measure(arm: Arm, seed: int, options: argparse.Namespace) -> Row:
-    """Train, and the mIoU of every exit on both splits; no time where a killed run went on."""
-    run = folder(options.work, arm.name, seed)
-    settings = {
-        **_COMMON,
-        "seed": seed,
-        "data.root": options.data.resolve(),
-        "backbone.weights": options.weights.resolve(),
-        **arm.settings,
+def run_all(study: Study, names: Sequence[str], options: argparse.Namespace) -> None:
+    """Train what is due until nothing is, so many at once."""
+    running: dict[Future[Row], Training] = {}
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=spawn) as pool:
+        while True:
+            for training in dict.fromkeys(study.due(names)):
+                if len(running) < options.workers and training not in running.values():
+                    running[pool.submit(measure, training, options)] = training
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                case = _case(running.pop(done))
+                study.results.measure(case, done.result)
+
+
+def measure(training: Training, options: argparse.Namespace) -> Row:
+    """Train; the score on held-out images, and the mIoU of every exit on both splits."""
+    torch.set_num_threads(1)
+    arm = ARMS[training.arm]
+    rates = {
+        arm.rate: training.rate,
+        **{name: factor * training.rate for name, factor in arm.scale.items()},
     }
-    if arm.start:
-        settings["training.start"] = folder(options.work, arm.start, seed).resolve()
-    config = load_config("camvid", [f"{key}={_toml(value)}" for key, value in settings.items()])
-    place = begin_run(run, config, arm.name)
-    whole = not (place.weights.exists() or place.checkpoint.exists())
-    begun = time.monotonic()
-    if not place.weights.exists():
-        with place.locked():
-            train_network(place, "cpu", Silent())
-    seconds = round(time.monotonic() - begun, 1) if whole else None
+    settings = {**_COMMON, "seed": training.seed, **arm.settings, **rates}
+    if training.start:
+        settings["training.start"] = training.start.resolve()
+    overrides = [f"{key}={_toml(value)}" for key, value in settings.items()]
+    config = load_config(options.config, [*options.settings, *overrides])
+    place = begin_run(folder(options.work, arm.name, training.seed, training.rate), config, "")
+    try:
+        if not place.weights.exists():
+            with place.locked():
+                train_network(place, "cpu", Silent())
+    except TrainingError as error:
+        return {"score": 0.0, "failed": str(error)}
+    last = _held_out(place.metrics)
+    early = [value for name, value in last.items() if name != FINAL]
+    scored = [last[FINAL]] if arm.name in FINAL_ALONE else early
+    if arm.settings.get("training.scheme") == "e2e" or arm.name == "exit-aware":
+        # The final exit is trained, too, and others start from its backbone.
+        scored = [*early, last[FINAL]]
     device = torch.device("cpu")
     network = trained_network(place, device)
     exits = [*network.exits, FINAL]
     miou = {
-        split: miou_by_exit(network, open_split(config.data, split, seed), config, exits, device)
+        split: miou_by_exit(
+            network, open_split(config.data, split, training.seed), config, exits, device
+        )
         for split in SPLITS
     }
-    return {"seconds": seconds, "threads": torch.get_num_threads(), "miou": miou}
+    return {"score": float(np.mean(scored)), "miou": miou}
 
 
-def folder(work: Path, name: str, seed: int) -> Path:
-    return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+def _held_out(metrics: Path) -> dict[str, float]:
+    rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    last = [row for row in rows if row["stage"].endswith("-holdout")][-1]
+    return {name: value for name, value in last.items() if name not in ("stage", "iteration")}
 
 
-def tables(results: Results) -> Iterator[str]:
+def _case(training: Training) -> Row:
+    return {
+        "part": "training", "arm": training.arm, "seed": training.seed, "rate": training.rate,
+    }  # fmt: skip
+
+
+def folder(work: Path, name: str, seed: int, rate: float) -> Path:
+    words = name.replace(",", "").replace("+ ", "").replace(" ", "-").lower()
+    return work / f"{words}-{seed}-{rate:g}"
+
+
+def tables(study: Study, wanted: Sequence[str]) -> Iterator[str]:
     """Markdown, a table a part and split: mean ± deviation over the seeds."""
-    miou = {
-        (case["arm"], case["seed"]): case["miou"] for part in TABLES for case in results.of(part)
-    }
-    for part, arms in TABLES.items():
+    for table in wanted:
         for split in SPLITS:
-            measured = {
-                arm: {seed: m[split] for (name, seed), m in miou.items() if name == arm}
-                for arm in arms
-            }
-            measured = {arm: seeds for arm, seeds in measured.items() if seeds}
+            measured = {}
+            for name in TABLES[table]:
+                rate = study.rate(name)
+                rows = {
+                    row["seed"]: row["miou"][split]
+                    for row in study.results.of("training")
+                    if row["arm"] == name and row["rate"] == rate and "miou" in row
+                }
+                if rows:
+                    measured[name] = rate, rows
             if measured:
-                final_only = part == "branches"
-                yield f"{part}, {split}\n\n{_table(measured, final_only=final_only)}"
+                yield f"{table}, {split}\n\n{_table(measured, final_only=table == 'branches')}"
 
 
-def _table(measured: Mapping[str, Mapping[int, Mapping[str, float]]], *, final_only: bool) -> str:
-    """The first arm as it is, the others also by their difference to it, seed by seed."""
-    reference = next(iter(measured.values()))
-    exits = [FINAL] if final_only else list(next(iter(reference.values())))
+def _table(
+    measured: Mapping[str, tuple[float | None, Mapping[int, Mapping[str, float]]]],
+    *,
+    final_only: bool,
+) -> str:
+    """An arm a row, with the rate that was best for it."""
+    full = max((rows for _, rows in measured.values()), key=lambda rows: len(rows[min(rows)]))
+    exits = [FINAL] if final_only else list(full[min(full)])
     lines = [
-        "| | seeds | " + " | ".join(exit_id.split("-")[0] for exit_id in exits) + " |",
-        "| --- |" + " --- |" * (len(exits) + 1),
+        "| | rate | seeds | " + " | ".join(exit_id.split("-")[0] for exit_id in exits) + " |",
+        "| --- |" + " --- |" * (len(exits) + 2),
     ]
-    for arm, seeds in measured.items():
-        cells = [_spread([miou[exit_id] for miou in seeds.values()]) for exit_id in exits]
-        lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
-        if seeds is not reference:
-            both = sorted(set(seeds) & set(reference))
-            cells = [
-                _spread([seeds[seed][e] - reference[seed][e] for seed in both], sign="+")
-                for e in exits
-            ]
-            lines.append(f"| – difference | {len(both)} | " + " | ".join(cells) + " |")
+    for name, (rate, rows) in measured.items():
+        cells = [
+            ""
+            if name in FINAL_ALONE and exit_id != FINAL
+            else _spread([miou[exit_id] for miou in rows.values() if exit_id in miou])
+            for exit_id in exits
+        ]
+        lines.append(f"| {name} | {rate:g} | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
     deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):{sign}.3f}{deviation}"
+    return f"{np.mean(values):.3f}{deviation}"
 
 
 def _toml(value: Any) -> str:

@@ -159,9 +159,11 @@ class ExitsConfig(_Section):
 
 
 class StageConfig(_Section):
-    """One training stage: SGD with rates that fall (MESS supplement, §2.3)."""
+    """One training stage, with rates that fall (MESS supplement, §2.3)."""
 
     iterations: Count = 60_000
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """SGD with `training.momentum`, as in the papers, or AdamW, which takes far smaller rates."""
     learning_rate: Positive = 0.02
     warmup: Annotated[int, Field(ge=0)] = 0
     """First iterations over which rates rise to what the schedule gives."""
@@ -201,6 +203,8 @@ class Stage1Config(StageConfig):
 class Stage2Config(StageConfig):
     """Stage 2; `alpha` and `pixel_stride` are of the exits' loss in every scheme."""
 
+    iterations: Annotated[int, Field(ge=0)] = 60_000
+    """0 leaves exits as they start, which takes `start = "stage1"`."""
     alpha: Share = 0.5
     """Weight of the cross-entropy in positive filtering distillation (Eq. 3)."""
     pixel_stride: Count = 1

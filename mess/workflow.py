@@ -97,16 +97,16 @@ def tune(
 ) -> dict[str, Any]:
     """Choose learning rates by short trainings on held-out training images; resumes where it was.
 
-    Each of `rates` is tried for `share` of the configured iterations. Trials lie below `folder`, by
-    default runs/tune-CONFIG.
+    Each of `rates`, or of some that suit the optimiser, is tried for `share` of the configured
+    iterations. Trials lie below `folder`, by default runs/tune-CONFIG.
     """
-    from mess.commands.tune import RATES, SHARE, tune
+    from mess.commands.tune import SHARE, tune
 
     source = config or "quickstart"
     return {
         **tune(
             load_config(source, overrides), folder or RUNS / f"tune-{Path(source).stem}",
-            rates or RATES, SHARE if share is None else share, device, reporter,
+            rates, SHARE if share is None else share, device, reporter,
         )
     }  # fmt: skip
 

@@ -22,7 +22,9 @@ from mess.runs.run import Run, begin_run
 from mess.training.logs import HOLDOUT
 from mess.training.stages.recipes import RECIPES, keeps_best
 
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+RATES = {"sgd": (0.01, 0.02, 0.05, 0.1, 0.2), "adamw": (0.0003, 0.001, 0.003)}
+"""That are tried where none are given, by a stage's optimiser."""
+
 SHARE = 0.2
 """Of the configured iterations that a trial gets."""
 
@@ -62,7 +64,7 @@ class _Stage(NamedTuple):
 
 
 def tune(
-    config: Config, folder: Path, rates: Sequence[float], share: float, device: str,
+    config: Config, folder: Path, rates: Sequence[float] | None, share: float, device: str,
     reporter: Reporter,
 ) -> Tuning:  # fmt: skip
     """Train shortly with each rate: stage 1, then stage 2 on the best backbone of those.
@@ -74,7 +76,10 @@ def tune(
     if not config.data.holdout:
         data = config.data.model_copy(update={"holdout": _HELD_OUT})
         config = config.model_copy(update={"data": data})
-    rates = list(dict.fromkeys([*_earlier(folder), *_sound(config, rates, share)]))
+    first_rates, second_rates = (
+        list(dict.fromkeys([*_earlier(folder, key), *_sound(config, key, rates, share)]))
+        for key in ("stage1", "stage2")
+    )
     joint = RECIPES[config.training.scheme].pretraining == "joint"
     trials: list[Trial] = []
     best: list[Trial] = []
@@ -84,13 +89,13 @@ def tune(
         trials = [
             _tried(_first(config, rate, share), _folder(folder, stage, rate), stage, device,
                    reporter)
-            for rate in rates
+            for rate in first_rates
         ]  # fmt: skip
         best.append(_best(trials))
         chosen = best[0]["learning_rate"]
         # Another backbone would be another trial.
         start, behind = _folder(folder, stage, chosen), f"-on-{chosen:g}"
-    if not joint and _has_exits(config):
+    if not joint and config.training.stage2.iterations and _has_exits(config):
         if config.training.stage2.start == "stage1":
             reporter.message(
                 "Stage 2 is tried with exits that start from the seed: the early heads of stage 1 "
@@ -100,41 +105,48 @@ def tune(
         later = [
             _tried(_second(config, rate, share, start), _folder(folder, stage, rate, behind), stage,
                    device, reporter)
-            for rate in rates
+            for rate in second_rates
         ]  # fmt: skip
         best.append(_best(later))
         trials += later
     found = Tuning(
         trials=trials, settings=_settings(config, best),
-        at_the_end=[
-            each["stage"] for each in best if each["learning_rate"] in (min(rates), max(rates))
-        ],
+        at_the_end=[each["stage"] for each in best if _is_at_the_end(each, trials)],
     )  # fmt: skip
     write_json(folder / "tune.json", found)
     return found
 
 
-def _earlier(folder: Path) -> list[float]:
-    """The rates that were tried before in the folder."""
+def _is_at_the_end(found: Trial, trials: Sequence[Trial]) -> bool:
+    rates = [trial["learning_rate"] for trial in trials if trial["stage"] == found["stage"]]
+    return found["learning_rate"] in (min(rates), max(rates))
+
+
+def _earlier(folder: Path, key: str) -> list[float]:
+    """The rates that were tried for a stage before in the folder."""
     file = folder / "tune.json"
     if not file.exists():
         return []
     trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
-    return [trial["learning_rate"] for trial in trials]
+    return [trial["learning_rate"] for trial in trials if trial["stage"] == key]
 
 
-def _sound(config: Config, rates: Sequence[float], share: float) -> Sequence[float]:
-    """The rates, where they and the share can be meant."""
-    if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
+def _sound(
+    config: Config, key: str, given: Sequence[float] | None, share: float
+) -> Sequence[float]:
+    """The rates to try for a stage, where they and the share can be meant."""
+    stage = config.training.stage1 if key == "stage1" else config.training.stage2
+    rates = given or RATES[stage.optimiser]
+    if min(rates) <= 0 or len(set(rates)) < len(rates):
         raise MessError(f"--rate takes learning rates above 0, each once, got {list(rates)}.")
     if not 0 < share <= 1:
         raise MessError(f"--share is of the configured iterations, in (0, 1], got {share:g}.")
     for rate in rates:
-        for trial in (_first(config, rate, share), _second(config, rate, share, None)):
-            try:
-                parse_config(trial.model_dump())
-            except ConfigError as error:
-                raise MessError(f"--rate {rate:g} cannot be tried: {error}") from error
+        trial = _first(config, rate, share) if key == "stage1" else _second(config, rate, share)
+        try:
+            parse_config(trial.model_dump())
+        except ConfigError as error:
+            raise MessError(f"--rate {rate:g} cannot be tried: {error}") from error
     return rates
 
 
@@ -161,7 +173,7 @@ def _first(config: Config, rate: float, share: float) -> Config:
     return _with(config, stage1=stage1, stage2=stage2)
 
 
-def _second(config: Config, rate: float, share: float, start: Path | None) -> Config:
+def _second(config: Config, rate: float, share: float, start: Path | None = None) -> Config:
     stage1 = config.training.stage1.model_copy(update={"iterations": 0})
     old = config.training.stage2
     changes = {**_short(old, share), "learning_rate": rate, "start": "seed"}

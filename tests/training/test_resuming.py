@@ -73,6 +73,18 @@ def test_a_killed_and_resumed_run_ends_bit_identical(
     assert (tmp_path / "metrics").read_text() == uninterrupted[1]
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_what_adamw_remembers_goes_on_too(
+    stage: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    adamw = {"optimiser": "adamw", "learning_rate": 1e-3}
+    config = make_config(training=EVERY_STEP | {"stage1": adamw, "stage2": adamw})
+    whole = snapshot(run_training(config, tmp_path / "whole"))
+    with pytest.raises(Killed):
+        run_training(config, tmp_path / "killed", reporter=Killer(stage, 3))
+    assert same(run_training(config, tmp_path / "killed").state_dict(), whole)
+
+
 def test_a_run_killed_after_logging_repeats_no_row(
     always_saving: Config,
     uninterrupted: tuple[dict[str, Tensor], str],
@@ -164,6 +176,23 @@ def test_a_signal_in_the_last_iteration_stops_before_the_next_stage(
         run_training(config, tmp_path / "run", reporter=Signaller(stage, last, signal.SIGTERM))
     whole = run_training(config, tmp_path / "whole")
     assert same(run_training(config, tmp_path / "run").state_dict(), whole.state_dict())
+
+
+def test_exits_may_stay_the_early_heads_of_stage_1(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    exits = {"crm": [1], "rdi": [False], "blocks": [0]}
+    stage2 = {"iterations": 0, "start": "stage1"}
+    config = make_config(exits=exits, training=EVERY_STEP | {"stage2": stage2})
+    after = {}
+
+    def see(network: OverprovisionedNetwork, stage: str) -> None:
+        after[stage] = snapshot(network)
+
+    trained = snapshot(run_training(config, tmp_path, after_stage=see))
+    # Stage 1 is judged before its end, which hands the heads over.
+    assert not same(after["stage1"], trained)
+    assert same(after["stage2"], trained)
 
 
 def test_a_network_without_exits_is_trained_all_the_same(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from mess.config import StageConfig, TrainingConfig, parse_config
 from mess.errors import ConfigError
 from mess.training.schedule import learning_rate
-from mess.training.stages.optimiser import ScheduledSGD
+from mess.training.stages.optimiser import ScheduledOptimiser
 from tests.conftest import MakeConfig
 
 
@@ -59,9 +60,30 @@ def test_a_floor_holds_for_every_rate_of_a_stage(make_config: MakeConfig) -> Non
         training={"scheme": "e2e", "momentum": 0.0, "weight_decay": 0.0, "stage1": stage1}
     )
     weight, other = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
-    optimiser = ScheduledSGD([([weight], 1e-4), ([other], 5e-3)], config)
+    groups = [([weight], 1e-4), ([other], 5e-3)]
+    optimiser = ScheduledOptimiser(groups, config.training, config.training.stage1)
     for parameter in (weight, other):
         parameter.grad = torch.ones(2)
-    optimiser.step(config.training.stage1, 99)
+    optimiser.step(99)
     torch.testing.assert_close(weight.detach(), torch.full((2,), -2.5e-5))
     torch.testing.assert_close(other.detach(), torch.full((2,), -5e-3 * 0.01**0.9))
+
+
+def test_adamw_steps_as_its_paper_says(make_config: MakeConfig) -> None:
+    """Loshchilov and Hutter (2019), Algorithm 2, written out in NumPy."""
+    stage1 = {"optimiser": "adamw", "iterations": 5, "learning_rate": 0.02}
+    training = make_config(training={"weight_decay": 0.1, "stage1": stage1}).training
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimiser = ScheduledOptimiser([([weight], 0.02)], training, training.stage1)
+    expected, mean, square = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for step in range(5):
+        gradient = np.array([0.5, -0.1]) * (step - 1.5)
+        weight.grad = torch.from_numpy(gradient.copy())
+        optimiser.step(step)
+        rate = learning_rate(training, training.stage1, 0.02, step)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        unbiased = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        decayed = expected * (1 - rate * 0.1)
+        expected = decayed - rate * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+        np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-12)

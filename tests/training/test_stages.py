@@ -159,6 +159,18 @@ def test_without_early_heads_no_exit_can_start_from_them(
         stages_of(build(config), config, rows_of(config), CLASSES, CPU)
 
 
+def test_exits_without_iterations_are_refused_unless_stage_1_made_them(
+    make_config: MakeConfig,
+) -> None:
+    none = make_config(training={"stage2": {"iterations": 0}})
+    with pytest.raises(ConfigError, match=r"stage2\.iterations = 0 would leave exits as their seed"):
+        stages_of(build(none), none, rows_of(none), CLASSES, CPU)
+    made = make_config(training={"stage2": {"iterations": 0, "start": "stage1"}})
+    assert len(stages_of(build(made), made, rows_of(made), CLASSES, CPU)) == 2
+    joint = make_config(training={"scheme": "e2e", "stage2": {"iterations": 0}})
+    assert len(stages_of(build(joint), joint, rows_of(joint), CLASSES, CPU)) == 1
+
+
 def test_stage_2_steps_follow_the_poly_schedule(make_config: MakeConfig) -> None:
     config = make_config(training={"momentum": 0.0, "weight_decay": 0.0})
     moved = []

@@ -98,6 +98,17 @@ def test_rates_of_earlier_calls_are_compared_with(trained: list[Path], tmp_path:
     assert [path.name for path in trained[2:]] == ["stage1-0.2", "stage2-0.2-on-0.5"]
 
 
+def test_each_stage_tries_rates_that_suit_its_optimiser(
+    trained: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mess.commands.tune, "RATES", {"sgd": (0.2, 0.5), "adamw": (0.7,)})
+    adamw = [*OVERRIDES, "training.stage2.optimiser=adamw"]
+    with pytest.raises(MessError, match=r"stage2 came to no finite loss at any of the rates 0.7\."):
+        workflow.tune("shapes", folder=tmp_path, overrides=adamw, share=0.4, device="cpu")
+    names = [path.name for path in trained]
+    assert names == ["stage1-0.2", "stage1-0.5", "stage2-0.7-on-0.5"]
+
+
 def test_a_stage_without_iterations_or_exits_is_not_tried(
     trained: list[Path], tmp_path: Path
 ) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from mess.common.metrics import VOID
 from mess.common.seeds import derive
 from mess.compute.processes import Processes
-from mess.config import Config, StageConfig
+from mess.config import Config
 from mess.errors import ConfigError
 from mess.training.shared_batch_norm import normalise_apart, normalise_together
-from mess.training.stages.optimiser import ScheduledSGD
+from mess.training.stages.optimiser import ScheduledOptimiser
 
 
 class DataParallel:
@@ -25,7 +25,7 @@ class DataParallel:
     to process.
     """
 
-    def __init__(self, processes: Processes, config: Config, optimiser: ScheduledSGD) -> None:
+    def __init__(self, processes: Processes, config: Config, optimiser: ScheduledOptimiser) -> None:
         self._processes = processes
         self._global = config.training.batch_norm == "global"
         if not self._global and config.training.batch_size == processes.count > 1:
@@ -65,12 +65,10 @@ class DataParallel:
         # A copy: sums are made in place, and this process's own number is divided by them.
         return pixels / self._processes.sum(pixels.clone()).clamp(min=1)
 
-    def step(
-        self, settings: StageConfig, iteration: int, losses: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def step(self, iteration: int, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Step along the sum of the processes' gradients; their losses, summed too."""
         # A sum and no mean: `share` has weighed the losses already.
         self._processes.sum_gradients(self._optimiser.parameters())
-        self._optimiser.step(settings, iteration)
+        self._optimiser.step(iteration)
         values = self._processes.sum(torch.stack(list(losses.values())).detach())
         return dict(zip(losses, values, strict=True))

@@ -14,7 +14,7 @@ from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork, frozen
 from mess.training.losses import ExitLoss, PixelGrid, exit_loss
 from mess.training.stage import TrainedUnit
-from mess.training.stages.optimiser import ScheduledSGD, class_weights, precision
+from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
 
 
 class ExitTraining:
@@ -54,8 +54,10 @@ class ExitTraining:
         self._device = device
         self._class_weights = class_weights(config, num_classes, device)
         self._optimisers = {
-            exit_id: ScheduledSGD(
-                [(network.exits[exit_id].parameters(), self.settings.learning_rate)], config
+            exit_id: ScheduledOptimiser(
+                [(network.exits[exit_id].parameters(), self.settings.learning_rate)],
+                config.training,
+                self.settings,
             )
             for exit_id in self.mine
         }
@@ -84,7 +86,7 @@ class ExitTraining:
                 logits = self._network.logits(exit_id, features)
             loss = target.loss(logits.float())
             loss.backward()
-            optimiser.step(self.settings, iteration)
+            optimiser.step(iteration)
             losses[exit_id] = loss.detach()
         return losses
 

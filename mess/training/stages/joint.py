@@ -16,7 +16,7 @@ from mess.training.losses import ExitLoss
 from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.exits import batch_loss, pixel_grid
-from mess.training.stages.optimiser import ScheduledSGD, class_weights, precision
+from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
 
 
 class JointTraining:
@@ -54,13 +54,14 @@ class JointTraining:
         rate = self.settings.learning_rate
         head_rate = self.settings.head_learning_rate or rate
         exit_rate = self.settings.exit_learning_rate or head_rate
-        self._optimiser = ScheduledSGD(
+        self._optimiser = ScheduledOptimiser(
             [
                 (network.backbone.blocks.parameters(), rate),
                 (network.backbone.head.parameters(), head_rate),
                 (network.exits.parameters(), exit_rate),
             ],
-            config,
+            config.training,
+            self.settings,
         )
         self._together = DataParallel(processes, config, self._optimiser)
 
@@ -105,7 +106,7 @@ class JointTraining:
         torch.autograd.backward(
             [features[name] for name in reached], [leaves[name].grad for name in reached]
         )
-        return self._together.step(self.settings, iteration, losses)
+        return self._together.step(iteration, losses)
 
     def end(self) -> None:
         self._together.end()

@@ -1,4 +1,4 @@
-"""What all stages share: SGD with a schedule, precision, class weights."""
+"""What all stages share: an optimiser with a schedule, precision, class weights."""
 
 from __future__ import annotations
 
@@ -7,25 +7,35 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mess.config import Config, StageConfig
+from mess.config import Config, StageConfig, TrainingConfig
 from mess.errors import ConfigError
 from mess.training.schedule import learning_rate
 
+_STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
+"""What torch's optimisers remember of a parameter."""
 
-class ScheduledSGD:
-    """SGD over groups of parameters, each with its initial learning rate, under one schedule."""
+
+class ScheduledOptimiser:
+    """An optimiser over groups of parameters, each with its initial rate, under one schedule.
+
+    It is the one of the stage: SGD with momentum, or AdamW (Loshchilov and Hutter, ICLR 2019).
+    """
 
     def __init__(
-        self, groups: Iterable[tuple[Iterable[nn.Parameter], float]], config: Config
+        self,
+        groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+        training: TrainingConfig,
+        stage: StageConfig,
     ) -> None:
-        training = config.training
-        self._training = training
-        self._optimiser = torch.optim.SGD(
-            [{"params": list(parameters), "scale": rate} for parameters, rate in groups],
-            lr=0.0,  # set before each step
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        )
+        self._training, self._stage = training, stage
+        parts = [{"params": list(parameters), "scale": rate} for parameters, rate in groups]
+        # The rate is set before each step.
+        common = {"lr": 0.0, "weight_decay": training.weight_decay}
+        self._optimiser: torch.optim.Optimizer
+        if stage.optimiser == "adamw":
+            self._optimiser = torch.optim.AdamW(parts, **common)
+        else:
+            self._optimiser = torch.optim.SGD(parts, momentum=training.momentum, **common)
 
     def prepare(self) -> None:
         """Take the memory of the momentum now.
@@ -35,13 +45,16 @@ class ScheduledSGD:
         # With zeros, and no dampening, torch's first step is what it would be: momentum = gradient.
         # What is there stays: stages begin again after each epoch that is judged.
         for parameter in self.parameters():
-            if "momentum_buffer" not in (state := self._optimiser.state[parameter]):
-                state["momentum_buffer"] = torch.zeros_like(parameter)
+            state = self._optimiser.state[parameter]
+            for key in _STATE[self._stage.optimiser]:
+                if key not in state:
+                    # torch counts steps on the CPU, in float32.
+                    state[key] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
 
-    def step(self, settings: StageConfig, iteration: int) -> None:
+    def step(self, iteration: int) -> None:
         """Step along the gradients at the rate of `iteration` (0-based), and clear them."""
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(self._training, settings, group["scale"], iteration)
+            group["lr"] = learning_rate(self._training, self._stage, group["scale"], iteration)
         self._optimiser.step()
         # To None, not 0: a head without a part in an iteration keeps weights and momentum.
         self._optimiser.zero_grad()
@@ -50,26 +63,33 @@ class ScheduledSGD:
         return [p for group in self._optimiser.param_groups for p in group["params"]]
 
     def momentum(self, prefix: str) -> dict[str, Tensor]:
-        """The momentum of each parameter that has one, named by `prefix` and position."""
-        buffers = {}
+        """What is remembered of each parameter, named by `prefix`, position and, if any, kind."""
+        found = {}
         for index, parameter in enumerate(self.parameters()):
-            buffer = self._optimiser.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                buffers[f"{prefix}.{index}"] = buffer
-        return buffers
+            state = self._optimiser.state[parameter]
+            for key in _STATE[self._stage.optimiser]:
+                # SGD without momentum has a buffer that is None.
+                if state.get(key) is not None:
+                    found[self._name(prefix, index, key)] = state[key]
+        return found
 
     def restore(self, prefix: str, state: Mapping[str, Tensor]) -> None:
         """Take back what `momentum` gave."""
         self.prepare()
         for index, parameter in enumerate(self.parameters()):
-            buffer = state.get(f"{prefix}.{index}")
-            if buffer is not None:
-                # Copied, to keep the parameter's device and layout; a checkpoint has neither.
-                self._optimiser.state[parameter]["momentum_buffer"].copy_(buffer)
+            for key in _STATE[self._stage.optimiser]:
+                remembered = state.get(self._name(prefix, index, key))
+                if remembered is not None:
+                    # Copied, to keep the parameter's device and layout; a checkpoint has neither.
+                    self._optimiser.state[parameter][key].copy_(remembered)
 
     def forget(self) -> None:
         """Give the memory of the momentum back."""
         self._optimiser.state.clear()
+
+    def _name(self, prefix: str, index: int, key: str) -> str:
+        alone = len(_STATE[self._stage.optimiser]) == 1
+        return f"{prefix}.{index}" if alone else f"{prefix}.{index}.{key}"
 
 
 def precision(settings: StageConfig, device: torch.device) -> torch.autocast:

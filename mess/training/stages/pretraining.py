@@ -17,7 +17,7 @@ from mess.training.checkpoint import under
 from mess.training.losses import Mixture, SoftTarget, cross_entropy
 from mess.training.stage import TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
-from mess.training.stages.optimiser import ScheduledSGD, class_weights, precision
+from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
 
 
 class ExitAwarePretraining:
@@ -63,7 +63,9 @@ class ExitAwarePretraining:
         body = network.backbone.blocks.parameters()
         rate = self.settings.learning_rate
         head_rate = self.settings.head_learning_rate or rate
-        self._optimiser = ScheduledSGD([(body, rate), (heads, head_rate)], config)
+        self._optimiser = ScheduledOptimiser(
+            [(body, rate), (heads, head_rate)], config.training, self.settings
+        )
         self._together = DataParallel(processes, config, self._optimiser)
 
     def begin(self) -> None:
@@ -86,7 +88,7 @@ class ExitAwarePretraining:
             for name, values in logits.items()
         }
         torch.stack(list(losses.values())).sum().backward()
-        return self._together.step(self.settings, iteration, losses)
+        return self._together.step(iteration, losses)
 
     def _loss(self, name: str, logits: Tensor, labels: Tensor, final: Tensor) -> Tensor:
         weight = self.settings.early_distillation

@@ -91,6 +91,11 @@ def _require_early_heads(config: Config, recipe: Recipe) -> None:
     """Where exits are to start from the early heads of stage 1, that it trains some."""
     training = config.training
     if training.stage2.start != "stage1":
+        if recipe.pretraining != "joint" and not training.stage2.iterations:
+            raise ConfigError(
+                "training.stage2.iterations = 0 would leave exits as their seed made them. Train "
+                'them, or set training.stage2.start = "stage1" for those of stage 1.'
+            )
         return
     if recipe.pretraining != "exit-aware":
         reason = f"training.scheme = {training.scheme!r} trains none"
