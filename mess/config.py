@@ -91,6 +91,11 @@ class DataConfig(_Section):
         return self
 
     @property
+    def groups_file(self) -> Path | None:
+        """The CSV file that `groups` names, where it is no expression."""
+        return Path(self.groups) if self.groups and self.groups.endswith(".csv") else None
+
+    @property
     def crop_size(self) -> tuple[int, int]:
         """Height and width of training images."""
         height, width = self.size
@@ -297,6 +302,18 @@ class Config(_Section):
             "data": data, "backbone": backbone, "training": training, "memoise": MemoiseConfig(),
         }  # fmt: skip
         return self.model_copy(update=rest)
+
+    def trains_as(self, other: Config) -> bool:
+        """Whether both give the same weights, from the same places.
+
+        Files elsewhere may be the same ones, moved, or other data of the same form: only who names
+        the run can tell.
+        """
+
+        def places(config: Config) -> tuple[Path | None, str, Path | None]:
+            return config.data.root, config.backbone.weights, config.training.start
+
+        return self.of_weights() == other.of_weights() and places(self) == places(other)
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load_config` reads back unchanged."""

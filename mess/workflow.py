@@ -388,6 +388,8 @@ def _absolute(config: Config) -> Config:
     data, backbone = config.data, config.backbone
     if data.root is not None:
         data = data.model_copy(update={"root": data.root.resolve()})
+    if data.groups_file is not None:
+        data = data.model_copy(update={"groups": str(data.groups_file.resolve())})
     if backbone.weights not in ("none", "torchvision"):
         weights = str(Path(backbone.weights).resolve())
         backbone = backbone.model_copy(update={"weights": weights})

@@ -16,9 +16,9 @@ from mess.commands.fresh_images import cache_groups, training_images
 from mess.common.files import write_json
 from mess.common.metrics import MASKS
 from mess.common.progress import Reporter
-from mess.common.records import read_record, require_unaltered, with_digest
+from mess.common.records import DIGEST, read_record, require_unaltered, with_digest
 from mess.data import SegmentationData
-from mess.errors import CacheError, DataError, MessError
+from mess.errors import BundleError, CacheError, DataError, MessError
 from mess.runs.bundles import (
     counts_of_run,
     exit_rates_of,
@@ -36,13 +36,13 @@ from mess.runs.near_identical import (
     in_other_groups,
     thumbnails_of,
 )
-from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together
+from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together, settling
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
-from mess.runtime.manifest import MANIFEST
+from mess.runtime.manifest import MANIFEST, Manifest, read_manifest
 from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
@@ -75,6 +75,7 @@ def certify_bundles(
     baselines = []
     for bundle in bundles:
         require_input(place, bundle)
+        _require_sealed(bundle)
         _require_masks(bundle)
         # Of bundles of several formats the first one's runtime runs the network to its end.
         baselines.append(load_baseline(place, bundle, options.threads))
@@ -96,8 +97,9 @@ def certify_bundles(
     _require_others(place, bundles, plan, data)
     strength = _strength(place, bundles, groups, data.ids, reporter)
     labelled_pixels(data)  # refuses what can certify nothing before it is used
-    together = confidence_together(place, plan)
-    folder = plan.write(place)
+    with settling(place):
+        together = confidence_together(place, plan)
+        folder = plan.write(place)
     with suppress(FileNotFoundError):
         known = _known(folder / RESULT, plan)
         reporter.message(f"Carried out before: {folder / RESULT}")
@@ -297,9 +299,30 @@ def _judge(
     ]
 
 
+def _require_sealed(bundle: Bundle) -> None:
+    """Raise BundleError for a bundle of an earlier version, of which nobody can tell what it was.
+
+    With its certificate it would get a digest, whatever was edited before.
+    """
+    if DIGEST not in bundle.manifest:
+        raise BundleError(
+            f"{bundle.path} was exported without a digest, so nothing tells whether it was altered "
+            "since. Export it again."
+        )
+
+
 def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> None:
-    """What was found of a bundle goes where it goes, also that it does not hold."""
+    """What was found of a bundle goes where it goes, also that it does not hold.
+
+    Raises BundleError where another bundle lies there by now.
+    """
     for bundle, told in zip(bundles, report["tested"], strict=False):
+        now = read_manifest(bundle.path, Manifest)
+        if bundle_digest(now) != bundle_digest(bundle.manifest):
+            raise BundleError(
+                f"{bundle.path} was exported again while it was certified. What was found of the "
+                "one before is in RUN/certificates; certify the new one, too."
+            )
         certificate = {name: value for name, value in told.items() if name != "bundle"}
         certificate["confidence_together"] = report["confidence_together"]
         manifest = with_digest({**bundle.manifest, "certificate": certificate})

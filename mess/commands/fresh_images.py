@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mess.commands.search_options import SearchOptions
+from mess.common.file_hashes import FileHashes
 from mess.common.progress import Reporter
 from mess.errors import DataError
 from mess.runs.freshness import require_current_data
@@ -39,9 +40,15 @@ def fresh_tables(place: Run, options: SearchOptions, reporter: Reporter) -> Tabl
     return tables
 
 
-def require_untrained(place: Run, name: str) -> None:
-    """Raise DataError for a cache of images that the network was trained on."""
-    source = place.open_cache(name).manifest["source"]
+def require_untrained(place: Run, name: str, reporter: Reporter) -> None:
+    """Raise DataError for a cache with images that the network was trained on.
+
+    Also where they are copies, such as those of a split that lies in two places. Where training
+    images are not at hand that is said. Pictures without masks have fingerprints of their own and
+    are not compared.
+    """
+    cache = place.open_cache(name)
+    source = cache.manifest["source"]
     own = place.config.data.root
     here = source["root"] is None or (
         own is not None and Path(source["root"]).resolve() == own.resolve()
@@ -52,13 +59,36 @@ def require_untrained(place: Run, name: str) -> None:
             "network was trained: they tell nothing of new ones, and certify nothing. Memoise "
             "others."
         )
+    if source["split"] is None:
+        return
+    try:
+        trained = training_images(place)
+    except DataError as error:
+        reporter.message(
+            f"Whether images of the cache {name!r} were trained on, too, cannot be told: {error}"
+        )
+        return
+    both = [id_ for id_, print_ in cache.image_fingerprints.items() if print_ in trained]
+    if both:
+        raise DataError(
+            f"{len(both)} images of the cache {name!r}, such as {both[0]!r}, are equal to images "
+            "that the network was trained on, masks too: they tell nothing of new ones, and "
+            "certify nothing. Memoise others."
+        )
 
 
 def training_images(place: Run) -> set[str]:
-    """Fingerprints of all images that the network was trained on; their files are read."""
+    """Fingerprints of all images that the network was trained on; changed files are read."""
     names = TRAINED_ON if place.config.data.holdout else TRAINED_ON[:1]
+    hashes = FileHashes(place.path / "cache" / "training-hashes.json")
     splits = (ImageSource(name, None).open(place) for name in names)
-    return {print_ for split in splits for print_ in split.image_fingerprints().values()}
+    found = {
+        print_
+        for split in splits
+        for print_ in split.image_fingerprints(hash_file=hashes.sha256).values()
+    }
+    hashes.save()
+    return found
 
 
 def has_searched_groups(place: Run, options: SearchOptions, reporter: Reporter) -> bool:

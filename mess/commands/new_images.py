@@ -20,7 +20,7 @@ from mess.errors import MessError
 from mess.runs.fronts import dependencies
 from mess.runs.groups import distinct_groups
 from mess.runs.near_identical import among_searched, in_other_groups, thumbnails_of
-from mess.runs.plans import Plan, confidence_left, search_digest
+from mess.runs.plans import Plan, confidence_left, search_digest, settling
 from mess.runs.run import Run
 from mess.search.answers.answer import Answer
 from mess.search.exact.resolution import EXACT
@@ -94,7 +94,7 @@ def of_new_images(
         return Promised(answer, {})
     cache = _judging(options)
     for name in {options.cache, cache}:
-        require_untrained(place, name)
+        require_untrained(place, name, reporter)
     groups = distinct_groups(place.config.data, place.open_cache(cache).image_fingerprints)
     near = _near_identical(place, options, reporter)
     together = EXPECTED if options.confidence is None else options.confidence
@@ -170,8 +170,9 @@ def _spend(
         images=cache.image_fingerprints,
         groups=[groups.names[group] for group in groups.of_image],
     )
-    left, _ = confidence_left(place, plan)
-    plan.write(place)
+    with settling(place):
+        left, _ = confidence_left(place, plan)
+        plan.write(place)
     return {"confidence_on_images": left}
 
 

@@ -193,7 +193,7 @@ def _with(config: Config, **changes: object) -> Config:
 
 def _tried(config: Config, path: Path, stage: _Stage, device: str, reporter: Reporter) -> Trial:
     place = Run(path)
-    if place.config_file.exists() and place.config.of_weights() != config.of_weights():
+    if place.config_file.exists() and not place.config.trains_as(config):
         raise MessError(
             f"{path} is a trial of another configuration. Name another folder with --folder, or "
             "delete it."

@@ -25,8 +25,8 @@ def groups_of(data: DataConfig, ids: Sequence[str]) -> Groups:
     spec, image_ids = data.groups, image_ids_of(data, ids)
     if spec is None:
         return Groups.of(image_ids) if data.framing.tiles else Groups.alone(len(ids))
-    if spec.endswith(".csv"):
-        named = _read(Path(spec))
+    if data.groups_file is not None:
+        named = _read(data.groups_file)
         names = [named.get(image_id, "") for image_id in image_ids]
     else:
         names = group_names(_pattern(spec), image_ids)
@@ -91,6 +91,8 @@ def _read(path: Path) -> dict[str, str]:
             f"data.groups names {path}, which does not exist. Give a CSV file with the columns "
             "image_id and group, or a regular expression with one capture."
         ) from None
+    except OSError as error:
+        raise ConfigError(f"data.groups: {path} cannot be read: {error}") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.groups: {path} is no CSV file: {error}") from error
     if not {"image_id", "group"} <= set(table.columns):

@@ -8,7 +8,9 @@ kept so that this can be told. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -49,7 +51,7 @@ class Plan:
 
     def write(self, place: Run) -> Path:
         """Its folder in the run, in which it is written unless it is there already."""
-        folder = place.path / "certificates" / self.digest[:16]
+        folder = _folder(place) / self.digest[:16]
         if not (folder / PLAN).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / PLAN, {"digest": self.digest, **asdict(self)})
@@ -78,10 +80,28 @@ def _read(file: Path, again: str) -> Plan:
     return plan
 
 
+def _folder(place: Run) -> Path:
+    return place.path / "certificates"
+
+
+@contextmanager
+def settling(place: Run) -> Iterator[None]:
+    """Keep other processes from writing a plan meanwhile.
+
+    Two plans that read what the images were used for before either is written would both promise
+    what only one can.
+    """
+    with (place.path / ".certificates.lock").open("w") as file:
+        # Held for a moment only, so that whoever comes second waits.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def confidence_together(place: Run, plan: Plan) -> float:
     """With which probability this plan's certificate holds and all others do on its images.
 
-    Raises DataError where nothing would be left to say.
+    Raises DataError where nothing would be left to say. Whoever writes the plan then holds
+    `settling` around both.
     """
     left, uses = confidence_left(place, plan)
     # A sum of tenths is no half to the last digit.
@@ -102,7 +122,7 @@ def confidence_left(place: Run, plan: Plan) -> tuple[float, int]:
     """
     again = f"Restore it, or certify on other images: what {place.path} was used for must be known."
     images, failing, uses = set(plan.images.values()), 1 - plan.confidence, 1
-    for file in (place.path / "certificates").glob(f"*/{PLAN}"):
+    for file in _folder(place).glob(f"*/{PLAN}"):
         earlier = _read(file, again)
         if earlier.digest != plan.digest and not images.isdisjoint(earlier.images.values()):
             failing += 1 - earlier.confidence

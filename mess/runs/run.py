@@ -284,11 +284,12 @@ def find_run(path: Path | None) -> Run:
 
 
 def begin_run(path: Path | None, config: Config, name: str) -> Run:
-    """The run to train in: `path`, else the newest whose weights `config` gives, else a new one.
+    """The run to train in: `path`, else the newest that trains as `config` does, else a new one.
 
-    What weights do not depend on, such as `memoise` or where the data lies, may change; the run's
-    configuration is then written anew. Raises ConfigError when `path` holds other weights' run, and
-    for signals that do not exist, which would show only after training.
+    What weights do not depend on, such as `memoise`, may change, and of the run at `path` also
+    where its data lies; the run's configuration is then written anew. Raises ConfigError when
+    `path` holds other weights' run, and for signals that do not exist, which would show only after
+    training.
     """
     configured_signals(config.memoise)
     if path is None:
@@ -320,7 +321,7 @@ def _difference(run: Run, config: Config) -> str:
 
 def _trains(run: Run, config: Config) -> bool:
     try:
-        return run.config.of_weights() == config.of_weights()
+        return run.config.trains_as(config)
     except ConfigError:
         return False  # of another version, or edited by hand
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 from mess.errors import DataError
-from mess.runs.plans import PLAN, Plan, bundle_digest, confidence_together
+from mess.runs.plans import PLAN, Plan, bundle_digest, confidence_together, settling
 from mess.runs.run import Run
 
 A_PLAN = Plan(
@@ -54,6 +57,25 @@ def test_images_that_are_used_again_spend_confidence(tmp_path: Path) -> None:
     assert confidence_together(place, apart) == pytest.approx(0.95)
     # The first one's promise is worth less, too, now that there is a second.
     assert confidence_together(place, A_PLAN) == pytest.approx(0.85)
+
+
+def test_two_plans_at_once_see_each_other(
+    tmp_path: Path,
+) -> None:
+    """Each in a thread, whose lock is as good as another process's: it is the open file's."""
+    place, begun = Run(tmp_path), threading.Barrier(2, timeout=10)
+
+    def settle(plan: Plan) -> float:
+        begun.wait()
+        with settling(place):
+            together = confidence_together(place, plan)
+            time.sleep(0.1)  # in which the other would read
+            plan.write(place)
+        return together
+
+    with ThreadPoolExecutor(2) as pool:
+        found = sorted(pool.map(settle, [A_PLAN, replace(A_PLAN, tested=["another"])]))
+    assert found == pytest.approx([0.9, 0.95])
 
 
 def test_images_are_used_up(tmp_path: Path) -> None:

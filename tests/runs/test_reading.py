@@ -17,8 +17,8 @@ from mess.cache.content import find_parts
 from mess.cache.parquet import read_facts, read_rows, write_rows
 from mess.cache.schema import FRONT
 from mess.common import file_hashes
-from mess.errors import BundleError, CacheError, ConfigError, MessError
-from mess.runs.run import Run, begin_run
+from mess.errors import BundleError, CacheError, MessError
+from mess.runs.run import Run
 
 Times = Callable[[list[Path]], set[int]]
 
@@ -98,15 +98,6 @@ def test_a_report_reads_the_weights_and_the_cache_once(run: Run, times: Times) -
     _opened.clear()
     workflow.report(run.path)
     assert times([path for path in read_once(run) if path != run.config_file]) == {1}
-
-
-def test_a_run_begun_anew_has_its_new_configuration(run: Run) -> None:
-    changed = run.config.model_copy(
-        update={"memoise": run.config.memoise.model_copy(update={"pixel_thresholds": (0.9,)})}
-    )
-    assert begin_run(run.path, changed, "run").config == changed
-    with pytest.raises(ConfigError, match="another configuration"):
-        begin_run(run.path, changed.model_copy(update={"seed": 9}), "run")
 
 
 def without(key: str) -> Callable[[dict[str, Any]], None]:

@@ -178,9 +178,7 @@ def test_a_signal_in_the_last_iteration_stops_before_the_next_stage(
     assert same(run_training(config, tmp_path / "run").state_dict(), whole.state_dict())
 
 
-def test_exits_may_stay_the_early_heads_of_stage_1(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_exits_may_stay_the_early_heads_of_stage_1(make_config: MakeConfig, tmp_path: Path) -> None:
     exits = {"crm": [1], "rdi": [False], "blocks": [0]}
     stage2 = {"iterations": 0, "start": "stage1"}
     config = make_config(exits=exits, training=EVERY_STEP | {"stage2": stage2})

@@ -163,7 +163,9 @@ def test_exits_without_iterations_are_refused_unless_stage_1_made_them(
     make_config: MakeConfig,
 ) -> None:
     none = make_config(training={"stage2": {"iterations": 0}})
-    with pytest.raises(ConfigError, match=r"stage2\.iterations = 0 would leave exits as their seed"):
+    with pytest.raises(
+        ConfigError, match=r"stage2\.iterations = 0 would leave exits as their seed"
+    ):
         stages_of(build(none), none, rows_of(none), CLASSES, CPU)
     made = make_config(training={"stage2": {"iterations": 0, "start": "stage1"}})
     assert len(stages_of(build(made), made, rows_of(made), CLASSES, CPU)) == 2

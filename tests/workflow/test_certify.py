@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mess.commands.certify
 from mess import load_bundle, workflow
 from mess.cli.app import main
 from mess.common.files import write_text
 from mess.common.progress import Silent
+from mess.common.records import with_digest
 from mess.config import load_config
 from mess.errors import ConfigError, DataError, MessError
 from mess.runs.run import Run
+from mess.runtime.bundle_run import run_in_turns
 from mess.search.guarantees.claims import counts_of
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import error_estimate
@@ -231,3 +234,33 @@ def test_a_bundle_exported_again_has_its_certificate_again(
     assert "certificate" not in json.loads((bundle / "manifest.json").read_text())
     workflow.certify([bundle], max_error=0.99)
     assert "certificate" in json.loads((bundle / "manifest.json").read_text())
+
+
+def test_a_bundle_exported_while_it_is_certified_is_left_alone(
+    run: Run, searched: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = searched(**SEARCH)
+
+    def run_meanwhile(*arguments: Any) -> None:
+        run_in_turns(*arguments)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["exits"][0]["exit_rate"] = 0.123
+        write_text(bundle / "manifest.json", json.dumps(with_digest(manifest)))
+
+    monkeypatch.setattr(mess.commands.certify, "run_in_turns", run_meanwhile)
+    with pytest.raises(MessError, match="was exported again while it was certified"):
+        workflow.certify([bundle], max_error=0.99)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["exits"][0]["exit_rate"] == 0.123
+    assert "certificate" not in manifest
+
+
+def test_a_bundle_without_a_digest_gets_none_by_a_certificate(
+    searched: Callable[..., Path],
+) -> None:
+    bundle = searched(**SEARCH)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["digest"]
+    write_text(bundle / "manifest.json", json.dumps(manifest))
+    with pytest.raises(MessError, match="nothing tells whether it was altered"):
+        workflow.certify([bundle], max_error=0.99)

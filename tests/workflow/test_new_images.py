@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -32,6 +31,16 @@ from mess.sentences.new_images import new_images_lines
 from tests.workflow.videos import write_video
 
 TWO_EXITS: dict[str, Any] = {"target": "macs", "max_exits": 2}
+
+
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
 
 
 def set_groups(run: Run, spec: str) -> None:
@@ -90,25 +99,34 @@ def test_images_that_were_trained_on_certify_nothing(run: Run) -> None:
             workflow.search(run.path, **TWO_EXITS | asked, max_error=0.2, cache="train")
 
 
-def test_the_runs_own_training_images_are_known_by_their_folder(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path)
-    for own, root, split, refused in (
-        (tmp_path, tmp_path / "link", "train", True),
-        (tmp_path, tmp_path / "link", "calibration", False),
-        (tmp_path, tmp_path / "other", "train", False),
-        (None, tmp_path, "train", False),
-    ):
-        source = {"root": str(root), "split": split}
-        cache = SimpleNamespace(manifest={"source": source})
-        data = SimpleNamespace(root=own)
-        place: Any = SimpleNamespace(
-            config=SimpleNamespace(data=data), open_cache=lambda name, cache=cache: cache
-        )
-        if refused:
-            with pytest.raises(DataError, match="cache 'night' are of the split 'train'"):
-                require_untrained(place, "night")
-        else:
-            require_untrained(place, "night")
+def test_training_images_are_known_wherever_they_lie(run: Run, tmp_path: Path) -> None:
+    root = run.config.data.root
+    assert root is not None
+    (tmp_path / "link").symlink_to(root)
+    workflow.memoise(run.path, root=tmp_path / "link", split="train", name="link")
+    with pytest.raises(DataError, match="cache 'link' are of the split 'train'"):
+        require_untrained(run, "link", Silent())
+    # In another data set, and there in another split.
+    elsewhere = Path(shutil.copytree(root, tmp_path / "elsewhere"))
+    for kind in ("images", "masks"):
+        shutil.rmtree(elsewhere / "test" / kind)
+        shutil.copytree(root / "train" / kind, elsewhere / "test" / kind)
+    workflow.memoise(run.path, root=elsewhere, split="test", name="copies")
+    with pytest.raises(DataError, match="images of the cache 'copies', such as .* are equal to"):
+        workflow.search(run.path, **TWO_EXITS, max_error=0.2, confidence=0.9, certify="copies")
+
+
+def test_where_training_images_are_gone_it_is_said(run: Run, tmp_path: Path) -> None:
+    listener = Listener()
+    require_untrained(run, "calibration", listener)
+    assert not listener.told
+    gone = run.config.model_copy(
+        update={"data": run.config.data.model_copy(update={"root": tmp_path / "gone"})}
+    )
+    write_text(run.config_file, gone.to_toml())
+    require_untrained(Run(run.path), "calibration", listener)
+    (told,) = listener.told
+    assert "cache 'calibration' were trained on, too, cannot be told" in told
 
 
 def test_a_promise_that_cannot_be_kept_is_answered_with_the_whole_network(
@@ -160,16 +178,6 @@ def test_copies_of_a_file_count_once_however_its_signals_round(
     found = workflow.search(run.path, cache="copies", **TWO_EXITS, max_error=0.2, confidence=0.9)
     assert (found["certificate"]["images"], found["certificate"]["groups"]) == (42, 40)
     assert (found["intervals"]["images"], found["intervals"]["groups"]) == (42, 40)
-
-
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.told.append(text)
 
 
 def test_frames_of_a_video_are_warned_of_until_groups_keep_them_together(
