@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from mess.common.metrics import VOID
@@ -150,20 +151,43 @@ class SoftTarget:
 
     def loss(self, logits_BChw: Tensor) -> Tensor:
         """Of one exit's logits at native resolution; a scalar, 0 for a batch without labels."""
-        logits = upsample(logits_BChw, self._size, self._grid)
-        normaliser = (self._weight_BHW * logits.logsumexp(1)).sum()
-        agreement = (self._at_native(logits_BChw) * logits_BChw).sum()
-        return (normaliser - agreement) / self._pixels + self._constant
-
-    def _at_native(self, logits_BChw: Tensor) -> Tensor:
-        size = (logits_BChw.shape[2], logits_BChw.shape[3])
+        size, device = (logits_BChw.shape[2], logits_BChw.shape[3]), logits_BChw.device
+        rows = _weights(self._size[0], size[0], device)[self._grid.rows]
+        columns = _weights(self._size[1], size[1], device)[self._grid.columns]
         if size not in self._native:
-            device = logits_BChw.device
             # `upsample` is R z Kᵀ, and Σ W · (R z Kᵀ) = Σ (Rᵀ W K) · z.
-            rows = _weights(self._size[0], size[0], device)[self._grid.rows]
-            columns = _weights(self._size[1], size[1], device)[self._grid.columns]
             self._native[size] = rows.T @ self._target_BCHW @ columns
-        return self._native[size]
+        total = _SoftTargetSum.apply(
+            logits_BChw.contiguous(), rows, columns, self._weight_BHW, self._native[size]
+        )
+        return total / self._pixels + self._constant
+
+
+class _SoftTargetSum(torch.autograd.Function):
+    """Σ S · logsumexp(R z Kᵀ) - Σ W · z, by its own gradient Rᵀ (S · softmax(R z Kᵀ)) K - W.
+
+    Autograd's way to it keeps logits, logsumexp and gradient at full size and takes the
+    exponentials twice; this one works in one buffer, which is gone when the loss is known.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, z_BChw: Tensor, rows: Tensor, columns: Tensor, s_BHW: Tensor, w: Tensor
+    ) -> Tensor:
+        values_BCHW = rows @ z_BChw @ columns.T
+        # Less the largest logit, as logsumexp does: exponentials of large ones are infinite.
+        largest = values_BCHW.amax(1, keepdim=True)
+        total = values_BCHW.sub_(largest).exp_().sum(1, keepdim=True)
+        loss = (s_BHW * (largest + total.log()).squeeze(1)).sum() - (w * z_BChw).sum()
+        values_BCHW.mul_(s_BHW.unsqueeze(1) / total)
+        ctx.save_for_backward(rows.T @ values_BCHW @ columns - w)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (of_z,) = ctx.saved_tensors
+        return gradient * of_z, None, None, None, None
 
 
 class LovaszSoftmax:
