@@ -116,6 +116,8 @@ def _prepare(
         remove_leftovers(file)
     # A run that goes on has been checked when it began.
     if not place.checkpoint.exists():
+        # Of a training that was killed before its first checkpoint, maybe on other images.
+        remove_best_epochs(place.best_epoch)
         check_masks(data, "train", reporter)
         if held_out:
             check_masks(held_out, "holdout", reporter)

@@ -28,8 +28,9 @@ _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF's orientations that exchange rows and columns."""
 
-_SPREAD = {"L;2": 85, "L;4": 17}
-"""Pillow multiplies grey levels of 2 and 4 bits by these, to fill 0..255."""
+_GREY = re.compile(r"[1L](?:;([24]?)(I?)R?)?")
+"""Pillow's layouts of grey in 1 to 8 bits: how many, where fewer than 8, and whether the smallest
+number is white, as TIFF can have it."""
 
 _LOSSY = ("JPEG", "MPO")
 
@@ -77,11 +78,18 @@ def read_mask_values(path: Path) -> NDArray[Any]:
             "classes.json (see `colors` in docs/data.md)."
         )
     values = np.asarray(mask)
-    if mask.mode == "1":
-        return values.astype(np.uint8)
-    if rawmode in _SPREAD:
-        return values // np.uint8(_SPREAD[rawmode])
+    grey = _GREY.fullmatch(rawmode) if mask.mode in ("1", "L") else None
+    if grey:
+        return _stored(values.astype(np.uint8), mask.mode, grey)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _stored(values: NDArray[np.uint8], mode: str, grey: re.Match[str]) -> NDArray[np.uint8]:
+    """The numbers in the file of what Pillow made to be looked at: 0 black, full range."""
+    bits = 1 if mode == "1" else int(grey[1] or 8)
+    most = np.uint8(2**bits - 1)
+    levels = values if bits in (1, 8) else values // (np.uint8(255) // most)
+    return most - levels if grey[2] else levels
 
 
 def read_mask_colors(path: Path) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mess.compute.processes import ALONE, Processes
+from mess.config import read_toml
 from mess.networks.network import OverprovisionedNetwork
 from mess.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
 from mess.training.stage import TrainedUnit
@@ -44,7 +45,12 @@ class BestEpoch:
         # may be in any of theirs.
         for file in _files(path):
             stored = load_checkpoint(file, remedy="Delete it to go on without the epochs in it.")
-            if stored and (stored.stage, stored.configuration) == (stage, configuration):
+            # As values: another version may write the same configuration differently.
+            if (
+                stored
+                and stored.stage == stage
+                and read_toml(stored.configuration) == read_toml(configuration)
+            ):
                 self._take(stored.tensors)
 
     def offer(self, iteration: int, miou: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,47 @@ def test_masks_with_a_palette_hold_its_indices(tmp_path: Path, bits: int) -> Non
     )  # fmt: skip
     np.testing.assert_array_equal(read_mask_values(path), stored)
     np.testing.assert_array_equal(read_mask_colors(path), palette[stored])
+
+
+def write_tiff(
+    path: Path, stored: NDArray[Any], bits: int, *, white: int, reversed_bits: bool
+) -> Path:
+    """Grey numbers as they are, without Pillow; `white` 0: the smallest is white."""
+    rows = [
+        np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -bits:].ravel())
+        for row in stored
+    ]
+    content = np.concatenate(rows)
+    if reversed_bits:
+        content = np.packbits(np.unpackbits(content[:, None], axis=1)[:, ::-1], axis=1).ravel()
+    (height, width), begins = stored.shape, 8 + 2 + 9 * 12 + 4
+    tags = [
+        (256, width), (257, height), (258, bits), (259, 1), (262, white),
+        (266, 2 if reversed_bits else 1), (273, begins), (278, height), (279, len(content)),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    path.write_bytes(header + entries + bytes(4) + content.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bits", "white", "reversed_bits"),
+    # But for 8 bits of both kinds, a layout that Pillow does not read.
+    sorted(set(product((1, 2, 4, 8), (0, 1), (False, True))) - {(8, 0, True)}),
+)
+def test_masks_hold_the_numbers_whichever_is_white(
+    tmp_path: Path, bits: int, white: int, reversed_bits: bool
+) -> None:
+    """As tifffile writes masks of truths: 0 is white there."""
+    stored = drawn(bits, 2**bits)
+    stored[0, :2] = 0, 2**bits - 1
+    path = tmp_path / "mask.tif"
+    write_tiff(path, stored, bits, white=white, reversed_bits=reversed_bits)
+    np.testing.assert_array_equal(read_mask_values(path), stored)
+    # Pictures are seen as they are meant to be looked at.
+    grey = stored * (255 // (2**bits - 1))
+    np.testing.assert_array_equal(read_image(path)[..., 0], grey if white else 255 - grey)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])

@@ -13,7 +13,9 @@ from mess.config import Config
 from mess.errors import ConfigError
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
+from mess.training.best_epoch import BestEpoch
 from mess.training.losses import cross_entropy, exit_loss
+from mess.training.stage import TrainedUnit
 from mess.training.stages.recipes import RECIPES, keeps_best, stages_of
 from tests.conftest import MakeConfig
 from tests.training.killing import Killed, Killer
@@ -217,6 +219,27 @@ def test_every_exit_ends_with_its_best_epoch(make_config: MakeConfig, tmp_path: 
         else:
             expected = kept["stage1", best[FINAL]][name]
         assert torch.equal(tensor, expected), name
+
+
+def test_the_best_epoch_outlives_an_update(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Which may write the same configuration differently."""
+    config = scheme(make_config, "two-stage", keep="best", stage1={"iterations": 6})
+    network = build(config)
+    names = {"backbone": TrainedUnit(("backbone.",), (FINAL,))}
+    file = tmp_path / "best.safetensors"
+
+    def best_epoch(toml: str) -> BestEpoch:
+        return BestEpoch(file, network, "stage1", names, toml)
+
+    best_epoch("# of before\n" + config.to_toml()).offer(2, {FINAL: 0.5})
+    kept = snapshot(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    now = best_epoch(config.to_toml())
+    now.offer(4, {FINAL: 0.4})
+    now.restore()
+    assert all(torch.equal(network.state_dict()[n], kept[n]) for n in kept if n[0] == "b")
 
 
 def test_the_best_epoch_needs_images_to_tell_it(make_config: MakeConfig) -> None:

@@ -70,3 +70,11 @@ def test_a_loss_that_is_no_number_is_one_message(tmp_path: Path) -> None:
     assert "start a new run" in message
     assert run.checkpoint.exists()
     assert not run.weights.exists()
+
+
+def test_epochs_of_a_training_without_a_checkpoint_are_not_taken_up(tmp_path: Path) -> None:
+    """Its images may have been others; what would be read is refused here."""
+    run = begin_training(tmp_path / "run", SETTINGS)
+    run.best_epoch.write_bytes(b"of another life")
+    assert train(run).code == 0
+    assert not run.best_epoch.exists()
