@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.config import MemoiseConfig
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mess.config import MemoiseConfig
     from mess.signals.maps import PixelMaps
 
 
