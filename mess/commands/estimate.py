@@ -112,11 +112,11 @@ def _seconds(stage: Stage, batch: _Batch) -> float:
     steps = [step % stage.settings.iterations for step in range(_WARM_UP + _TIMED)]
     stage.begin()
     for iteration in steps[:_WARM_UP]:
-        stage.step(*batch, iteration)
+        stage.step(stage.see(*batch), iteration)
     _wait(batch.images.device)
     began = time.perf_counter()
     for iteration in steps[_WARM_UP:]:
-        stage.step(*batch, iteration)
+        stage.step(stage.see(*batch), iteration)
     _wait(batch.images.device)
     seconds = (time.perf_counter() - began) / _TIMED
     stage.end()

@@ -153,7 +153,9 @@ def _starting_network(
 def _batches(data: SegmentationData, config: Config) -> Batches:
     """The augmented batches of any stage."""
 
-    def batches(seed_name: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
+    def batches(
+        seed_name: str, iterations: int, start: int, sharing: Processes, every: int = 1
+    ) -> Iterator[Batch]:
         return training_loader(
             data,
             config.data,
@@ -161,6 +163,7 @@ def _batches(data: SegmentationData, config: Config) -> Batches:
             iterations=iterations,
             batch_size=config.training.batch_size,
             start=start,
+            every=every,
             rank=sharing.rank,
             world=sharing.count,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,23 @@ class Processes:
         """Give every process the first one's values, in place."""
         if self.count > 1:
             dist.broadcast(tensor, 0)
+
+    def share(self, tensors: Mapping[str, Tensor] | None, rank: int) -> Mapping[str, Tensor]:
+        """Those of the process `rank` by name, in the layout they have there; others give None.
+
+        On the CPU, and without gradients.
+        """
+        own = {} if tensors is None else {name: t.clone() for name, t in tensors.items()}
+        told = [[n, str(t.dtype), t.shape, t.stride()] for n, t in own.items()]
+        described = self.gather(json.dumps(told).encode() if self.rank == rank else b"")[rank]
+        found = {}
+        for name, dtype, shape, stride in json.loads(described):
+            kind = getattr(torch, dtype.removeprefix("torch."))
+            found[name] = own.get(name, torch.empty_strided(shape, stride, dtype=kind))
+            # As bytes, of whatever type; a clone leaves no gaps between its numbers.
+            flat = found[name].as_strided((found[name].numel(),), (1,))
+            dist.broadcast(flat.view(torch.uint8), rank)
+        return found
 
     def most(self, value: int) -> int:
         """The largest of the processes' values."""

@@ -27,10 +27,11 @@ def training_loader(
     iterations: int,
     batch_size: int,
     start: int = 0,
+    every: int = 1,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """One pass over iterations `start`..`iterations`-1 of augmented batches.
+    """Augmented batches of every so many-th of the iterations `start`..`iterations`-1.
 
     A batch is image (B, 3, h, w) float32, label (B, h, w) int64 and index (B,), with (h, w) the
     `crop_size` of TrainingSet. Batches depend on seed and iteration, not on the workers.
@@ -41,6 +42,7 @@ def training_loader(
         batch_size=batch_size,
         images=len(data),
         start=start,
+        every=every,
         rank=rank,
         world=world,
     )

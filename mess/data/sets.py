@@ -70,8 +70,8 @@ class Draws(Sampler[list[Draw]]):
     """Batches of draws: a seeded shuffle an epoch, every image once in each, no batch cut short.
 
     A batch may span two epochs. The k-th batch is a function of (seed, k), so a run resumed at
-    `start` = k sees what the uninterrupted one would have. With `world` processes, each of rank
-    0..world-1 gets its share of every batch.
+    `start` = k sees what the uninterrupted one would have; `every` leaves out those between. With
+    `world` processes, each of rank 0..world-1 gets its share of every batch.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Draws(Sampler[list[Draw]]):
         batch_size: int,
         images: int,
         start: int = 0,
+        every: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -90,15 +91,16 @@ class Draws(Sampler[list[Draw]]):
                 f"batch_size {batch_size} does not divide among {world} processes; "
                 f"use a multiple of {world}."
             )
-        self.seed, self.iterations, self.batch_size = seed, iterations, batch_size
-        self.images, self.start, self.rank, self.world = images, start, rank, world
+        self.seed, self.batch_size = seed, batch_size
+        self.images, self.rank, self.world = images, rank, world
+        self._iterations = range(start, iterations, every)
 
     def __len__(self) -> int:
-        return max(self.iterations - self.start, 0)
+        return len(self._iterations)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, order = -1, np.empty(0, np.int64)
-        for iteration in range(self.start, self.iterations):
+        for iteration in self._iterations:
             batch: list[Draw] = []
             for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
                 if position // self.images != epoch:

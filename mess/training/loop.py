@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mess.training.best_epoch import BestEpoch
 from mess.training.logs import HOLDOUT, MetricsLog
 from mess.training.resume import Saver
 from mess.training.schedule import learning_rate
-from mess.training.stage import Batches, Judge, Stage
+from mess.training.stage import Batches, Judge, Seen, Stage
 from mess.training.stopping import Stop, stop_on_signal
 
 _LOG_EVERY = 10
@@ -98,8 +98,8 @@ class _StageRun:
             training.reporter.task(self._stage.name, self._iterations, self._done) as task,
             stop_on_signal(patient=self._processes.count > 1) as stop,
         ):
-            for images, labels, _ in self._batches():
-                self._step(images, labels, task)
+            for seen in self._seen():
+                self._step(seen, task)
                 # The last step is judged and saved as the end of the stage, not of an epoch.
                 if self._done == self._iterations:
                     break
@@ -125,18 +125,34 @@ class _StageRun:
             self._processes,
         )  # fmt: skip
 
-    def _batches(self) -> Iterable[Batch]:
+    def _seen(self) -> Iterator[Seen]:
         """What is left of the stage's batches; all of each where processes divide the units."""
-        if self._done == self._iterations:
-            return ()
-        sharing = self._processes if self._stage.shares_batches else ALONE
-        return self._training.batches(self._stage.seed_name, self._iterations, self._done, sharing)
+        stage, processes, begun = self._stage, self._processes, self._done
+        if begun == self._iterations:
+            return
+        batches, seed_name = self._training.batches, stage.seed_name
+        # A GPU sees a batch sooner than features, which are many times an image's size, are sent.
+        if stage.shares_batches or processes.count == 1 or self._training.device.type != "cpu":
+            sharing = processes if stage.shares_batches else ALONE
+            yield from map(self._see, batches(seed_name, self._iterations, begun, sharing))
+            return
+        # Whole batches, and no shares of each: convolutions round otherwise for fewer images.
+        count, rank = processes.count, processes.rank
+        own = iter(batches(seed_name, self._iterations, begun + rank, ALONE, count))
+        for first in range(begun, self._iterations, count):
+            mine = self._see(next(own)) if first + rank < self._iterations else None
+            for turn in range(min(count, self._iterations - first)):
+                yield processes.share(mine if turn == rank else None, turn)
 
-    def _step(self, images: Tensor, labels: Tensor, task: Task) -> None:
-        """Do an iteration, and tell and log its losses."""
+    def _see(self, batch: Batch) -> Seen:
+        images, labels, _ = batch
         device = self._training.device
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        losses = self._stage.step(images, labels.to(device, non_blocking=True), self._done)
+        return self._stage.see(images, labels.to(device, non_blocking=True))
+
+    def _step(self, seen: Seen, task: Task) -> None:
+        """Do an iteration, and tell and log its losses."""
+        losses = self._stage.step(seen, self._done)
         self._done += 1
         figures = _finite(losses, self._stage.name, self._done)
         settings, training = self._stage.settings, self._training.config.training

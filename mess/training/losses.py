@@ -185,7 +185,7 @@ class _SoftTargetSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (of_z,) = ctx.saved_tensors
         return gradient * of_z, None, None, None, None
 

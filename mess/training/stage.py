@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,21 @@ from mess.compute.processes import Processes
 from mess.config import StageConfig
 from mess.data.loader import Batch
 
-Batches = Callable[[str, int, int, Processes], Iterable[Batch]]
-"""Batches by seed name, iterations in all, iteration to start from, and who shares each batch."""
+Seen = Mapping[str, Tensor]
+"""What a step takes of a batch, by name."""
+
+
+class Batches(Protocol):
+    """The augmented batches of any stage."""
+
+    def __call__(
+        self, seed_name: str, iterations: int, start: int, sharing: Processes, every: int = 1
+    ) -> Iterable[Batch]:
+        """Those of every so many-th iteration from `start` on, of `iterations` in all.
+
+        `sharing` divide each among them.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,14 @@ class Stage(Protocol):
     def begin(self) -> None:
         """Put the network into the stage's mode."""
 
-    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+    def see(self, images: Tensor, labels: Tensor) -> Seen:
+        """What steps take of a batch on the device: what none of them changes is computed here.
+
+        Of batches that are not divided, each is seen by one process, for all.
+        """
+        ...
+
+    def step(self, seen: Seen, iteration: int) -> dict[str, Tensor]:
         """Do iteration `iteration` (0-based); the losses by the name of the exit."""
         ...
 

@@ -7,9 +7,23 @@ import socket
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from mess.compute.processes import ALONE, Processes, divided, torchrun_processes
 from tests.workflow.children import forkserver
+
+
+def tensors_of(rank: int) -> dict[str, torch.Tensor]:
+    """Of several types and layouts, of one process."""
+    features = torch.arange(24.0).reshape(1, 2, 3, 4) / (rank + 3)
+    return {
+        "plain": features,
+        "last": features.to(memory_format=torch.channels_last),
+        "half": features.bfloat16(),
+        "labels": torch.full((2, rank + 1), rank),
+        "none": torch.empty(0),
+        "number": torch.tensor(rank / 7, dtype=torch.float64),
+    }
 
 
 def _exchange(rank: int, port: int, told: Sequence[Sequence[bytes]]) -> None:
@@ -25,6 +39,14 @@ def _exchange(rank: int, port: int, told: Sequence[Sequence[bytes]]) -> None:
             assert processes.gather(contents[rank]) == list(contents)
         assert processes.tell("é" if processes.is_first else "another") == "é"
         assert processes.most(rank) == processes.count - 1
+        for sender in range(processes.count):
+            given = tensors_of(sender)
+            found = processes.share(given if rank == sender else None, sender)
+            assert list(found) == list(given)
+            for name, tensor in given.items():
+                assert found[name].dtype == tensor.dtype
+                assert found[name].stride() == tensor.stride()
+                assert torch.equal(found[name], tensor)
         assert processes.merge({str(rank): rank / 3}, ["1", "0", "2"]) == {
             "1": 1 / 3, "0": 0.0, "2": 2 / 3,
         }  # fmt: skip

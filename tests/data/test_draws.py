@@ -45,6 +45,13 @@ def test_resumed_equals_the_tail(start: int) -> None:
     assert len(resumed) == len(list(resumed))
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, 25])
+def test_every_so_many_th_batch(every: int) -> None:
+    parted = draws(start=4, every=every)
+    assert list(parted) == list(draws())[4::every]
+    assert len(parted) == len(list(parted))
+
+
 def test_seeds_differ() -> None:
     assert list(draws(seed=3)) == list(draws(seed=3))
     assert list(draws(seed=3)) != list(draws(seed=4)) != list(draws(seed=-4))

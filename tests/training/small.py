@@ -34,10 +34,12 @@ def batch(stage: str, iteration: int) -> tuple[Tensor, Tensor]:
     return images, labels.masked_fill(torch.rand(2, 32, 48, generator=generator) < 0.1, 255)
 
 
-def batches(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
+def batches(
+    seed_name: str, iterations: int, start: int, sharing: Processes, every: int = 1
+) -> Iterator[Batch]:
     assert sharing == ALONE
-    for iteration in range(start, iterations):
-        yield *batch(stage, iteration), torch.arange(2)
+    for iteration in range(start, iterations, every):
+        yield *batch(seed_name, iteration), torch.arange(2)
 
 
 @cache

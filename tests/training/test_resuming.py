@@ -330,7 +330,9 @@ def test_a_checkpoint_of_other_exits_is_refused_by_name(
 def test_a_finished_training_has_nothing_left_to_do(always_saving: Config, tmp_path: Path) -> None:
     trained = run_training(always_saving, tmp_path)
 
-    def none(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
+    def none(
+        seed_name: str, iterations: int, start: int, sharing: Processes, every: int = 1
+    ) -> Iterator[Batch]:
         raise AssertionError("nothing is left to train")
 
     assert same(run_training(always_saving, tmp_path, batches=none).state_dict(),
@@ -355,8 +357,10 @@ def test_every_iteration_is_logged_with_the_loss_of_its_exits(tiny: Config, tmp_
 def test_a_loss_that_is_not_finite_names_stage_and_exit_and_keeps_the_checkpoint(
     always_saving: Config, tmp_path: Path
 ) -> None:
-    def poisoned(stage: str, iterations: int, start: int, sharing: Processes) -> Iterator[Batch]:
-        plain = batches(stage, iterations, start, sharing)
+    def poisoned(
+        seed_name: str, iterations: int, start: int, sharing: Processes, every: int = 1
+    ) -> Iterator[Batch]:
+        plain = batches(seed_name, iterations, start, sharing, every)
         for number, (images, labels, indices) in enumerate(plain):
             yield images * float("nan") if number == 2 else images, labels, indices
 

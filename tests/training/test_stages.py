@@ -73,7 +73,7 @@ def test_an_iteration_of_stage_1_trains_body_head_and_one_early_head(
     network, stage = pretraining(make_config())
     for iteration, (trained, idle) in enumerate([("p1", "p2"), ("p2", "p1")]):
         before = snapshot(network), {n: t.clone() for n, t in stage.state().items()}
-        losses = stage.step(*batch("stage1", iteration), iteration)
+        losses = stage.step(stage.see(*batch("stage1", iteration)), iteration)
         assert list(losses) == [FINAL, trained]
         after = network.state_dict(), stage.state()
         changed = {n for n, t in before[0].items() if not torch.equal(t, after[0][n])}
@@ -91,7 +91,7 @@ def test_heads_can_learn_at_a_rate_of_their_own(make_config: MakeConfig) -> None
         rates = {"learning_rate": 0.01, "head_learning_rate": 0.01 * factor}
         network, stage = pretraining(make_config(training={"stage1": rates}))
         before = snapshot(network)
-        stage.step(*batch("stage1", 0), 0)
+        stage.step(stage.see(*batch("stage1", 0)), 0)
         moved[factor] = {
             n: t - before[n] for n, t in network.state_dict().items() if t.is_floating_point()
         }
@@ -116,7 +116,7 @@ def test_early_heads_learn_from_the_final_one_by_a_weight(make_config: MakeConfi
             divergence = (teacher.exp() * (teacher - student)).sum(1)[labels != 255].mean()
         network, stage = pretraining(config)  # batch statistics have moved
         without_dropout(stage._heads)
-        losses = stage.step(images, labels, 0)
+        losses = stage.step(stage.see(images, labels), 0)
         found[weight] = losses["p1"], losses[FINAL], divergence
     (plain, final, divergence), (distilled, same_final, _) = found[0.0], found[0.7]
     assert divergence > 0.01
@@ -131,7 +131,7 @@ def test_plain_exits_may_start_from_the_early_heads(make_config: MakeConfig, sta
     network, stage = pretraining(config)
     fresh = snapshot(network.exits)
     for iteration in range(2):
-        stage.step(*batch("stage1", iteration), iteration)
+        stage.step(stage.see(*batch("stage1", iteration)), iteration)
     stage.end()
     plain = network.exits["p2-crm1-b0-fcn"].state_dict()
     skipping = network.exits["p2-crm1-b0-fcn-skip"].get_submodule("exit").state_dict()
@@ -182,7 +182,7 @@ def test_stage_2_steps_follow_the_poly_schedule(make_config: MakeConfig) -> None
         stage = ExitTraining(network, config, CLASSES, CPU, loss="pfd")
         stage.begin()
         before = snapshot(network.exits)
-        stage.step(*batch("stage2", 0), iteration)
+        stage.step(stage.see(*batch("stage2", 0)), iteration)
         name = "p1-crm1-b1-rdi-fcn.head.4.weight"
         moved.append(network.exits.state_dict()[name] - before[name])
     torch.testing.assert_close(moved[1], (1 / 3) ** 0.9 * moved[0], rtol=1e-3, atol=1e-7)
@@ -202,7 +202,7 @@ def test_stage_2_reports_eq3_of_every_exit(make_config: MakeConfig) -> None:
             exit_id: target.loss(network.logits(exit_id, features)).item()
             for exit_id in network.exits
         }
-    losses = stage.step(images, labels, 0)
+    losses = stage.step(stage.see(images, labels), 0)
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
 
 

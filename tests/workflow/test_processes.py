@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mess import workflow
 from mess.runs.run import Run
+from mess.training.stage import Seen
 from mess.training.stages import ExitTraining
 from tests.workflow.children import (
     CONFIG,
@@ -54,16 +55,26 @@ def begin(folder: Path, *settings: str, start: Path | None = None) -> Run:
     return Run(folder)
 
 
-def train(run: Run, processes: int, *, dropout: bool = True, stop_at: int | None = None) -> None:
+def train(
+    run: Run,
+    processes: int,
+    *,
+    dropout: bool = True,
+    stop_at: int | None = None,
+    note: Path | None = None,
+) -> None:
     """Train and memoise as torchrun's processes would; alone, without any of it.
 
-    stop_at: the iteration of stage 2 after which the last process gets a SIGTERM.
+    stop_at: the iteration of stage 2 after which the last process gets a SIGTERM. note: a folder in
+    which each process writes a line to a file of its own for every batch of stage 2 that it sees.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children = [
-        forkserver.Process(target=_train, args=(run.path, rank, processes, port, dropout, stop_at))
+        forkserver.Process(
+            target=_train, args=(run.path, rank, processes, port, dropout, stop_at, note)
+        )
         for rank in range(processes)
     ]
     for child in children:
@@ -77,7 +88,13 @@ def train(run: Run, processes: int, *, dropout: bool = True, stop_at: int | None
 
 
 def _train(
-    run: Path, rank: int, processes: int, port: int, dropout: bool, stop_at: int | None
+    run: Path,
+    rank: int,
+    processes: int,
+    port: int,
+    dropout: bool,
+    stop_at: int | None,
+    note: Path | None,
 ) -> None:
     torch.set_num_threads(1)
     log_every_step_and_measure_nothing()
@@ -94,17 +111,28 @@ def _train(
         }
     if stop_at and rank == processes - 1:
         _after(stop_at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if note:
+        _note_what_is_seen(note / f"seen-{rank}")
     workflow.train_overprovisioned(run=run)
+
+
+def _note_what_is_seen(file: Path) -> None:
+    see = ExitTraining.see
+
+    def noting(self: ExitTraining, images: Tensor, labels: Tensor) -> Seen:
+        with file.open("a") as lines:
+            lines.write("a batch\n")
+        return see(self, images, labels)
+
+    ExitTraining.see = noting
 
 
 def _after(number: int, act: Callable[[], None]) -> None:
     """Have `act` called after so many steps of stage 2."""
     step = ExitTraining.step
 
-    def acting(
-        self: ExitTraining, images: Tensor, labels: Tensor, iteration: int
-    ) -> dict[str, Tensor]:
-        losses = step(self, images, labels, iteration)
+    def acting(self: ExitTraining, seen: Seen, iteration: int) -> dict[str, Tensor]:
+        losses = step(self, seen, iteration)
         if iteration + 1 == number:
             act()
         return losses
@@ -126,6 +154,14 @@ def exits_alone(alone: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = begin(tmp_path_factory.mktemp("exits") / "run", start=alone.path)
     train(run, 1)
     return run
+
+
+def test_each_batch_of_stage_2_is_seen_by_one_process(alone: Run, tmp_path: Path) -> None:
+    """Five batches and two processes: the last round is not whole."""
+    run = begin(tmp_path / "run", "stage2.iterations = 5", start=alone.path)
+    train(run, 2, note=tmp_path)
+    seen = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("seen-*"))]
+    assert seen == [3, 2]
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -12,17 +12,22 @@ from mess.compute.processes import ALONE, Processes
 from mess.config import Config
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork, frozen
+from mess.training.checkpoint import under
 from mess.training.losses import ExitLoss, PixelGrid, exit_loss
-from mess.training.stage import TrainedUnit
+from mess.training.stage import Seen, TrainedUnit
 from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
+
+_FEATURES = "features."
+"""Before the names of features, in what is seen of a batch."""
 
 
 class ExitTraining:
     """Stage 2, frozen backbone: candidate exits from the same features, by `loss`.
 
-    Exits share nothing, so each one's forward, backward and step is done before the next begins:
-    the memory in use is one exit's. For the same reason processes divide the exits among them, and
-    groups of exits can be trained one after another: every exit ends with the same weights.
+    Exits share nothing but features, which no step changes, so each one's forward, backward and
+    step is done before the next begins: the memory in use is one exit's. For the same reason
+    processes divide the exits among them, and groups of exits can be trained one after another:
+    every exit ends with the same weights.
     """
 
     seed_name = "stage2"
@@ -69,14 +74,20 @@ class ExitTraining:
             self._network.exits[exit_id].to(self._device).train()
             optimiser.prepare()
 
-    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
-        amp = precision(self.settings, images.device)
+    def see(self, images: Tensor, labels: Tensor) -> Seen:
+        """The features that exits read, and the logits of the final exit, their teacher."""
         # Not in inference mode, whose tensors autograd refuses to save for the backward of exits.
-        with torch.no_grad(), amp:
+        with torch.no_grad(), precision(self.settings, images.device):
             features = self._network.features(images)
             teacher = self._network.logits(FINAL, features).float()
+        named = {_FEATURES + name: each for name, each in features.items()}
+        return {**named, "teacher": teacher, "labels": labels}
+
+    def step(self, seen: Seen, iteration: int) -> dict[str, Tensor]:
+        features, labels = under(seen, _FEATURES), seen["labels"]
+        amp = precision(self.settings, labels.device)
         target = batch_loss(
-            self._loss, teacher, labels, iteration, self._config, self._class_weights
+            self._loss, seen["teacher"], labels, iteration, self._config, self._class_weights
         )
         losses = {}
         # Each draws its dropout from a seed of its own, whichever process trains it after whatever.

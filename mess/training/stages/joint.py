@@ -13,7 +13,7 @@ from mess.config import Config, Stage1Config
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
 from mess.training.losses import ExitLoss
-from mess.training.stage import TrainedUnit
+from mess.training.stage import Seen, TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.exits import batch_loss, pixel_grid
 from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
@@ -70,7 +70,11 @@ class JointTraining:
         self._network.exits.to(self._device).train()
         self._together.begin(self._network)
 
-    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+    def see(self, images: Tensor, labels: Tensor) -> Seen:
+        return {"images": images, "labels": labels}
+
+    def step(self, seen: Seen, iteration: int) -> dict[str, Tensor]:
+        images, labels = seen["images"], seen["labels"]
         seed = derive(self._config.seed, self.name, iteration)
         self._together.seed(seed)
         amp = precision(self.settings, images.device)

@@ -30,12 +30,14 @@ class ScheduledOptimiser:
         self._training, self._stage = training, stage
         parts = [{"params": list(parameters), "scale": rate} for parameters, rate in groups]
         # The rate is set before each step.
-        common = {"lr": 0.0, "weight_decay": training.weight_decay}
+        decay = training.weight_decay
         self._optimiser: torch.optim.Optimizer
         if stage.optimiser == "adamw":
-            self._optimiser = torch.optim.AdamW(parts, **common)
+            self._optimiser = torch.optim.AdamW(parts, lr=0.0, weight_decay=decay)
         else:
-            self._optimiser = torch.optim.SGD(parts, momentum=training.momentum, **common)
+            self._optimiser = torch.optim.SGD(
+                parts, lr=0.0, momentum=training.momentum, weight_decay=decay
+            )
 
     def prepare(self) -> None:
         """Take the memory of the momentum now.

@@ -15,7 +15,7 @@ from mess.networks.heads import SkipExit
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
 from mess.training.checkpoint import under
 from mess.training.losses import Mixture, SoftTarget, cross_entropy
-from mess.training.stage import TrainedUnit
+from mess.training.stage import Seen, TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
 from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
 
@@ -73,7 +73,11 @@ class ExitAwarePretraining:
         self._heads.train()
         self._together.begin(self._network.backbone, self._heads)
 
-    def step(self, images: Tensor, labels: Tensor, iteration: int) -> dict[str, Tensor]:
+    def see(self, images: Tensor, labels: Tensor) -> Seen:
+        return {"images": images, "labels": labels}
+
+    def step(self, seen: Seen, iteration: int) -> dict[str, Tensor]:
+        images, labels = seen["images"], seen["labels"]
         self._together.seed(derive(self._config.seed, self.name, iteration))
         with precision(self.settings, images.device):
             features, names = self._network.features(images), self._network.point_names
