@@ -323,7 +323,7 @@ class Config(_Section):
 
 def read_toml(text: str) -> Config:
     """The inverse of `Config.to_toml`."""
-    return parse_config(tomllib.loads(text))
+    return parse_config(_toml(text, "the configuration"))
 
 
 def shipped_configs() -> list[str]:
@@ -343,7 +343,7 @@ def load_config(source: str | Path = "quickstart", overrides: Sequence[str] = ()
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set takes KEY=VALUE, got {override!r}.")
-        _assign(values, key.strip().split("."), _toml_value(text.strip()))
+        _assign(values, key.strip().split("."), _toml_value(key.strip(), text.strip()))
     return parse_config(values)
 
 
@@ -362,6 +362,8 @@ def _read(source: str | Path) -> dict[str, Any]:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise ConfigError(f"configuration file {path} does not exist.") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8 text: {error}. Save it as such.") from None
     else:
         shipped = shipped_configs()
         if str(source) not in shipped:
@@ -371,10 +373,16 @@ def _read(source: str | Path) -> dict[str, Any]:
             )
         # A name without .toml is never a file, or a folder's content would change what it means.
         text = (resources.files("mess.configs") / f"{source}.toml").read_text(encoding="utf-8")
+    return _toml(text, str(source))
+
+
+def _toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}.") from None
+    # Python refuses numbers of thousands of digits by a plain ValueError, and brackets in thousands
+    # of others by RecursionError.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid TOML: {error}.") from None
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -385,12 +393,15 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def _toml_value(text: str) -> Any:
+def _toml_value(key: str, text: str) -> Any:
     try:
         # A bare word is no TOML; its quotes would have to be quoted again in a shell.
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    # As in `_toml`.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {key}: the value is not valid TOML: {error}.") from None
 
 
 def _explain(fault: Any) -> str:

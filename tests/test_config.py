@@ -239,6 +239,24 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_config(written(tmp_path, "seed = = 1"))
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes('kind = "é"'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"own\.toml is not UTF-8 text"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000])
+def test_a_value_beyond_what_can_be_read_is_refused_with_its_key(
+    value: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="--set seed: the value is not valid TOML") as refusal:
+        load_config("quickstart", [f"seed={value}"])
+    assert len(str(refusal.value)) < 300
+    with pytest.raises(ConfigError, match=r"own\.toml is not valid TOML"):
+        load_config(written(tmp_path, f"seed = {value}"))
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().seed = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from mess.commands.train import train_network
 from mess.common.files import write_json
 from mess.common.progress import Reporter
+from mess.common.records import read_log, read_record
 from mess.config import Config, StageConfig, parse_config
 from mess.data import open_split
 from mess.errors import ConfigError, MessError, TrainingError
@@ -127,7 +127,8 @@ def _earlier(folder: Path, key: str) -> list[float]:
     file = folder / "tune.json"
     if not file.exists():
         return []
-    trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
+    again = "Delete it and name the rates with --rate: trials that are finished are not done again."
+    trials = read_record(file, Tuning, again)["trials"]
     return [trial["learning_rate"] for trial in trials if trial["stage"] == key]
 
 
@@ -217,11 +218,13 @@ def _folder(folder: Path, stage: _Stage, rate: float, behind: str = "") -> Path:
 
 
 def _judged(place: Run, stage: _Stage) -> dict[str, float]:
-    """The mIoU of each exit on the held-out images, with the weights that the stage ended with."""
-    rows = map(json.loads, place.metrics.read_text(encoding="utf-8").splitlines())
+    """The mIoU of each exit on the held-out images, with the weights that the stage ended with.
+
+    Raises MessError where the log of the trial tells none.
+    """
     # Groups of exits are logged one after another, as stage2-1of4 and so on.
     by_group: dict[str, list[dict[str, float]]] = {}
-    for row in rows:
+    for row in read_log(place.metrics):
         name = row["stage"].removesuffix(HOLDOUT)
         if name != row["stage"] and (name == stage.name or name.startswith(f"{stage.name}-")):
             of_exits = {key: row[key] for key in row if key not in ("stage", "iteration")}
@@ -236,6 +239,11 @@ def _judged(place: Run, stage: _Stage) -> dict[str, float]:
             found |= {name: max(epoch[name] for epoch in epochs) for name in epochs[-1]}
         else:
             found |= max(epochs, key=stage.score)
+    if not found:
+        raise MessError(
+            f"{place.metrics} tells no mIoU of held-out images after {stage.name}. Delete "
+            f"{place.path} and run the same command again: it is trained anew."
+        )
     return found
 
 

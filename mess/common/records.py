@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -46,9 +47,41 @@ def read_record(
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise error(f"{path} is damaged: {fault}. {again}") from fault
     return as_record(content, kind, path, again, error)
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a log of JSON lines: `stage`, `iteration` and finite figures by name.
+
+    A line that is none, such as one that a kill or a bad disk left, is passed over: a log tells
+    what happened, and nothing is computed from what it lacks.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            # Without its end a line is still being written.
+            if not line.endswith("\n"):
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if _fault(row, _LogRow, "") is None and all(map(_is_figure, _figures(row))):
+                yield row
+
+
+class _LogRow(TypedDict):
+    stage: str
+    iteration: int
+
+
+def _figures(row: Mapping[str, Any]) -> list[Any]:
+    return [value for name, value in row.items() if name != "stage"]
+
+
+def _is_figure(value: object) -> bool:
+    return _is_plain(value, float) and abs(cast(float, value)) <= sys.float_info.max
 
 
 def as_record(

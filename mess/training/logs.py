@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mess.common.files import room_for, write_text
+from mess.common.records import read_log
 from mess.errors import ConfigError
 
 HOLDOUT = "-holdout"
@@ -29,22 +31,22 @@ class MetricsLog:
         """Add one row; floats that are not finite are refused."""
         row = {"stage": stage, "iteration": iteration, **figures}
         with room_for(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(_line(row))
 
     def rewind(self, stage: str, iteration: int) -> None:
-        """Drop the rows of `stage` beyond `iteration`, and a last line that a kill cut short."""
+        """Drop the rows of `stage` beyond `iteration`, and lines that are no rows."""
         if not self._path.exists():
             return
         kept = [
-            line
-            for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n") and not _beyond(json.loads(line), stage, iteration)
+            _line(row)
+            for row in read_log(self._path)
+            if row["stage"] != stage or row["iteration"] <= iteration
         ]
         write_text(self._path, "".join(kept))
 
 
-def _beyond(row: dict[str, Any], stage: str, iteration: int) -> bool:
-    return row["stage"] == stage and row["iteration"] > iteration
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
 class TensorBoardLog(MetricsLog):

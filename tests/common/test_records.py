@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 import pytest
 
-from mess.common.records import DIGEST, read_record, require_unaltered, with_digest
+from mess.common.records import DIGEST, read_log, read_record, require_unaltered, with_digest
 from mess.errors import CacheError
 
 
@@ -102,3 +102,23 @@ def test_what_was_altered_is_refused(tmp_path: Path, change: dict[str, Any]) -> 
     path = tmp_path / "file.json"
     with pytest.raises(CacheError, match=r"file\.json was altered.*Make it again\."):
         require_unaltered(with_digest(GOOD) | change, path, "Make it again.", CacheError)
+
+
+BAD_LINES = (
+    "null", "}{", "[]", "7", "", "\0\0", "[" * 5000,
+    '{"stage": "a"}', '{"iteration": 1}', '{"stage": 1, "iteration": 1}',
+    '{"stage": "a", "iteration": 1.5}', '{"stage": "a", "iteration": 1, "mean": null}',
+    '{"stage": "a", "iteration": 1, "mean": NaN}', '{"stage": "a", "iteration": 1, "mean": true}',
+)  # fmt: skip
+
+
+def test_a_log_has_the_rows_between_lines_that_are_none(tmp_path: Path) -> None:
+    rows = [
+        {"stage": "a", "iteration": 1, "mean": 0.5},
+        {"stage": "b", "iteration": 2, "final": 1},
+    ]
+    first, second = (json.dumps(row).encode() for row in rows)
+    bad = [*(line.encode() for line in BAD_LINES), b"\xff"]
+    (tmp_path / "log").write_bytes(b"\n".join([*bad, first, *bad, second, *bad, first]))
+    # The last line has no end.
+    assert list(read_log(tmp_path / "log")) == rows

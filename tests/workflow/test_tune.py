@@ -190,3 +190,22 @@ def test_rates_and_shares_that_mean_nothing_are_refused(
 def test_no_rate_with_a_finite_loss_is_told(trained: list[Path], tmp_path: Path) -> None:
     with pytest.raises(MessError, match=r"stage1 came to no finite loss at any of the rates 0.7"):
         tuned(tmp_path, 0.7)
+
+
+def test_a_damaged_record_of_earlier_rates_is_named(trained: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "tune.json").write_text('{"trials": [{"stage": "stage1"}]}')
+    with pytest.raises(MessError, match=r"tune\.json lacks trials\[0\]\.learning_rate\. Delete it"):
+        tuned(tmp_path, 0.2)
+    assert not trained
+
+
+def test_a_bad_line_of_the_log_is_passed_over(tmp_path: Path) -> None:
+    epochs = {"p1": 0.25, "final": 0.5}, {"p1": 0.5, "final": 0.375}
+    of_epochs(tmp_path / "a", "stage1", "last", *epochs)
+    log = tmp_path / "a" / "metrics.jsonl"
+    stage = mess.commands.tune._Stage("stage1", "stage1", mess.commands.tune._final)
+    log.write_text(f"null\n{log.read_text()}}}{{\n")
+    assert mess.commands.tune._judged(Run(tmp_path / "a"), stage) == epochs[1]
+    log.write_text("null\n")
+    with pytest.raises(MessError, match=r"tells no mIoU of held-out images after stage1\. Delete"):
+        mess.commands.tune._judged(Run(tmp_path / "a"), stage)
