@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mess.common.files import CONTENT_DIGITS, sha256
-from mess.errors import DamagedPartError
+from mess.errors import CacheError
 
 STEM, SUFFIX = "part", ".parquet"
-
-_ABANDONED_SECONDS = 3600.0
-"""A search holds no lock; an unfinished file that is older is of one that was killed."""
 
 _NAME = re.compile(rf"{STEM}-([0-9a-f]{{{CONTENT_DIGITS}}}){re.escape(SUFFIX)}")
 
@@ -56,30 +53,22 @@ def size_of(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def is_abandoned(path: Path) -> bool:
-    """Whether an unfinished file is of a search that was killed."""
-    try:
-        return path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
-    except FileNotFoundError:
-        return False  # finished meanwhile
-
-
 def remedy(cache: Path) -> str:
     """The command that brings the cache RUN/cache/NAME up to date."""
-    name = "" if cache.name == "calibration" else f" --name {cache.name}"
-    return f"`mess memoise{name} --run {cache.parent.parent}`"
+    name = "" if cache.name == "calibration" else f" --name {shlex.quote(cache.name)}"
+    return f"`mess memoise{name} --run {shlex.quote(str(cache.parent.parent))}`"
 
 
 def require_whole(path: Path, again: str) -> None:
-    """Raise DamagedPartError, which ends with `again`, where a part is not what its name says."""
+    """Raise CacheError, which ends with `again`, where a part is not what its name says."""
     match = _NAME.fullmatch(path.name)
     try:
         digits = sha256(path)[:CONTENT_DIGITS]
     except FileNotFoundError:
-        raise DamagedPartError(f"{path} is gone. {again}") from None
+        raise CacheError(f"{path} is gone. {again}") from None
     # The digits in the name are the only checksum: nothing beside a part has to be right.
     if match is None or digits != match[1]:
-        raise DamagedPartError(f"{path} was altered or cut short. {again}")
+        raise CacheError(f"{path} was altered or cut short. {again}")
 
 
 def repeated_strings(index: NDArray[np.intp], values: Sequence[str]) -> pa.Array:

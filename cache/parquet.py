@@ -88,7 +88,10 @@ def find_facts(path: Path) -> dict[str, Any] | None:
     with _readable(path):
         metadata = pq.read_schema(path).metadata or {}
         # Not `read_table`: facts tell which version wrote a file, also where its columns differ.
-        return json.loads(metadata[_FACTS]) if _FACTS in metadata else None
+        facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else None
+        if not isinstance(facts, dict | None):
+            raise CacheError(f"{path} has facts that are no JSON object. {_NEXT_MOVE}")
+        return facts
 
 
 @contextmanager

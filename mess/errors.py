@@ -44,10 +44,6 @@ class CacheError(MessError):
     """A prediction cache that is missing, incomplete, stale or damaged."""
 
 
-class DamagedPartError(CacheError):
-    """A part of a prediction cache whose content is not what its name says."""
-
-
 class InfeasibleError(MessError):
     """No configuration meets the constraints: an answer, not a fault."""
 

@@ -22,7 +22,7 @@ from mess.cache.content import STEM, SUFFIX, find_parts, matches, repeated_strin
 from mess.cache.parquet import read_facts, read_table, write_table
 from mess.cache.schema import PAIRS, PAIRS_VERSION
 from mess.common.files import write_named_by_content
-from mess.errors import CacheError, DamagedPartError
+from mess.errors import CacheError
 
 _IDS = ("exit_a", "exit_b", "image_id")
 
@@ -121,20 +121,20 @@ class PairStore:
         )
 
     def drop_damaged(self) -> None:
-        """Delete parts that are not what their names say: what they held has been computed."""
+        """Delete parts that cannot be used: what they held has been computed."""
         for path in find_parts(self.parts_folder):
             try:
                 open_pair_part(path)
-            except DamagedPartError:
+            except CacheError:
                 path.unlink(missing_ok=True)
 
 
 def open_pair_part(path: Path) -> PairPart:
-    """What a part is of; raises DamagedPartError where its content is not what its name says."""
+    """What a part is of; raises CacheError where its content is not what its name says."""
     require_whole(path, _AGAIN)
     part = describe_pair_part(path)
     if part is None:
-        raise DamagedPartError(f"{path} is of another version of mess. {_AGAIN}")
+        raise CacheError(f"{path} is of another version of mess. {_AGAIN}")
     return part
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.cache.content import Verification, find_parts, is_abandoned, parquet_files, size_of
+from mess.cache.content import Verification, find_parts, parquet_files, size_of
 from mess.cache.pairs.store import (
     PairPart,
     PairStore,
@@ -18,6 +18,7 @@ from mess.cache.pairs.store import (
     open_pair_part,
     read_signals,
 )
+from mess.common.files import is_abandoned
 from mess.errors import CacheError
 
 _ROUNDING = 1 + 2.0**-20

@@ -20,7 +20,7 @@ from mess.cache.content import STEM, SUFFIX, remedy, repeated_strings, require_w
 from mess.cache.parquet import read_facts, read_table, write_table
 from mess.cache.schema import PREDICTIONS, PREDICTIONS_OF, SCHEMA_VERSION
 from mess.common.files import write_named_by_content
-from mess.errors import DamagedPartError
+from mess.errors import CacheError
 
 Maps = NDArray[np.object_]
 """Compressed maps as bytes, or None."""
@@ -90,12 +90,12 @@ def write_part(
 
 
 def open_part(path: Path) -> Part:
-    """What a part is of; raises DamagedPartError where its content is not what its name says."""
+    """What a part is of; raises CacheError where its content is not what its name says."""
     again = f"Run {remedy(path.parent.parent)} to compute it again; the rest of the cache stays."
     require_whole(path, again)
     part = describe_part(path)
     if part is None:
-        raise DamagedPartError(f"{path} is of another version of mess. {again}")
+        raise CacheError(f"{path} is of another version of mess. {again}")
     return part
 
 

@@ -186,10 +186,6 @@ class PredictionStore:
         found = Snapshot(self, expected)
         return found.predictions, found.manifest
 
-    def label_maps(self, image_ids: Iterable[str]) -> dict[tuple[str, str], bytes]:
-        """Compressed label maps by (exit, image), of the given images."""
-        return Snapshot(self, None).label_maps(image_ids)
-
 
 class Snapshot:
     """A cache as its manifest was when it was first asked for; every file is read once.

@@ -13,7 +13,6 @@ import numpy as np
 from mess.cache.content import (
     Verification,
     find_parts,
-    is_abandoned,
     parquet_files,
     remedy,
     size_of,
@@ -22,8 +21,9 @@ from mess.cache.pairs.store import PairStore
 from mess.cache.pairs.verify import unneeded_pairs, verify_pairs
 from mess.cache.predictions.parts import Part, describe_part, open_part, read_counts, row_ids
 from mess.cache.predictions.store import CacheManifest, Overlap, PredictionStore, Snapshot
+from mess.common.files import is_abandoned
 from mess.common.metrics import MASKS
-from mess.errors import CacheError, DamagedPartError
+from mess.errors import CacheError
 
 _TEMPORARY = re.compile(r"\.(part|manifest|images)\.")
 """What names of files begin with that memoising has not finished."""
@@ -125,7 +125,7 @@ def unneeded(store: PredictionStore) -> list[Path]:
             part = open_part(path)
             current = part.schema_version >= held.manifest["schema_version"]
             needed = current and bool(Overlap.of(part, exits, images))
-        except DamagedPartError:
+        except CacheError:
             needed = False
         if not needed:
             files.add(path)

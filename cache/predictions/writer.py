@@ -30,7 +30,7 @@ from mess.cache.predictions.store import CacheManifest, Overlap, PredictionStore
 from mess.cache.schema import IMAGES, SCHEMA_VERSION
 from mess.common.files import sha256
 from mess.common.metrics import MASKS
-from mess.errors import CacheError, DamagedPartError
+from mess.errors import CacheError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +309,7 @@ class CacheWriter:
             if path not in self._opened:
                 try:
                     self._opened[path] = open_part(path)
-                except DamagedPartError:
+                except CacheError:
                     continue
             if self._opened[path].schema_version == SCHEMA_VERSION:
                 yield self._opened[path]

@@ -37,14 +37,15 @@ def verify_caches(place: Run, name: str | None, reporter: Reporter) -> list[dict
         begun = time.monotonic()
         store = PredictionStore(place.cache(cache))
         found = verify(store)
-        faults = list(found.faults)
+        told = [*found.faults, why_stale(place, cache)]
         try:
-            changes = data_changes(place, Snapshot(store, None))
-            faults += filter(None, [why_stale(place, cache), changes])
+            told.append(data_changes(place, Snapshot(store, None)))
         except DataError as error:
             reporter.message(f"Cache {cache} was not held against its data: {error}")
         except CacheError:
             pass  # is among the faults
+        # What cannot be read is found at each look.
+        faults = list(dict.fromkeys(filter(None, told)))
         rows.append(
             {
                 "name": cache,
@@ -70,7 +71,8 @@ def prune_caches(place: Run, name: str | None, *, dry_run: bool) -> list[dict[st
         ]
         if not dry_run:
             for row in rows:
-                Path(row["file"]).unlink()
+                # A search holds no lock, and may have finished its file meanwhile.
+                Path(row["file"]).unlink(missing_ok=True)
     return rows
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from mess.errors import MessError
 
 CONTENT_DIGITS = 16
 """Of a content's sha256, in the names that `write_named_by_content` gives."""
+
+_ABANDONED_SECONDS = 3600.0
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,6 +35,54 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with _temporary(path) as temporary:
         yield temporary
         _settle(temporary, path)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that replaces it when the block ends without an error.
+
+    Several at once do not see each other's, and the last one stays. A kill leaves the old folder,
+    or none, and what is hidden besides, which a later call deletes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # As of files, what is random comes last.
+    hidden = f".{path.name}."
+    for left in path.parent.glob(f"{glob.escape(hidden)}????????"):
+        if left.is_dir() and is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=hidden))
+    try:
+        with room_for(path):
+            # Not `aside` itself, which its owner alone may read.
+            building = aside / "new"
+            building.mkdir()
+            yield building
+            _settle_folder(building, path, aside / "old")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _settle_folder(building: Path, path: Path, old: Path) -> None:
+    while True:
+        # A rename replaces no folder that holds files, so the old one steps aside first.
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            building.rename(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another was put there in between, and is the older one now.
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether what is not finished, and written without a lock, is of a command that was killed."""
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False  # finished meanwhile
 
 
 def write_named_by_content(

@@ -16,14 +16,18 @@ from pathlib import Path
 
 import pytest
 
+from mess.cache.content import STEM, SUFFIX
+from mess.cache.pairs.store import PairStore
 from mess.cache.predictions import verify as integrity
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import Gap
+from mess.common.files import write_named_by_content
 from mess.errors import CacheError, MessError
 from tests.cache.conftest import (
     EXITS,
     IDENTITY,
     IMAGES,
+    PART_IMAGES,
     SHAPE,
     assert_true,
     begin,
@@ -173,7 +177,7 @@ def test_a_damaged_part_is_named_by_every_check(store: PredictionStore) -> None:
     (lost,) = [fault for fault in integrity.verify(store).faults if path.name in fault]
     assert "was altered or cut short" in lost
     with pytest.raises(CacheError, match=path.name):
-        store.label_maps(["image-0"])
+        Snapshot(store, None).label_maps(["image-0"])
 
 
 def _killed_while_writing(directory: Path) -> None:
@@ -238,11 +242,29 @@ def test_writers_at_the_same_time_do_not_harm_each_other(tmp_path: Path) -> None
         writer.start()
     for writer in writers:
         writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     # One may find the cache finished, or a part of another on its way; none may do harm.
     store = PredictionStore(tmp_path)
-    fill(store)
-    assert_true(store.read({})[0])
     assert integrity.verify(store).faults == ()
+    assert_true(store.read({})[0])
+    assert fill(store) == 0
+
+
+def test_a_part_that_is_what_its_name_says_and_no_part_is_made_again(
+    store: PredictionStore,
+) -> None:
+    """As a writer with a fault would leave it: whole by its name, and nothing to be read."""
+    path = part_files(store)[0]
+    path.unlink()
+    other = write_named_by_content(store.parts_folder, STEM, SUFFIX, lambda to: to.touch())
+    pairs = PairStore(store.directory)
+    pair = write_named_by_content(pairs.parts_folder, STEM, SUFFIX, lambda to: to.touch())
+    assert integrity.unneeded(store) == sorted([other, pair])
+    assert fill(store) == len(EXITS) * PART_IMAGES
+    assert not other.exists()
+    pairs.drop_damaged()
+    assert not pair.exists()
+    assert_true(store.read({})[0])
 
 
 def test_a_reader_sees_whole_caches_while_one_is_rewritten(store: PredictionStore) -> None:

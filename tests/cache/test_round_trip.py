@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mess.cache.compression import compress, decompress
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import CacheWriter
 from tests.cache.conftest import IDENTITY
 from tests.caches import Prediction, rows_of
@@ -68,7 +68,7 @@ def test_what_was_written_is_read(
             writer.write(gap, rows_of(IDENTITY, gap, lambda e, i: grid[e, i]))
         writer.finish(dict.fromkeys(IDENTITY.exits, SHAPE))
         found, _ = store.read({})
-        maps = store.label_maps(ids)
+        maps = Snapshot(store, None).label_maps(ids)
     assert (found.exit_ids, found.image_ids) == (tuple(IDENTITY.exits), tuple(ids))
     for e, exit_id in enumerate(found.exit_ids):
         for i, image_id in enumerate(found.image_ids):

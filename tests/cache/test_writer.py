@@ -43,7 +43,7 @@ def test_what_was_written_is_read(store: PredictionStore) -> None:
 
 
 def test_label_maps_are_read_for_the_images_asked_for(store: PredictionStore) -> None:
-    maps = store.label_maps(["image-1", "image-4"])
+    maps = Snapshot(store, None).label_maps(["image-1", "image-4"])
     assert maps == {
         (exit_id, image_id): prediction(exit_id, image_id)["label_map"]
         for exit_id in EXITS
@@ -152,7 +152,7 @@ def test_added_signals_leave_everything_else_as_it_was_stored(store: PredictionS
     writer.finish(dict.fromkeys(EXITS, SHAPE))
     assert_true(store.read({})[0], more)
     assert (
-        store.label_maps(["image-2"])["final", "image-2"]
+        Snapshot(store, None).label_maps(["image-2"])["final", "image-2"]
         == (prediction("final", "image-2")["label_map"])
     )
 
@@ -237,7 +237,7 @@ def test_a_cache_from_before_lost_pixels_is_read_without_them(store: PredictionS
     assert (found.lost, manifest["schema_version"]) == (None, 2)
     for name in ("label", "intersection", "predicted", "signals"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
-    assert store.label_maps(["image-1"])
+    assert Snapshot(store, None).label_maps(["image-1"])
     assert integrity.verify(store).faults == ()
     assert integrity.missing(store) == 0
     assert integrity.unneeded(store) == []

@@ -6,11 +6,19 @@ import errno
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from mess.common.files import atomic_path, remove_leftovers, sha256, write_json, write_text
+from mess.common.files import (
+    atomic_folder,
+    atomic_path,
+    remove_leftovers,
+    sha256,
+    write_json,
+    write_text,
+)
 from mess.errors import MessError
 
 
@@ -51,6 +59,67 @@ def test_an_error_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_half(tmp_path / "new.txt", RuntimeError)
     assert contents(tmp_path) == []
+
+
+def test_a_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with atomic_folder(tmp_path / "made") as building:
+            (building / content).write_text(content)
+    assert contents(tmp_path) == ["made"]
+    assert contents(tmp_path / "made") == ["new"]
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_a_folder_that_another_put_there_meanwhile_is_the_older_one(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "made") as ours, atomic_folder(tmp_path / "made") as theirs:
+        (ours / "ours").touch()
+        (theirs / "theirs").touch()
+    assert contents(tmp_path) == ["made"]
+    assert contents(tmp_path / "made") == ["ours"]
+
+
+def test_a_folder_put_there_between_two_renames_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, stolen = Path.rename, list[Path]()
+
+    def first_of_another(path: Path, target: Path) -> Path:
+        if path.name == "new" and not stolen:
+            stolen.append(target)
+            target.mkdir()
+            (target / "theirs").touch()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", first_of_another)
+    with atomic_folder(tmp_path / "made") as building:
+        (building / "ours").touch()
+    assert stolen == [tmp_path / "made"]
+    assert contents(tmp_path / "made") == ["ours"]
+
+
+def test_what_a_killed_writer_of_a_folder_left_goes_after_an_hour(tmp_path: Path) -> None:
+    for left, age in ((".made.abandond", 7200), (".made.at_work_", 60), (".made.notes", 7200)):
+        (tmp_path / left / "new").mkdir(parents=True)
+        then = time.time() - age
+        os.utime(tmp_path / left, (then, then))
+    with atomic_folder(tmp_path / "made"):
+        pass
+    assert contents(tmp_path) == [".made.at_work_", ".made.notes", "made"]
+
+
+def test_an_error_or_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "made" / "old").mkdir(parents=True)
+    with pytest.raises(MessError, match=r"made cannot be written: there is no room"):  # noqa: SIM117
+        with atomic_folder(tmp_path / "made"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert contents(tmp_path) == ["made"]
+    assert contents(tmp_path / "made") == ["old"]
 
 
 def test_parent_folders_are_made(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mess import workflow
 from mess.cache.compression import compress, decompress
 from mess.cache.content import find_parts
 from mess.cache.predictions import verify as integrity
-from mess.cache.predictions.store import PredictionStore
+from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import CacheWriter, Identity
 from mess.cli.app import main
 from mess.common import files
@@ -389,7 +389,7 @@ def test_the_pairs_of_a_run(
     found = pair_signals(Run(run.path).open_cache("calibration"), Silent())
     exit_ids = list(manifest["exits"])
     ids = [row["image_id"] for row in store.images(manifest)]
-    maps = store.label_maps(ids)
+    maps = Snapshot(store, None).label_maps(ids)
     possible = np.argwhere(possible_pairs(exit_ids, points))
     assert len(possible)
     for a, b in possible:
