@@ -2,8 +2,8 @@
 
 Functions that need torch import it when they run: `mess search` and `mess --help` start without.
 
-May import: config, cache, commands, common, compute, data, export, networks, networks.backbones,
-report, runs, runtime, search.exact, signals.
+May import: errors, config, cache, commands, common, compute, data, export, networks,
+networks.backbones, report, runs, runtime, search.exact, signals.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mess.commands.certify_options import CertifyOptions
 from mess.commands.search_options import SearchOptions
 from mess.common.progress import Once, Reporter, Silent
 from mess.config import Config, load_config
+from mess.errors import CacheError
 from mess.runs.part_costs import DEFAULT_PROFILE
 from mess.runs.run import RUNS, Run, begin_run, find_run
 from mess.runs.sources import require_labels
@@ -277,8 +278,9 @@ def export(
     output: Path | None = None,
     reporter: Reporter = _SILENT,
 ) -> Path:
-    """Write the bundle of a search's instance (the newest by default); returns its folder.
+    """Write the bundle of a search's instance; returns its folder.
 
+    `search` is the newest by default, of policies that were compared the best.
     `format` is one of `mess.runtime.registry.FORMATS`. The network run to its end is exported once
     beside it, for comparisons.
     """
@@ -401,10 +403,11 @@ def _absolute(config: Config) -> Config:
 
 def _profile_is_current(place: Run) -> bool:
     path = place.latency(DEFAULT_PROFILE)
-    if not path.exists():
-        return False
-    facts = read_facts(path)
+    try:
+        facts = read_facts(path)
+    except CacheError:
+        return False  # none yet, or a damaged one
     wanted = [*configured_signals(place.config.memoise), *PAIR_SIGNALS.values()]
     names = [signal.name for signal in wanted]
     # Signals are measured one by one, so a new one is missing from an old profile.
-    return facts["weights"] == place.weights_sha256 and facts["signals"] == names
+    return facts.get("weights") == place.weights_sha256 and facts.get("signals") == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -102,7 +103,7 @@ def train_overprovisioned(
             device=device,
             reporter=listener,
         )
-    named = "" if run is None else f" --run {run}"
+    named = "" if run is None else f" --run {shlex.quote(str(run))}"
     say(f"Trained: {place.path}. Next: mess search --target latency --max-error 0.01{named}")
 
 
@@ -337,7 +338,7 @@ def search(
 def export(
     run: RunOption = None,
     search: Annotated[
-        str | None, typer.Option(help="Search to export; the newest by default.")
+        str | None, typer.Option(help="The newest by default, of compared policies the best.")
     ] = None,
     format: Annotated[
         BundleFormat, typer.Option(help="What the bundle holds.")

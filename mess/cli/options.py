@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mess.runtime.program import MOST_THREADS
 from mess.runtime.registry import FORMATS, RUNTIMES
 
 # Written out, as a type checker needs it; a test holds them to what there is.
@@ -51,7 +52,9 @@ LabelsOption = Annotated[
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads within an operator.")]
+ThreadsOption = Annotated[
+    int, typer.Option(min=1, max=MOST_THREADS, help="Threads within an operator.")
+]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 

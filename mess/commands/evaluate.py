@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mess.commands.check_data import say_what_is_missing
 from mess.common.metrics import MASKS
@@ -22,9 +23,10 @@ from mess.runs.bundles import (
     newest_bundle,
     require_input,
 )
+from mess.runs.data_sets import require_trained_classes
 from mess.runs.intervals import Measured, answered_by, groups_or_reason, intervals_of
 from mess.runs.policies import observed_signals
-from mess.runs.results import CALIBRATION, ChosenExit
+from mess.runs.results import CALIBRATION, ChosenExit, is_of_cache
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
 from mess.runtime.bundle import Bundle, load_bundle
@@ -54,6 +56,7 @@ def evaluate_bundle(
     baseline = load_baseline(place, bundle, threads)
     source = ImageSource(split, None) if images is None else ImageSource(None, images.resolve())
     data = source.open(place)
+    require_trained_classes(place, data)
     prints = data.image_fingerprints()
     if isinstance(data, Unlabelled):
         data.require_distinct(prints)
@@ -62,6 +65,11 @@ def evaluate_bundle(
     reference = theirs if isinstance(data, Unlabelled) else None
     labels = MASKS if reference is None else FINAL
     groups, searched = groups_or_reason(place, prints), _searched(place, bundle, prints, labels)
+    expected = None
+    # Only of the very images that were searched is there an exit to agree with.
+    may_agree = source.split in (CALIBRATION, None)
+    if may_agree and fingerprint_of(prints) == bundle.facts["source"]["data"]:
+        expected = _expected_exits(place, bundle.facts, reporter)
     name = split if images is None else images.name
     _run([ours, theirs, *early], data, name, reporter, reference)
     # Of pictures without masks every pixel is labelled, by the final exit.
@@ -89,10 +97,8 @@ def evaluate_bundle(
             {"exit_id": exit_["exit_id"], **_figures(run)}
             for exit_, run in zip(bundle.manifest["exits"], [*early, ours], strict=True)
         ]
-    # Only of the very images that were searched is there an exit to agree with.
-    may_agree = source.split in (CALIBRATION, None)
-    if may_agree and fingerprint_of(prints) == bundle.facts["source"]["data"]:
-        report["agreement"] = _agreement(place, bundle.facts, ours, reporter)
+    if expected is not None:
+        report["agreement"] = _agreement(bundle.facts, expected, ours)
     return report
 
 
@@ -162,11 +168,13 @@ def _searched(place: Run, bundle: Bundle, images: Mapping[str, str], labels: str
         return None
 
 
-def _agreement(
-    place: Run, manifest: RunManifest, ours: BundleRun, reporter: Reporter
-) -> dict[str, Any]:
-    """How the bundle's run compares with what the search computed from the cache."""
-    cache = place.open_cache(manifest["source"].get("name", CALIBRATION))
+def _expected_exits(
+    place: Run, manifest: RunManifest, reporter: Reporter
+) -> NDArray[np.intp] | None:
+    """Position of the exit that answers each searched image, (I,), as the search computed it.
+
+    None, and the reason is said, where the cache that was searched is not there as it was.
+    """
     exits: list[ChosenExit] = [
         {
             "exit_id": exit_["exit_id"],
@@ -176,12 +184,25 @@ def _agreement(
         }
         for exit_ in manifest["exits"]
     ]
-    # Where no signal decides, a bundle runs every image to its last exit.
-    expected = np.full(cache.tables.images, len(exits) - 1)
-    if find_setting(manifest["setting"]).signals_decide:
+    try:
+        cache = place.open_cache(manifest["source"].get("name", CALIBRATION))
+        if not is_of_cache(manifest["source"], cache.manifest):
+            raise CacheError(f"{cache.store.directory} holds other predictions by now.")
+        images = cache.tables.images
+        # Where no signal decides, a bundle runs every image to its last exit.
+        if not find_setting(manifest["setting"]).signals_decide:
+            return np.full(images, len(exits) - 1)
         observed = observed_signals(cache, exits, reporter)
-        thresholds = [exit_["threshold"] for exit_ in exits[:-1]]
-        expected = answering_exit(observed, thresholds, cache.tables.images)
+        return answering_exit(observed, [exit_["threshold"] for exit_ in exits[:-1]], images)
+    except CacheError as error:
+        reporter.message(f"How far the bundle agrees with its search is not told: {error}")
+        return None
+
+
+def _agreement(
+    manifest: RunManifest, expected: NDArray[np.intp], ours: BundleRun
+) -> dict[str, Any]:
+    """How the bundle's run compares with what the search computed from the cache."""
     predicted = manifest["predicted"]
     return {
         "same_exit": float(np.mean(expected == np.array(ours.taken))),

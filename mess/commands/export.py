@@ -23,7 +23,13 @@ from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
-from mess.runtime.manifest import InstanceSource, RunManifest, input_of, read_manifest
+from mess.runtime.manifest import (
+    InstanceSource,
+    RunManifest,
+    input_of,
+    read_manifest,
+    require_files,
+)
 from mess.runtime.registry import runtime_of
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
@@ -49,6 +55,7 @@ def export_search(
 ) -> Path:
     """Write the bundle of a search, and the baseline's beside it where there is none yet."""
     runtime_of(format_)  # raises for a format there is none of
+    reporter.message(f"Exporting the search {search_id}.")
     result = place.result(search_id)
     cache = place.open_cache(cache_of(result))
     _require_same_predictions(place, search_id, result, cache)
@@ -68,7 +75,7 @@ def _require_same_predictions(
 ) -> None:
     # Signals may have left memoise.signals since; weights and data would still be the same.
     known = {None, *cache.tables.signal_names, *PAIR_SIGNALS}
-    if not is_of_cache(result, cache.manifest) or any(
+    if not is_of_cache(result["cache"], cache.manifest) or any(
         exit_["signal"] not in known for exit_ in result["exits"]
     ):
         raise MessError(
@@ -104,8 +111,10 @@ def _baseline(result: SearchResult) -> _Instance:
 
 
 def _is_there(place: Run, directory: Path, source: InstanceSource) -> bool:
+    """Whether a whole bundle lies there that was made of the same."""
     try:
         manifest = read_manifest(directory, RunManifest)
+        require_files(manifest, directory)
         data = place.config.data
         is_taken = input_of(manifest, directory) == (data.framing, data.normalisation)
         return manifest["source"] == source and is_taken

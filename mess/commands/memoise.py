@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -204,12 +203,7 @@ def _source(place: Run, name: str | None, asked: ImageSource | None) -> tuple[st
     if name is None and asked is not None:
         name = asked.root.name if asked.split is None and asked.root else asked.split
     name = name or CALIBRATION
-    # It becomes a folder of the run: no separators, no "..".
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise MessError(
-            f"a cache's name has letters, digits and . _ - only, got {name!r}. Give one with "
-            "--name."
-        )
+    store = PredictionStore(place.cache(name))
     if name in SPLITS:
         own = ImageSource(name, None)
         if asked not in (None, own):
@@ -219,7 +213,7 @@ def _source(place: Run, name: str | None, asked: ImageSource | None) -> tuple[st
             )
         return name, own
     try:
-        stored = ImageSource.of(PredictionStore(place.cache(name)).manifest()["source"])
+        stored = ImageSource.of(store.manifest()["source"])
     except CacheError as error:
         if asked is not None:
             return name, asked
@@ -230,7 +224,7 @@ def _source(place: Run, name: str | None, asked: ImageSource | None) -> tuple[st
     if asked not in (None, stored):
         raise MessError(
             f"the cache {name!r} holds {stored}. Choose another name with --name, or delete "
-            f"{place.cache(name)}."
+            f"{store.directory}."
         )
     return name, stored
 

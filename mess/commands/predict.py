@@ -18,7 +18,11 @@ from mess.runtime.bundle import Answer, Bundle, load_bundle
 def predict_images(
     bundle: Path, images: Sequence[Path], output: Path, threads: int
 ) -> list[dict[str, Any]]:
-    """Write one palette PNG an image to `output`, at the image's own size."""
+    """Write one palette PNG an image to `output`, at the image's own size.
+
+    Raises MessError, before anything is loaded, where a label map would replace another or an image
+    that is given.
+    """
     # Before anything is run: a.png and a.jpg, or images of two folders, would share a file.
     twice = [stem for stem, count in Counter(image.stem for image in images).items() if count > 1]
     if twice:
@@ -26,6 +30,14 @@ def predict_images(
             f"{Counter(image.stem for image in images)[twice[0]]} images would be written to "
             f"{output / twice[0]}.png. Give them in separate calls with their own --output."
         )
+    given = {image.resolve(): image for image in images}
+    for image in images:
+        target = _label_map(output, image)
+        if target.resolve() in given:
+            raise MessError(
+                f"the label map of {image} would replace {given[target.resolve()]}, which is one "
+                "of the images. Choose another folder with --output."
+            )
     loaded = load_bundle(bundle, threads=threads)
     palette = [value for color in loaded.facts["palette"] for value in color]
     rows = []
@@ -35,7 +47,7 @@ def predict_images(
         height, width, _ = pixels.shape
         picture = Image.fromarray(resize_mask(answer.label_map, (height, width)))
         picture.putpalette(palette)
-        path = output / f"{image.stem}.png"
+        path = _label_map(output, image)
         with atomic_path(path) as temporary:
             # The temporary name does not tell Pillow the format.
             picture.save(temporary, format="PNG")
@@ -49,6 +61,10 @@ def predict_images(
             }
         )
     return rows
+
+
+def _label_map(output: Path, image: Path) -> Path:
+    return output / f"{image.stem}.png"
 
 
 def _tiles(answer: Answer, bundle: Bundle) -> dict[str, int] | None:

@@ -9,13 +9,18 @@ import torch
 from mess.cache.parquet import write_rows
 from mess.cache.schema import LATENCY
 from mess.common.progress import Reporter
+from mess.errors import MessError
 from mess.profiling.machine import machine_facts
 from mess.profiling.timing import profile
 from mess.runs.network import trained_network
 from mess.runs.part_costs import profile_name
 from mess.runs.run import Run
+from mess.runtime.program import require_threads
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.signals.registry import PAIR_SIGNALS, configured_signals
+
+MOST_ROUNDS = 10_000
+"""Hours for most networks, and medians of a hundred tell as much."""
 
 _UNSTEADY = 2.0
 """A machine without other work stays below 1.3."""
@@ -30,8 +35,16 @@ def measure_run(
     *,
     reporter: Reporter,
 ) -> Path:
-    """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for."""
+    """Measure and write RUN/latency/NAME.parquet; its facts say what it was measured for.
+
+    Raises MessError, before anything is measured, for a name, threads or rounds that cannot be.
+    """
     config = place.config
+    # All that is refused is refused before minutes of measuring.
+    require_threads(threads)
+    path = place.latency(name or profile_name(runtime, threads))
+    if not 1 <= rounds <= MOST_ROUNDS:
+        raise MessError(f"--rounds is from 1 to {MOST_ROUNDS:,}, got {rounds}.")
     signals = [*configured_signals(config.memoise), *PAIR_SIGNALS.values()]
     timings = profile(
         trained_network(place, torch.device("cpu")),
@@ -47,7 +60,6 @@ def measure_run(
         "signals": [signal.name for signal in signals],
         "size": list(config.data.size),
     }
-    path = place.latency(name or profile_name(runtime, threads))
     write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
     reporter.message(f"Measured {len(timings)} parts, written to {path}.")
     parts = [timing for timing in timings if timing.kind in ("segment", "exit")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mess.common.files import sha256, write_json
+from mess.common.files import atomic_folder, sha256, write_json
 from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Reporter
@@ -61,13 +60,10 @@ def export_bundle(
     `facts` are further keys of the manifest: setting, classes, palette, predicted figures, where
     the instance came from. The folder appears whole or not at all; an older bundle is replaced.
     """
-    # "." has no name to build beside.
-    directory = directory.absolute()
+    # "." has no name to build beside, and where a link leads is replaced, not the link.
+    directory = directory.resolve()
     _check_replaceable(directory)
-    building = directory.with_name(f".{directory.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with atomic_folder(directory) as building:
         rows = _write_programs(network, exits, building, framing.size, format_, reporter)
         manifest = {
             "bundle_version": BUNDLE_VERSION,
@@ -84,23 +80,29 @@ def export_bundle(
             "files": {file.name: sha256(file) for file in sorted(building.iterdir())},
         }
         write_json(building / MANIFEST, with_digest(manifest))
-        _put_in_place(building, directory)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return directory
 
 
 def _check_replaceable(directory: Path) -> None:
     """Refuse a place that holds anything but a bundle."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
     # To the letter: a folder that holds one file more is not ours alone to replace.
-    if not directory.is_dir() or {file.name for file in directory.iterdir()} != _files_of(
-        directory
-    ):
-        raise BundleError(
-            f"{directory} is no bundle and would be overwritten; choose another --output."
-        )
+    while (known := _files_of(directory)) != (found := _names_in(directory)):
+        if not found:
+            return
+        # Else another export has put a bundle there between the two looks.
+        if known == _files_of(directory):
+            raise BundleError(
+                f"{directory} is no bundle and would be overwritten; choose another --output."
+            )
+
+
+def _names_in(directory: Path) -> set[str]:
+    try:
+        return {file.name for file in directory.iterdir()}
+    except FileNotFoundError:
+        return set()
+    except NotADirectoryError:
+        return {directory.name}
 
 
 def _files_of(directory: Path) -> set[str]:
@@ -113,17 +115,6 @@ def _files_of(directory: Path) -> set[str]:
         return {MANIFEST, *manifest["files"]} if "bundle_version" in manifest else set()
     except (OSError, ValueError, TypeError, KeyError):
         return set()
-
-
-def _put_in_place(building: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    # A rename replaces no folder that holds files, so the old one steps aside first. A kill in
-    # between leaves no bundle here, and the next export makes it again.
-    if directory.exists():
-        directory.rename(old)
-    building.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_programs(

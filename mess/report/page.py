@@ -64,7 +64,7 @@ def write_report(run: Run) -> Path:
     result = newest.result if newest else None
     weights = run.weights_sha256 if run.weights.exists() else None
     cache, no_cache = _attempt(lambda: _opened(run, result))
-    stale = result is not None and cache is not None and not is_of_cache(result, cache.manifest)
+    stale = result is not None and cache is not None and not is_of_cache(result["cache"], cache.manifest)
     instance = instance_of(cache, result) if cache and result and not stale else None
     labels = labels_of(result) if result else MASKS
     name = cache_of(result) if result else CALIBRATION

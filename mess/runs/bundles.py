@@ -10,6 +10,7 @@ from mess.errors import BundleError
 from mess.runs.run import Run
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun
+from mess.runtime.manifest import MANIFEST
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.guarantees.sampling_error import Counts
 from mess.search.problem.settings import find_setting
@@ -27,13 +28,21 @@ def newest_bundle(place: Run) -> Path:
     """The bundle exported last; raises BundleError where there is none."""
     bundles = [
         file.parent
-        for file in (place.path / "exports").glob("*/manifest.json")
-        # No search is called so: identifiers begin with a setting.
-        if not file.parent.name.startswith(BASELINE)
+        for file in (place.path / "exports").glob(f"*/{MANIFEST}")
+        # No search is called so: identifiers begin with a setting. What is hidden is half an
+        # export that was killed.
+        if not file.parent.name.startswith((BASELINE, "."))
     ]
     if not bundles:
         raise BundleError(f"{place.path} has no bundle yet. Run {place.command('export')} first.")
-    return max(bundles, key=lambda bundle: (bundle / "manifest.json").stat().st_mtime_ns)
+    return max(bundles, key=_exported)
+
+
+def _exported(bundle: Path) -> tuple[int, str]:
+    """When a bundle was exported, by its programs: a certificate renews the manifest, too."""
+    programs = (file for file in bundle.iterdir() if file.name != MANIFEST)
+    # By name where times are equal, as on file systems with a coarse clock.
+    return max((file.stat().st_mtime_ns for file in programs), default=0), bundle.name
 
 
 def run_of(bundle: Path) -> Path | None:

@@ -47,7 +47,7 @@ def load_costs(
     }
     if not measured:
         return costs
-    known = sorted(file.stem for file in (run.path / "latency").glob("*.parquet"))
+    known = run.profiles()
     name = profile or DEFAULT_PROFILE
     if name in known:
         costs["latency"] = _measured(run, name, cache, tables)
@@ -91,7 +91,7 @@ class _Times(dict[tuple[str, str], float]):
 def _measured(run: Run, name: str, cache: RunCache, tables: Tables) -> Cost:
     path, command = run.latency(name), run.command("profile")
     facts = read_facts(path)
-    if facts["weights"] != run.weights_sha256:
+    if facts.get("weights") != run.weights_sha256:
         raise CacheError(f"{path} was measured for other weights. Run {command} again.")
     medians = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
     times = _Times(path, medians, command)

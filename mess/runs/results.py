@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from mess.cache.predictions.store import CacheManifest
 from mess.common.records import Figures
+from mess.runtime.manifest import InstanceSource
 
 CALIBRATION = "calibration"
 """The split that is searched, and the name of its cache."""
@@ -90,6 +91,14 @@ class SearchResult(TypedDict):
     """Of all the rest, by which a change is noticed (`mess.common.records`)."""
 
 
+class Comparison(TypedDict):
+    """What is read of comparison.json: which searches were compared, and which is the best."""
+
+    best: str
+    policies: list[dict[str, Any]]
+    """Each with its `search`, where it found anything."""
+
+
 class FoundResult(SearchResult):
     """As `mess.workflow.search` gives it: with the search's identifier and folder."""
 
@@ -102,7 +111,6 @@ def cache_of(result: SearchResult) -> str:
     return result["cache"].get("name", CALIBRATION)
 
 
-def is_of_cache(result: SearchResult, manifest: CacheManifest) -> bool:
-    """Whether a search ran on the weights and data of a cache."""
-    searched = result["cache"]
+def is_of_cache(searched: SearchedCache | InstanceSource, manifest: CacheManifest) -> bool:
+    """Whether what a result or a bundle says of its predictions is true of a cache."""
     return (searched["weights"], searched["data"]) == (manifest["weights"], manifest["data"])

@@ -6,7 +6,8 @@ import fcntl
 import itertools
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,10 +24,12 @@ from mess.data import ClassTable, read_classes
 from mess.errors import CacheError, ConfigError, MessError, nearest
 from mess.runs.cache import RunCache
 from mess.runs.fingerprints import pipeline_fingerprint
-from mess.runs.results import Adoption, SearchResult
+from mess.runs.results import Adoption, Comparison, SearchResult
 from mess.signals.registry import configured_signals
 
 RUNS = Path("runs")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _held: set[IO[str]] = set()
 """Lock files of this process."""
@@ -100,17 +103,25 @@ class Run:
 
     def command(self, verb: str) -> str:
         """A command on this run, as messages show it."""
-        return f"`mess {verb} --run {self.path}`"
+        return f"`mess {verb} --run {shlex.quote(str(self.path))}`"
 
     def cache(self, name: str) -> Path:
-        return self.path / "cache" / name
+        """Raises MessError for what cannot be a cache's name."""
+        return self.path / "cache" / _require_name(name, "cache")
 
     def caches(self) -> list[str]:
         """Names of the prediction caches, in alphabetical order."""
-        return sorted(folder.name for folder in (self.path / "cache").glob("*") if folder.is_dir())
+        folders = (folder for folder in (self.path / "cache").glob("*") if folder.is_dir())
+        return sorted(folder.name for folder in folders if _NAME.fullmatch(folder.name))
 
     def latency(self, name: str) -> Path:
-        return self.path / "latency" / f"{name}.parquet"
+        """Raises MessError for what cannot be a profile's name."""
+        return self.path / "latency" / f"{_require_name(name, 'profile')}.parquet"
+
+    def profiles(self) -> list[str]:
+        """Names of the latency profiles, in alphabetical order."""
+        files = (self.path / "latency").glob("*.parquet")
+        return sorted(file.stem for file in files if _NAME.fullmatch(file.stem))
 
     def search(self, search_id: str) -> Path:
         return self.path / "searches" / search_id
@@ -244,6 +255,16 @@ class Run:
         folders = (self.path / "searches").glob("*/result.json")
         return [file.parent.name for file in sorted(folders, key=_written)]
 
+    def _best_beside(self, search_id: str, known: Sequence[str]) -> str:
+        """The best policy's search, where the newest comparison is of this one; else this one."""
+        files = sorted((self.path / "comparisons").glob("*/comparison.json"), key=_written)
+        if not files:
+            return search_id
+        again = f"Name the search with --search, or run {self.command('search')} again."
+        found = read_record(files[-1], Comparison, again)
+        compared = {row.get("search") for row in found["policies"]}
+        return found["best"] if search_id in compared and found["best"] in known else search_id
+
     def require_weights(self) -> Path:
         """The trained weights; raises MessError where training has not finished."""
         if not self.weights.exists():
@@ -254,15 +275,28 @@ class Run:
         return self.weights
 
     def require_search(self, search_id: str | None) -> str:
-        """`search_id`, or the newest; raises MessError where it does not exist."""
+        """`search_id`, or the newest; raises MessError where it does not exist.
+
+        The newest of those that compared policies is the best of them.
+        """
         known = self.searches()
         if not known:
             raise MessError(f"{self.path} has no search yet. Run {self.command('search')} first.")
         if search_id is None:
-            return known[-1]
+            return self._best_beside(known[-1], known)
         if search_id not in known:
             raise MessError(f"{self.path} has no search {search_id!r}; {nearest(search_id, known)}")
         return search_id
+
+
+def _require_name(name: str, what: str) -> str:
+    # It becomes a file or a folder of the run: no separators, no "..", nothing hidden.
+    if not _NAME.fullmatch(name):
+        raise MessError(
+            f"a {what}'s name has letters, digits and . _ - only, up to 100 of them, and begins "
+            f"with a letter or a digit; got {name!r}. Give another, as by --name."
+        )
+    return name
 
 
 def find_run(path: Path | None) -> Run:
@@ -271,7 +305,7 @@ def find_run(path: Path | None) -> Run:
         if not (path / "config.toml").is_file():
             raise MessError(
                 f"{path} is no run: it has no config.toml. Train one with "
-                f"`mess train-overprovisioned --run {path}`."
+                f"{Run(path).command('train-overprovisioned')}."
             )
         return Run(path)
     runs = _runs()
@@ -289,7 +323,7 @@ def begin_run(path: Path | None, config: Config, name: str) -> Run:
     What weights do not depend on, such as `memoise`, may change, and of the run at `path` also
     where its data lies; the run's configuration is then written anew. Raises ConfigError when
     `path` holds other weights' run, and for signals that do not exist, which would show only after
-    training.
+    training; MessError where another process is at work in a run that would change.
     """
     configured_signals(config.memoise)
     if path is None:
@@ -304,7 +338,10 @@ def begin_run(path: Path | None, config: Config, name: str) -> Run:
             )
         if run.config == config:
             return run
-    write_text(run.config_file, config.to_toml())
+    path.mkdir(parents=True, exist_ok=True)
+    # Who is at work in it works by what it says.
+    with run.locked():
+        write_text(run.config_file, config.to_toml())
     # Opened anew: `run` may have read the old configuration.
     return Run(path)
 

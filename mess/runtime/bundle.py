@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mess.common.files import sha256
 from mess.common.framing import Frame, stitched
 from mess.common.images import read_image
 from mess.errors import BundleError, MessError
@@ -27,8 +26,9 @@ from mess.runtime.manifest import (
     checked_manifest,
     input_of,
     read_manifest,
+    require_files,
 )
-from mess.runtime.program import Program
+from mess.runtime.program import Program, require_threads
 from mess.runtime.registry import runtime_of
 from mess.signals.decision import leaves
 
@@ -161,11 +161,12 @@ class Bundle:
         """
         pixels = self._pixels(image)
         frames = self.framing.frames(pixels.shape[:2])
-        streams = [self._stream(self._prepared(pixels, frame)) for frame in frames]
+        streams = [self.answers(self._prepared(pixels, frame)) for frame in frames]
         for answers in zip(*streams, strict=True):
             yield self._joined(frames, answers, pixels.shape[:2])
 
-    def _stream(self, image_3HW: NDArray[np.float32]) -> Iterator[Answer]:
+    def answers(self, image_3HW: NDArray[np.float32]) -> Iterator[Answer]:
+        """Every exit's answer to one normalised image in turn, as `answer` gives one."""
         alive = self._start(image_3HW)
         for index in range(len(self._exits)):
             found = self._segment(index, alive)
@@ -220,16 +221,13 @@ def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
     """Load a bundle after checking that no file of it was altered.
 
     `threads` is the number of threads within an operator; the predicted latencies hold for the
-    number they were measured with. Raises BundleError that names the file at fault.
+    number they were measured with. Raises BundleError that names the file at fault, MessError for
+    a number of threads that cannot be.
     """
+    require_threads(threads)
     path = Path(path)
     manifest = read_manifest(path, Manifest)
-    for name, digest in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"bundle {path} lacks {name}. Export it again.")
-        if sha256(file) != digest:
-            raise BundleError(f"bundle file {file} was altered after its export. Export it again.")
+    require_files(manifest, path)
     return Bundle(path, manifest, threads)
 
 

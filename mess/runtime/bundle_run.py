@@ -105,11 +105,12 @@ def run_in_turns(
         # By the settings of each, once for all that have the same.
         normalised = {kind: kind.apply(pixels) for kind in {r.bundle.normalisation for r in runs}}
         turns = [(run, normalised[run.bundle.normalisation]) for run in runs]
-        # The first runs of a program are slower; they count for no image.
+        # The first runs of a program are slower; they count for no image. To every exit, which few
+        # images may take.
         if number == 0:
             for run, image in turns:
                 for _ in range(_WARM_UP):
-                    run.bundle.answer(image, until=run.until)
+                    list(run.bundle.answers(image))
         taken: list[tuple[BundleRun, Answer, float]] = []
         for run, image in turns if number % 2 else reversed(turns):
             # From the normalised tensor to the label map, as latencies are measured.

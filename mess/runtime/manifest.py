@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
+from mess.common.files import sha256
 from mess.common.framing import OVERLAP, Framing, as_fit
 from mess.common.normalisation import IMAGENET, Normalisation, as_channels
 from mess.common.records import Figures, as_record, require_unaltered
@@ -119,6 +120,16 @@ def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
     found = checked_manifest(manifest, path, kind)
     require_unaltered(found, file, _AGAIN, BundleError)
     return found
+
+
+def require_files(manifest: Manifest, path: Path) -> None:
+    """Raise BundleError for the first file of the bundle at `path` that is gone or was altered."""
+    for name, digest in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"bundle {path} lacks {name}. {_AGAIN}")
+        if sha256(file) != digest:
+            raise BundleError(f"bundle file {file} was altered after its export. {_AGAIN}")
 
 
 def input_of(manifest: Manifest, path: Path) -> tuple[Framing, Normalisation]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +28,14 @@ from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Silent
 from mess.common.records import with_digest
-from mess.errors import BundleError
+from mess.errors import BundleError, MessError
 from mess.export.bundle import PlannedExit, export_bundle
 from mess.networks.backbones.base import IMAGE
 from mess.networks.candidates import candidates
 from mess.networks.network import OverprovisionedNetwork, build_network
 from mess.runtime.bundle import Answer, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
+from mess.runtime.manifest import Manifest, read_manifest, require_files
 from mess.runtime.onnx_program import OnnxProgram
 from mess.signals.builtin import ConfidentShare
 from mess.signals.decision import threshold_between
@@ -359,6 +365,33 @@ def test_bundles_are_run_each_by_its_own_settings(bundle_path: Path, tmp_path: P
     assert expected[0] != expected[1]
 
 
+def test_every_segment_is_warm_before_an_image_counts(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first exit answers the only image; the others' programs have run all the same."""
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    edit_manifest(bundle_path, exits=[exits[0] | {"threshold": 0.0}, *exits[1:]])
+    bundle = load_bundle(bundle_path)
+    ran: Counter[int] = Counter()
+    call = OnnxProgram.__call__
+
+    def counted(program: OnnxProgram, *values: Any) -> Any:
+        ran[id(program)] += 1
+        return call(program, *values)
+
+    monkeypatch.setattr(OnnxProgram, "__call__", counted)
+    monkeypatch.setattr(BundleRun, "add", lambda *_: None)
+    with Silent().task("", 1) as task:
+        run_in_turns([BundleRun(bundle)], [(pictures()[0], np.zeros(SIZE, np.uint8))], task)
+    assert [ran[id(program)] for program in bundle._segments] == [4, 3, 3]
+
+
+@pytest.mark.parametrize("threads", [0, 257, 2**31])
+def test_threads_that_no_machine_has_are_refused(exported: Path, threads: int) -> None:
+    with pytest.raises(MessError, match=f"--threads is from 1 to 256, got {threads}"):
+        load_bundle(exported, threads=threads)
+
+
 @pytest.mark.parametrize(
     ("image", "named"),
     [
@@ -498,6 +531,53 @@ def test_an_older_bundle_is_replaced_whole(instance: Instance, tmp_path: Path) -
     written(instance, path)
     assert not (path / "segment-9.onnx").exists()
     assert (path / "manifest.json").is_file()
+
+
+def test_exports_at_once_do_not_see_each_other(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(4)
+
+    def write(module: Any, outputs: Any, shape: Any, path: Path, format_: Any) -> None:
+        # All have begun before one ends.
+        if path.name == "segment-1.onnx":
+            together.wait(60)
+        path.write_bytes(f"program {path.name}".encode())
+
+    monkeypatch.setattr(mess.export.bundle, "write_program", write)
+    path = tmp_path / "bundle"
+    with ThreadPoolExecutor(4) as pool:
+        exports = [pool.submit(written, instance, path) for _ in range(4)]
+    assert [export.result() for export in exports] == [path] * 4
+    require_files(read_manifest(path, Manifest), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("_no_programs")
+def test_a_bundle_behind_a_link_is_replaced_and_the_link_stays(
+    instance: Instance, tmp_path: Path
+) -> None:
+    link, real = tmp_path / "link", tmp_path / "disk" / "bundle"
+    link.symlink_to(real)
+    for _ in range(2):
+        assert written(instance, link) == real
+        assert link.is_symlink()
+        require_files(read_manifest(link, Manifest), link)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "link"]
+    assert [file.name for file in real.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("_no_programs")
+def test_a_full_disk_is_one_line(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mess.export.bundle, "write_program", fails)
+    with pytest.raises(MessError, match="bundle cannot be written: there is no room for it"):
+        written(instance, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("_no_programs")

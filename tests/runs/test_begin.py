@@ -9,7 +9,7 @@ import pytest
 
 from mess import workflow
 from mess.config import load_config
-from mess.errors import ConfigError
+from mess.errors import ConfigError, MessError
 from mess.runs.run import Run, begin_run
 
 
@@ -49,3 +49,13 @@ def test_files_that_a_run_names_are_found_from_every_folder(
     assert config.training.start == tmp_path / "runs" / "first"
     pattern = workflow._absolute(load_config("shapes", ["data.groups='^(.*)_'"]))
     assert pattern.data.groups == "^(.*)_"
+
+
+def test_a_configuration_stays_while_a_process_is_at_work_by_it(run: Run) -> None:
+    memoise = run.config.memoise.model_copy(update={"pixel_thresholds": (0.9,)})
+    before = run.config_file.read_bytes()
+    with run.locked():
+        assert begin_run(run.path, run.config, "run").config == run.config
+        with pytest.raises(MessError, match="another process is at work"):
+            begin_run(run.path, run.config.model_copy(update={"memoise": memoise}), "run")
+    assert run.config_file.read_bytes() == before

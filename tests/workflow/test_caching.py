@@ -410,6 +410,48 @@ def test_other_classes_than_the_networks_are_refused(folder: Run, change: str) -
         search(folder)
 
 
+def test_a_bundle_is_not_evaluated_against_other_classes(folder: Run) -> None:
+    search(folder)
+    bundle = workflow.export(folder.path)
+    path = images_of(folder).parent / "classes.json"
+    classes = json.loads(path.read_text())
+    first, second = classes["classes"][1:3]
+    first["name"], second["name"] = second["name"], first["name"]
+    path.write_text(json.dumps(classes))
+    with pytest.raises(DataError, match="the network was trained on background, ellipse"):
+        workflow.evaluate(bundle)
+
+
+def test_a_stale_cache_is_named_where_its_data_is_elsewhere(folder: Run) -> None:
+    images_of(folder).parent.rename(images_of(folder).parent.with_name("moved"))
+    change_config(folder, "memoise.pixel_thresholds=[0.95]")
+    (row,) = workflow.cache_verify(folder.path)
+    assert len(row["faults"]) == 1
+    assert "made for other signals" in row["faults"][0]
+
+
+def test_a_cache_that_cannot_be_read_is_one_fault(run: Run) -> None:
+    (run.cache("calibration") / "manifest.json").write_text("{")
+    (row,) = workflow.cache_verify(run.path)
+    assert len(row["faults"]) == 1
+
+
+def test_pruning_passes_over_what_is_gone_meanwhile(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = run.cache("calibration") / ".manifest.json.abcdefgh"
+    left.touch()
+    unlink = Path.unlink
+
+    def after_another(path: Path, missing_ok: bool = False) -> None:
+        if path == left and path.exists():
+            unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", after_another)
+    assert [row["file"] for row in workflow.cache_prune(run.path)] == [str(left)]
+
+
 def test_an_image_that_changes_meanwhile_is_not_stored(
     folder: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -316,6 +316,12 @@ def test_all_policies_are_compared(run: Run) -> None:
     page = (folder / "comparison.html").read_text()
     assert "figure-fronts" in page
     assert all(name in page for name in names)
+    # The best is what is exported, until something else is searched.
+    place = Run(run.path)
+    assert found["best"] != place.searches()[-1]
+    assert place.require_search(None) == found["best"]
+    later = workflow.search(run.path, target="macs", max_error=0.2)
+    assert place.require_search(None) == later["id"]
 
 
 @pytest.mark.parametrize(

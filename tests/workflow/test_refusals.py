@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from mess import workflow
+from mess.cache.parquet import read_rows, write_rows
+from mess.cache.schema import LATENCY
 from mess.cli.app import main
 from mess.common.records import with_digest
-from mess.errors import MessError
+from mess.errors import CacheError, MessError
 from mess.runs.run import Run
 
 
@@ -137,7 +139,7 @@ def test_infeasible_request_writes_nothing(refuse: Callable[..., str], run: Run)
     message = refuse(
         "search", "--run", run.path, "--target", "macs", "--max-error", "0.05", "--max-macs", "5"
     )
-    assert "5" in message
+    assert "needs at most 5 MACs" in message
     assert run.searches() == []
 
 
@@ -268,6 +270,76 @@ def test_predictions_that_would_overwrite_each_other(
     bundle = searched(target="macs", max_error=0.05)
     message = refuse("predict", bundle, tmp_path / "a/x.jpg", tmp_path / "b/x.png")
     assert "x.png" in message
+
+
+def test_a_label_map_never_replaces_a_picture(
+    refuse: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    picture, other = Path("images/a.png"), Path("images/b.jpg")
+    for path in (picture, other):
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(path)
+    before = picture.read_bytes()
+    Path("link").symlink_to("images")
+    for output in ("images", tmp_path / "images", "link"):
+        # Refused before it is seen that there is no bundle.
+        message = refuse("predict", "no-bundle", picture, other, "--output", output)
+        assert "label map of images/a.png would replace images/a.png" in message
+    # The map of a.jpg would be that a.png.
+    Path("images/a.jpg").symlink_to("b.jpg")
+    message = refuse("predict", "no-bundle", "images/a.jpg", other, "--output", "images")
+    assert "is no bundle" in message
+    assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--name", "../../x"], "profile's name"),
+        (["--name", "a/b"], "profile's name"),
+        (["--rounds", "1000000000000"], "--rounds is from 1 to 10,000, got 1000000000000"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_before_it_is_measured(
+    refuse: Callable[..., str], run: Run, words: list[str], told: str
+) -> None:
+    # That the weights are not read shows that nothing was begun.
+    run.weights.unlink()
+    assert told in refuse("profile", "--run", run.path, *words)
+
+
+@pytest.mark.parametrize(("threads", "rounds"), [(1, 0), (0, 1), (2**31, 1)])
+def test_rounds_and_threads_that_cannot_be_are_refused(run: Run, threads: int, rounds: int) -> None:
+    run.weights.unlink()
+    with pytest.raises(MessError, match=r"--(rounds|threads) is from 1 to"):
+        workflow.profile(run.path, threads=threads, rounds=rounds)
+
+
+def test_a_cache_of_another_folder_is_not_searched(refuse: Callable[..., str], run: Run) -> None:
+    message = refuse(
+        "search", "--run", run.path, "--target", "macs", "--max-error", "0.05", "--cache", "../x"
+    )
+    assert "a cache's name" in message
+
+
+@pytest.mark.parametrize("facts", [None, {}, {"signals": 3}])
+def test_a_damaged_profile_is_measured_again(
+    run: Run, facts: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run.latency("onnxruntime-1thread")
+    if facts is None:
+        path.write_bytes(b"")
+    else:
+        write_rows(path, read_rows(path, LATENCY), LATENCY, facts)
+        with pytest.raises(CacheError, match="measured for other weights"):
+            workflow.search(run.path, target="latency", max_error=0.05)
+    measured = []
+    monkeypatch.setattr(
+        "mess.commands.profile.measure_run", lambda place, **_: measured.append(place.path)
+    )
+    workflow.train_overprovisioned(run=run.path)
+    assert measured == [run.path]
 
 
 def test_memoise_settings_may_change_after_training(run: Run) -> None:

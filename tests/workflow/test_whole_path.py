@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from PIL import Image
 
 from mess import load_bundle, workflow
 from mess.cache.parquet import read_rows
+from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import EXITS
+from mess.common.progress import Silent, Task
 from mess.errors import MessError
 from mess.runs.run import Run
 from tests.seeds import seeded
@@ -116,6 +120,54 @@ def test_evaluation_reports_the_network_run_to_its_end(
     assert report["error"] == pytest.approx(report["baseline"]["miou"] - report["miou"])
     assert report["macs"] <= report["baseline"]["macs"]
     assert report["latency_ms"] > 0
+
+
+@pytest.mark.parametrize("fault", ["gone", "other"])
+def test_without_the_searched_cache_all_but_agreement_is_told(
+    run: Run, searched: Callable[..., Path], fault: str
+) -> None:
+    bundle = searched(target="macs", max_error=0.05)
+    told = Told()
+    if fault == "gone":
+        shutil.rmtree(run.cache("calibration"))
+    else:
+        store = PredictionStore(run.cache("calibration"))
+        recorded = {**store.manifest(), "data": "of other images"}
+        del recorded["schema_version"]
+        store.write_manifest(recorded)
+    report = workflow.evaluate(bundle, split="calibration", reporter=told)
+    assert report["images"] == 40
+    assert "agreement" not in report
+    # Before the images are run.
+    assert "agrees with its search is not told: " in told.lines[0]
+    assert told.lines[1] == "evaluating on calibration"
+
+
+class Told:
+    """Messages and names of tasks, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Task]:
+        self.lines.append(name)
+        return Silent().task(name, total, done)
+
+
+def test_an_altered_baseline_is_exported_again(run: Run, searched: Callable[..., Path]) -> None:
+    bundle = searched(target="macs", max_error=0.05)
+    program = run.bundle("baseline") / "segment-1.onnx"
+    content = bytearray(program.read_bytes())
+    whole = bytes(content)
+    content[len(content) // 2] ^= 1
+    program.write_bytes(content)
+    with pytest.raises(MessError, match=r"segment-1\.onnx was altered .*Export"):
+        workflow.evaluate(bundle)
+    workflow.export(run.path)
+    assert program.read_bytes() == whole
 
 
 def test_predictions_are_palette_images_of_the_image_s_own_size(
