@@ -170,9 +170,9 @@ def fronts(
                 col=column,
             )
         figure.update_xaxes(title=title, rangemode="tozero", row=1, col=column)
-    hover = f"%{{x:.4g}}: {miou} %{{y:.4f}}<extra>%{{fullData.name}}</extra>"
+    hover = f"%{{x:.4g}}: {_plain(miou)} %{{y:.4f}}<extra>%{{fullData.name}}</extra>"
     figure.update_traces(hovertemplate=hover)
-    figure.update_yaxes(title=miou, row=1, col=1)
+    figure.update_yaxes(title=_plain(miou), row=1, col=1)
     return _fragment(figure, name, 420, legend_rows=len(lines) + 1)
 
 
@@ -260,7 +260,7 @@ def _describe(row: Mapping[str, Any], miou: str) -> str:
         lines.append(
             f"{_plain(row['head'])} head, {row['blocks']} blocks{rapid}, channels / {row['crm']}"
         )
-    lines.append(f"{miou} {row['miou']:.4f}, {row['params']:,} parameters")
+    lines.append(f"{_plain(miou)} {row['miou']:.4f}, {row['params']:,} parameters")
     if row["latency_ms"] is not None:
         lines.append(f"{row['latency_ms']:.3g} ms")
     return "<br>".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,8 +64,17 @@ def path_latencies(run: Run, cache: RunCache, result: SearchResult | None) -> di
 
 
 def instance_of(cache: RunCache, result: SearchResult) -> Instance:
-    """Follow the exits and thresholds of `result` on every image of the cache."""
+    """Follow the exits and thresholds of `result` on every image of the cache.
+
+    Raises CacheError for an exit that the cache does not have.
+    """
     tables = cache.tables
+    unknown = [row["exit_id"] for row in result["exits"] if row["exit_id"] not in tables.exit_ids]
+    if unknown:
+        raise CacheError(
+            f"the search chose {unknown[0]!r}, which the cache {cache.name!r} does not have. "
+            "Search again."
+        )
     exits = np.array([tables.exit_ids.index(row["exit_id"]) for row in result["exits"]])
     early = result["exits"][:-1]
     nobody = Instance(result=result, exits=exits, signals=(), answer=None)
@@ -145,13 +153,14 @@ def _per_class(cache: RunCache, instance: Instance) -> dict[str, Any]:
     columns["baseline"] = of(tables.final)
     shares = label / label.sum()
     known = instance.result.get("intervals", {})
-    told = {row["class"]: row for row in known.get("classes", ())}
+    # By position: two classes may have one name.
+    told = dict(enumerate(known.get("classes", ())))
     classes = [
         {
             "name": name,
             "share": float(shares[i]),
             "ious": [column[i] for column in columns.values()],
-            "intervals": told.get(name),
+            "intervals": told.get(i),
         }
         for i, name in enumerate(cache.manifest["classes"])
     ]
@@ -166,10 +175,8 @@ def _per_class(cache: RunCache, instance: Instance) -> dict[str, Any]:
 
 
 def examples(run: Run, cache: RunCache, instance: Instance) -> dict[str, Any]:
-    """Label maps of a few images, ordered by the first signal."""
-    palette = _palette(run)
-    if palette is None:
-        return {"reason": "No bundle tells the colours of the classes yet. Run `mess export`."}
+    """Label maps of a few images, ordered by the first signal, in the colours of the classes."""
+    palette = run.class_table.colors
     tables, shapes = cache.tables, cache.manifest["native_shapes"]
     signal = next((signal for signal in instance.signals if signal is not None), None)
     # Stable, so that equal signals show the same images each time.
@@ -201,11 +208,3 @@ def examples(run: Run, cache: RunCache, instance: Instance) -> dict[str, Any]:
         )
     legend = list(zip(cache.manifest["classes"], palette, strict=False))
     return {"reason": None, "columns": columns, "rows": rows, "legend": legend}
-
-
-def _palette(run: Run) -> list[list[int]] | None:
-    for file in sorted((run.path / "exports").glob("*/manifest.json")):
-        palette = json.loads(file.read_text(encoding="utf-8")).get("palette")
-        if palette:
-            return palette
-    return None

@@ -5,7 +5,6 @@ Every section stands on its own: where its data is missing, it says so and names
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +20,8 @@ from mess.cache.parquet import read_facts, read_rows
 from mess.cache.schema import LATENCY
 from mess.common.files import write_text
 from mess.common.metrics import MASKS, mean_iou
-from mess.errors import MessError
+from mess.common.records import read_log
+from mess.errors import ConfigError, MessError
 from mess.exits import FINAL
 from mess.report import figures as report_figures
 from mess.report.figures import FrontLine, Unit
@@ -64,11 +64,20 @@ def write_report(run: Run) -> Path:
     result = newest.result if newest else None
     weights = run.weights_sha256 if run.weights.exists() else None
     cache, no_cache = _attempt(lambda: _opened(run, result))
-    stale = result is not None and cache is not None and not is_of_cache(result["cache"], cache.manifest)
-    instance = instance_of(cache, result) if cache and result and not stale else None
     labels = labels_of(result) if result else MASKS
     name = cache_of(result) if result else CALIBRATION
     where = "the calibration split" if name == CALIBRATION else f"the cache {name}"
+    candidates, no_candidates = _attempt(lambda: _candidates(run, cache, result, labels, where))
+    stale, instance, no_instance = False, None, no_cache
+    routed, shown = None, None
+    if cache and result:
+        stale = not is_of_cache(result["cache"], cache.manifest)
+        if not stale:
+            instance, no_instance = _attempt(lambda: instance_of(cache, result))
+        if instance:
+            routed, no_instance = _attempt(lambda: thresholds(cache, instance))
+            shown, no_examples = _attempt(lambda: examples(run, cache, instance))
+            shown = shown or {"reason": no_examples}
     page: dict[str, Any] = {
         "name": run.path.resolve().name,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -79,15 +88,18 @@ def write_report(run: Run) -> Path:
         "no_cache": no_cache,
         "labels": labels,
         "where": where,
-        "candidates": _candidates(run, cache, result, labels, where),
+        "candidates": candidates,
+        "no_candidates": no_candidates or no_cache,
         "searches": _by_labels(searches),
         "refused": [reason for _, reason in found if reason],
-        "thresholds": thresholds(cache, instance) if cache and instance else None,
+        "thresholds": routed,
+        "no_thresholds": no_instance,
         "adopted": _adopted(run),
         "training": _training(run),
         "profiles": _profiles(run, weights),
-        "examples": examples(run, cache, instance) if cache and instance else None,
-        "config": run.config_file.read_text(encoding="utf-8"),
+        "examples": shown,
+        # To be looked at, also where nothing else can be made of it.
+        "config": run.config_file.read_text(encoding="utf-8", errors="replace"),
         "fingerprints": {
             "weights (sha256)": weights,
             "calibration data": cache.manifest["data"] if cache else None,
@@ -134,6 +146,10 @@ def _opened(run: Run, result: SearchResult | None) -> RunCache:
 
 def _search(run: Run, search_id: str) -> _Search:
     result = run.result(search_id)
+    try:
+        find_setting(result["setting"])
+    except ConfigError as error:
+        raise MessError(f"{run.search(search_id)}: {error}") from error
     front, no_front = _attempt(lambda: run.front(search_id, result))
     return _Search(search_id, result, front or [], no_front)
 
@@ -183,12 +199,12 @@ def _by_labels(searches: Sequence[_Search]) -> list[dict[str, Any]]:
     for search in searches:
         groups.setdefault(labels_of(search.result), []).append(search)
     return [
-        {"labels": labels, "rows": some, "figure": _fronts(some, labels)}
-        for labels, some in groups.items()
+        {"labels": labels, "rows": some, "figure": _fronts(some, labels, number)}
+        for number, (labels, some) in enumerate(groups.items(), start=1)
     ]
 
 
-def _fronts(searches: Sequence[_Search], labels: str) -> Markup:
+def _fronts(searches: Sequence[_Search], labels: str, number: int) -> Markup:
     lines = [
         FrontLine(
             name=search.id,
@@ -199,8 +215,8 @@ def _fronts(searches: Sequence[_Search], labels: str) -> Markup:
         for search in searches
     ]
     baseline, miou = searches[0].result["baseline"], against("mIoU", labels)
-    name = "figure-fronts" if labels == MASKS else f"figure-fronts-{labels}"
-    return Markup(report_figures.fronts(lines, baseline, Unit.of(baseline["macs"]), miou, name))
+    unit, name = Unit.of(baseline["macs"]), f"figure-fronts-{number}"
+    return Markup(report_figures.fronts(lines, baseline, unit, miou, name))
 
 
 def _adopted(run: Run) -> list[str]:
@@ -214,9 +230,7 @@ def _training(run: Run) -> dict[str, Any] | None:
         return None
     stages: dict[str, list[tuple[int, float]]] = {}
     held_out: dict[str, dict[str, Any]] = {}
-    # A line without its end is still being written.
-    for line in run.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-        row = json.loads(line) if line.endswith("\n") else {}
+    for row in read_log(run.metrics):
         if "mean" in row:
             stages.setdefault(row["stage"], []).append((row["iteration"], row["mean"]))
         elif FINAL in row:
@@ -233,22 +247,23 @@ def _training(run: Run) -> dict[str, Any] | None:
 
 def _profiles(run: Run, weights: str | None) -> list[dict[str, Any]]:
     """The default profile first."""
-    files = sorted(
-        (run.path / "latency").glob("*.parquet"), key=lambda f: (f.stem != DEFAULT_PROFILE, f.stem)
-    )
     profiles = []
-    for file in files:
-        rows, reason = _attempt(lambda file=file: read_rows(file, LATENCY))
-        kinds: dict[str, list[dict[str, Any]]] = {}
-        for row in rows or []:
-            kinds.setdefault(row["kind"], []).append(row)
-        # A file whose rows cannot be read is named for that; its facts would only fail again.
-        facts = {} if rows is None else read_facts(file)
+    for name in sorted(run.profiles(), key=lambda name: name != DEFAULT_PROFILE):
+        found, reason = _attempt(lambda name=name: _profile(run.latency(name)))
+        kinds, facts = found or ({}, {})
         stale = facts.pop("weights", weights) != weights
         profiles.append(
-            {"name": file.stem, "facts": facts, "kinds": kinds, "reason": reason, "stale": stale}
+            {"name": name, "facts": facts, "kinds": kinds, "reason": reason, "stale": stale}
         )
     return profiles
+
+
+def _profile(file: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Rows by kind, and the facts."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows(file, LATENCY):
+        kinds.setdefault(row["kind"], []).append(row)
+    return kinds, read_facts(file)
 
 
 def _count(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 
 from mess.cache.compression import compress
-from mess.cache.parquet import write_rows
+from mess.cache.parquet import read_rows, write_rows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.predictions.writer import Identity
 from mess.cache.schema import EXITS, FRONT, LATENCY
 from mess.common.files import sha256, write_json, write_text
 from mess.common.metrics import iou
+from mess.common.records import Figures
 from mess.config import Config
+from mess.report import figures
+from mess.report.figures import Unit
 from mess.report.page import write_report
 from mess.runs.run import Run
 from mess.signals.registry import configured_signals
@@ -139,6 +143,12 @@ def memoised(trained: Run) -> Run:
             "confidence_map": None,
         }
 
+    colors = [[3, 2, 1], [0, 0, 0], [9, 9, 9]]
+    classes = [
+        {"id": i, "name": name, "color": color}
+        for i, (name, color) in enumerate(zip(CLASSES, colors, strict=True))
+    ]
+    write_json(trained.classes, {"num_classes": 3, "ignore_index": 255, "classes": classes})
     directory = trained.cache("calibration")
     fill(directory, identity, [[60, 30, 10]] * IMAGES, predict, size=(32, 48), shape=SHAPE)
     return trained
@@ -264,7 +274,6 @@ def test_what_holds_on_new_images_is_told(searched: Run) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere(searched: Run) -> None:
-    write_json(searched.bundle("first") / "manifest.json", {"palette": [[0, 0, 0]] * 3})
     html = write_report(searched).read_text(encoding="utf-8")
     page = _Page(html)
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
@@ -288,7 +297,7 @@ def test_text_is_escaped(searched: Run) -> None:
     )
     page = read(searched)
     assert page.scripts == before
-    assert all(link.startswith("#") for link in page.links)
+    assert all(link.startswith(("#", "data:image/png")) for link in page.links)
     assert hostile_block in page.text
 
 
@@ -364,11 +373,110 @@ def test_trained_run_without_a_cache(trained: Run) -> None:
     assert "stage2 20 43.2 % 34.6 % 34.6 %" in text
 
 
-def test_examples_need_a_palette_and_label_maps(searched: Run) -> None:
-    assert "Run mess export" in read(searched).text
-    write_json(searched.bundle("first") / "manifest.json", {"palette": [[0, 0, 0]] * 3})
+def test_examples_are_label_maps_in_the_colours_of_the_classes(searched: Run) -> None:
     page = read(searched)
     pictures = [link for link in page.links if link.startswith("data:image/png")]
     assert len(pictures) == 4 * 2
     assert "signal 0.000" in page.text
     assert "signal 0.917" in page.text
+    assert "rgb(3,2,1)" in searched.report.read_text()
+
+
+Damage = Callable[[Run], object]
+
+
+def spoil(name: str, content: bytes) -> Damage:
+    def damage(run: Run) -> None:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_bytes(content)
+
+    return damage
+
+
+def without_facts(run: Run) -> None:
+    path = run.latency("onnxruntime-1thread")
+    write_rows(path, read_rows(path, LATENCY), LATENCY)
+
+
+def with_facts(facts: Any) -> Damage:
+    def damage(run: Run) -> None:
+        path = run.latency("onnxruntime-1thread")
+        write_rows(path, read_rows(path, LATENCY), LATENCY, facts)
+
+    return damage
+
+
+def other_exit(run: Run) -> None:
+    exits = [{"exit_id": "p9-gone", "signal": None, "threshold": None, "exit_rate": 1.0}]
+    write_search(run, "second", exits=exits)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (spoil("exports/second/manifest.json", b""), "signal 0.917"),
+        (spoil("exports/second/manifest.json", b"[]"), "signal 0.917"),
+        (spoil("classes.json", b"{"), "classes.json"),
+        (spoil("exits.parquet", b""), "exits.parquet is damaged"),
+        (spoil("latency/onnxruntime-1thread.parquet", b""), "1thread.parquet is damaged"),
+        (without_facts, "lacks the facts about its making"),
+        (with_facts([1]), "facts that are no JSON object"),
+        (with_facts({"size": None, "more": {"a": 1}}), "more a"),
+        (lambda run: write_search(run, "second", setting="odd"), "unknown setting 'odd'"),
+        (other_exit, "chose 'p9-gone', which the cache 'calibration' does not have"),
+        (
+            spoil("metrics.jsonl", b'null\n}{\n{"stage": "a", "iteration": 1, "mean": null}\n'),
+            "No images are held out",
+        ),
+        (spoil("metrics.jsonl", b"\xff\n"), "No images are held out"),
+        (spoil("config.toml", b"# caf\xe9\n"), "is not UTF-8 text"),
+    ],
+)
+def test_one_bad_file_costs_its_own_section_alone(searched: Run, damage: Damage, told: str) -> None:
+    write_profile(searched, sha256(searched.weights))
+    damage(searched)
+    text = read(searched).text
+    assert told in text
+    assert "search, newest first" in text
+    assert "Configuration" in text
+
+
+def test_an_exit_whose_rate_is_not_known_is_shown_without(searched: Run) -> None:
+    result = json.loads((searched.search("first") / "result.json").read_text())
+    exits = [exit_ | {"exit_rate": None} for exit_ in result["exits"]]
+    write_search(searched, "second", exits=exits)
+    assert f"{EARLY} {result['exits'][0]['signal']} 0.5000 –" in read(searched).text
+
+
+def test_what_a_search_is_against_is_text(searched: Run) -> None:
+    manifest = PredictionStore(searched.cache("calibration")).manifest()
+    source = {name: manifest[name] for name in ("weights", "data")}
+    hostile = '"><img src=https://example.org>'
+    before = read(searched).scripts
+    write_search(searched, "second", cache=source | {"labels": hostile})
+    page = read(searched)
+    # One more figure, and nothing else.
+    assert page.scripts == before + 1
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert hostile in page.text
+    drawn = figures.fronts([], searched_figures(), Unit.of(1e6), hostile)
+    assert hostile not in drawn.replace("\\u003c", "<").replace("\\u003e", ">")
+
+
+def searched_figures() -> Figures:
+    return {"miou": 1.0, "macs": 1e6, "latency_ms": None, "params": 1.0}
+
+
+def test_classes_of_one_name_have_each_their_own_interval(searched: Run) -> None:
+    def row(name: str, low: float) -> dict[str, Any]:
+        ends = {"value": low, "low": low, "high": low + 0.01}
+        return {"class": name, "groups": 12, "iou": ends, "baseline": ends, "error": ends}
+
+    told = {
+        "confidence": 0.95, "images": 12, "groups": 12, "strength": "full", "reason": None,
+        "rare": [], "classes": [row("same", low) for low in (0.111, 0.222, 0.333)],
+    }  # fmt: skip
+    write_search(searched, "second", intervals=told)
+    text = read(searched).text
+    for ends in ("11.1 % to 12.1 %", "22.2 % to 23.2 %", "33.3 % to 34.3 %"):
+        assert ends in text
