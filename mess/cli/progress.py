@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mess.cli.terminal import err, note
+from mess.cli.terminal import err, note, printable
 from mess.common.progress import Reporter, Task
 
 _LINE_SECONDS = 30.0
@@ -42,7 +42,7 @@ class _RichReporter:
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        task = self._progress.add_task(name, total=total, completed=done, figures="")
+        task = self._progress.add_task(printable(name), total=total, completed=done, figures="")
         yield _RichTask(self._progress, task)
 
 
@@ -82,13 +82,14 @@ class _LineReporter:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        # The name of a folder may stand in it.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         console=console,
     )
 

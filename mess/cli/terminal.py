@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-out = Console()
+# All but tab and line feed; surrogates stand for the bytes of names that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-err = Console(stderr=True)
+class _Plain(Console):
+    """Shows strings word for word, in tables too: names come from files and may hold anything."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def printable(text: str) -> str:
+    """`text` with a question mark for each character that would steer or break a terminal."""
+    return _UNPRINTABLE.sub("?", text)
+
+
+out = _Plain()
+
+
+err = _Plain(stderr=True)
 
 
 def be_quiet() -> None:
@@ -24,13 +45,13 @@ def be_quiet() -> None:
 
 def complain(text: str) -> None:
     """Say an error on stderr."""
-    err.print(f"Error: {text}", markup=False, soft_wrap=True, highlight=False)
+    err.print(f"Error: {text}", soft_wrap=True, highlight=False)
 
 
 def say(text: str) -> None:
     """Say a line, word for word."""
-    # rich takes [brackets] for markup and breaks long lines: paths would lose parts of themselves.
-    out.print(text, markup=False, soft_wrap=True, highlight=False)
+    # rich breaks long lines: paths could not be copied.
+    out.print(text, soft_wrap=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -40,4 +61,4 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    err.print(text, markup=False, soft_wrap=True, highlight=False)
+    err.print(text, soft_wrap=True, highlight=False)
