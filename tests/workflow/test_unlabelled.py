@@ -280,8 +280,8 @@ def test_a_report_keeps_apart_what_is_against_masks(memoised: Run) -> None:
     assert not ALONE.search(searches[final:])
     assert "against the final exit" not in searches[masks:final].removesuffix("<h3>")
     # The ids of the figures' places differ.
-    assert 'id="figure-fronts"' in searches
-    assert 'id="figure-fronts-final"' in searches
+    assert 'id="figure-fronts-1"' in searches
+    assert 'id="figure-fronts-2"' in searches
 
 
 def test_a_changed_picture_is_found_and_memoised_by_name(memoised: Run, site: Path) -> None:
@@ -341,7 +341,7 @@ def test_groups_are_told_by_folders(memoised: Run) -> None:
         ({"images": "site", "labels": "final", "split": "test"}, "--split test exclude each"),
         ({"images": "nowhere", "labels": "final"}, "nowhere is no folder"),
         ({"images": "site", "labels": "final", "name": "test"}, "run's own test split.*--name"),
-        ({"images": "a b", "labels": "final"}, "letters, digits.*got 'a b'. Give one with --name"),
+        ({"images": "a b", "labels": "final"}, "letters, digits.*got 'a b'. Give another"),
     ],
 )
 def test_what_means_nothing_is_refused(
