@@ -184,6 +184,23 @@ def test_an_encoder_s_file_fills_it(tmp_path: Path) -> None:
         assert torch.equal(backbone.state_dict()[names[f"encoder.{name}"]], tensor), name
 
 
+def test_a_stem_named_like_another_network_s_last_layers_is_filled(tmp_path: Path) -> None:
+    """`bn2` is behind the features of timm's EfficientNets, and in the stem of Xception."""
+    encoder = smp.encoders.get_encoder("xception", weights=None)
+    generator = torch.Generator().manual_seed(seeded(2))
+    for tensor in encoder.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    backbone = build("Unet", "xception", saved(tmp_path, encoder))
+    for name, theirs in backbone.original_names.items():
+        if theirs.startswith("encoder."):
+            own = encoder.state_dict()[theirs.removeprefix("encoder.")]
+            assert torch.equal(backbone.state_dict()[name], own), theirs
+    del encoder.bn2
+    with pytest.raises(WeightsError, match=r"lack 'bn2\.weight'"):
+        build("Unet", "xception", saved(tmp_path, encoder))
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [("resnet10t", "layer3.0.conv1"), ("efficientnet_lite0", "blocks.6.0.conv_pw")],

@@ -41,11 +41,11 @@ _OTHERWISE = (
     "ConvNeXts."
 )
 
-_UNUSED = (
+_BEHIND = (
     "fc.", "_fc.", "classifier.", "last_linear.", "linear.", "head.", "conv_head.", "norm_head.",
     "bn2.",  # behind conv_head, of timm's EfficientNets
 )  # fmt: skip
-"""Key prefixes of what files of encoders have behind their features."""
+"""Key prefixes of what files of encoders have behind their features, in some networks."""
 
 
 def smp_model(
@@ -62,7 +62,8 @@ def smp_model(
     """
     title = f"smp's {model} with {encoder}"
     network = _built(num_classes, model, encoder, options)
-    load_pretrained(network.encoder.get_submodule(_prefix(network)), weights, None, _UNUSED)
+    own = network.encoder.get_submodule(_prefix(network))
+    load_pretrained(own, weights, None, _lacked(own))
     plan = _planned(network, title)
 
     def cut(network: nn.Module) -> Backbone:
@@ -102,6 +103,12 @@ def _built(num_classes: int, model: str, encoder: str, options: Mapping[str, Any
 def _prefix(network: Any) -> str:
     """Where timm's own network is inside of an encoder, so that files of timm fit; "" elsewhere."""
     return "model" if type(network.encoder).__name__ == "TimmUniversalEncoder" else ""
+
+
+def _lacked(encoder: nn.Module) -> tuple[str, ...]:
+    """Those of `_BEHIND` that an encoder lacks: in another network `bn2` is a stem's layer."""
+    own = tuple(encoder.state_dict())
+    return tuple(each for each in _BEHIND if not any(name.startswith(each) for name in own))
 
 
 # ---- What the network does, seen once
