@@ -109,6 +109,12 @@ def _prefixed(names: Mapping[str, str], weights: Iterable[str]) -> tuple[str, di
 
 def _require_fitting(key: str, own: Tensor, name: str, tensor: Tensor, path: Path) -> None:
     """Raise WeightsError for a tensor that `own` cannot take over as it is."""
+    if not _is_plain(tensor):
+        raise WeightsError(
+            f"{path}: {name!r} of {_layer(key)} is meta, sparse, quantised or of 8-bit floats, "
+            "which cannot be compared. Save the weights that the network was trained with: "
+            'torch.save(model.state_dict(), "weights.pth").'
+        )
     if own.shape != tensor.shape:
         channels = ""
         if key.startswith("head.") and own.shape[1:] == tensor.shape[1:]:
@@ -131,6 +137,13 @@ def _require_fitting(key: str, own: Tensor, name: str, tensor: Tensor, path: Pat
             f"{path}: {name!r} of {_layer(key)} is {str(tensor.dtype).removeprefix('torch.')} and "
             "would be rounded. Evaluate the network in float32, model.float(), and save that."
         )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether torch can tell which numbers a tensor holds."""
+    is_dense = tensor.layout is torch.strided and not tensor.is_meta
+    is_8_bit_float = tensor.is_floating_point() and tensor.itemsize == 1
+    return is_dense and not tensor.is_quantized and not is_8_bit_float
 
 
 def _layer(key: str) -> str:

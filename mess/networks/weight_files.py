@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # an IndexError, an AssertionError or others, from byte to byte
         # Behind torch's advice to read it all the same.
         told = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         if told or (isinstance(error, pickle.UnpicklingError) and is_zipfile(path)):
@@ -66,8 +66,10 @@ def _load(path: Path) -> Any:
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    seen = content
-    while isinstance(content, Mapping):
+    seen, opened = content, set[int]()
+    # A pickle may hold itself.
+    while isinstance(content, Mapping) and id(content) not in opened:
+        opened.add(id(content))
         nested = (content.get(name) for name in _NESTS)
         inner = next((each for each in nested if isinstance(each, Mapping)), None)
         if inner is None:

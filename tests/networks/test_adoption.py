@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def test_a_file_that_holds_code_is_not_run_and_says_how_to_convert_it(
     [
         ("a.pth", b"no archive", r"a\.pth is damaged, or not what torch\.save writes"),
         ("a.pth", b"", r"a\.pth is damaged, or not what torch\.save writes"),
+        ("a.pth", b"error 404", r"a\.pth is damaged, or not what torch\.save writes"),
         ("a.safetensors", b"no header", r"a\.safetensors is not safetensors"),
         ("a.onnx", b"", r"a\.onnx is of no kind that is read: \.safetensors, or \.pth and \.pt"),
     ],
@@ -119,6 +121,14 @@ def test_a_file_without_tensors_by_name_says_what_it_has(
     content: Any, words: str, tmp_path: Path
 ) -> None:
     torch.save(content, tmp_path / "a.pth")
+    assert words in refused(lambda: read_weights(tmp_path / "a.pth"))
+
+
+def test_a_file_that_holds_itself_has_no_tensors(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 3}
+    content["model"] = {"state_dict": content}
+    torch.save(content, tmp_path / "a.pth")
+    words = "has the keys epoch, model, and no tensors by name"
     assert words in refused(lambda: read_weights(tmp_path / "a.pth"))
 
 
@@ -271,3 +281,27 @@ def test_numbers_that_are_not_finite_are_refused(value: float, state: State) -> 
 def test_numbers_that_would_be_rounded_are_refused(state: State) -> None:
     state["head.4.bias"] = state["head.4.bias"].double() + 1e-12
     assert "'head.4.bias' of layer head.4 is float64 and would be rounded" in adopted(state)
+
+
+def quantised(tensor: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # torch is about to leave it to another package, whose files are no plain tensors either.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to(torch.float8_e4m3fn),
+        quantised,
+    ],
+)
+def test_tensors_that_hold_no_plain_numbers_are_refused(
+    kind: Callable[[Tensor], Tensor], state: State
+) -> None:
+    state["head.4.weight"] = kind(state["head.4.weight"])
+    message = adopted(state)
+    assert "'head.4.weight' of layer head.4 is meta, sparse, quantised or" in message
