@@ -345,6 +345,24 @@ def test_a_factory_of_something_else_is_refused() -> None:
         build("own_backbones:wrong")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("small_resnet", {"width": 0.5}),
+        ("small_resnet", {"width": -1}),
+        ("own_backbones:tiny", {"width": "wide"}),
+        ("timm", {"model": "resnet10t", "head": ["fcn"]}),
+        ("upernet", {"backbone_config": "swin"}),
+    ],
+)
+def test_values_of_options_that_a_factory_fails_with_are_refused(
+    name: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        build(name, **options)
+    assert f"{name!r} with the options {options} cannot be built: " in str(refusal.value)
+
+
 def test_options_reach_the_factory_and_unknown_ones_are_refused() -> None:
     assert build("own_backbones:tiny", width=6).head.in_channels == 6
     with pytest.raises(ConfigError, match=r"does not take the options {'widht': 0.5}"):

@@ -12,6 +12,7 @@ from mess.common.plugins import imported
 from mess.config import BackboneConfig
 from mess.errors import ConfigError
 from mess.networks.backbones.base import Backbone
+from mess.networks.backbones.libraries import built
 from mess.networks.backbones.mobilenet import (
     deeplabv3_mobilenet_v3_large,
     lraspp_mobilenet_v3_large,
@@ -49,8 +50,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
     """The configured backbone for `num_classes` classes, or with a channel for each of `outputs`.
 
-    Raises ConfigError for an unknown name, factory or option, WeightsError for weights that do
-    not fit.
+    Raises ConfigError for an unknown name, factory or option, and for values of options that the
+    factory fails with; WeightsError for weights that do not fit.
     """
     factory = _factory(config.name)
     channels = config.channels(num_classes)
@@ -60,7 +61,10 @@ def build_backbone(config: BackboneConfig, num_classes: int) -> Backbone:
         raise ConfigError(
             f"backbone {config.name!r} does not take the options {config.options}: {error}."
         ) from error
-    backbone = factory(channels, weights=config.weights, **config.options)
+    backbone = built(
+        lambda: factory(channels, weights=config.weights, **config.options),
+        f"backbone {config.name!r} with the options {config.options}",
+    )
     if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"backbone {config.name!r} returned {type(backbone).__name__}; a factory returns "
