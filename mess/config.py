@@ -28,6 +28,7 @@ from mess.errors import ConfigError, nearest
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=16384)]
 
 
 def _check_choices(section: BaseModel, names: Sequence[str]) -> None:
@@ -53,7 +54,7 @@ class DataConfig(_Section):
     root: Path | None = None
     pairs: dict[Literal["images", "masks"], str] | None = None
     """Where `folder` finds images and masks below `root`: a pattern of paths each."""
-    size: tuple[Count, Count] = (96, 128)
+    size: tuple[Side, Side] = (96, 128)
     """Height and width in pixels of what the network takes; every figure is at this size."""
     fit: Fit = "stretch"
     """How an image becomes that: scaled to it, scaled and padded, or cut into tiles unscaled."""
@@ -137,15 +138,16 @@ class ExitsConfig(_Section):
     points: int | tuple[str, ...] = 6
     """N, the final point included; or the names of the early blocks."""
     crm: tuple[Count, ...] = (1, 2, 4, 8)
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3)
+    blocks: tuple[Annotated[int, Field(ge=0, le=8)], ...] = (0, 1, 2, 3)
+    """With rapid dilation the eighth block's taps are 256 positions apart."""
     rdi: tuple[bool, ...] = (False, True)
     heads: tuple[str, ...] = ("fcn", "dlb")
     skips: tuple[bool, ...] = (False,)
     """Whether exits read shallower features, too: those that the network keeps for its decoder."""
     skip_stride: Count = 4
     """Output stride of the finest features that they read so; label maps have it, too."""
-    dlb_channels: Count = 256
-    dlb_rates: Literal["map", "papers"] | tuple[Count, Count, Count] = "map"
+    dlb_channels: Annotated[int, Field(ge=1, le=8192)] = 256
+    dlb_rates: Literal["map", "papers"] | tuple[Side, Side, Side] = "map"
     """Dilations of DeepLab heads: as far across the feature map as the papers' 12, 24 and 36 across
     theirs, those themselves, or three numbers."""
     max_exit_cost: Positive = 1.0
