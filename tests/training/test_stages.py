@@ -38,21 +38,21 @@ ROUND_ROBIN, MODULO = "round-robin", "modulo"
 
 
 def test_round_robin_takes_the_early_exits_in_turn() -> None:
-    trained = [active_exits(ROUND_ROBIN, iteration, points=4) for iteration in range(7)]
+    trained = [active_exits(ROUND_ROBIN, iteration, early=3) for iteration in range(7)]
     assert trained == [[1], [2], [3], [1], [2], [3], [1]]
 
 
 def test_modulo_is_eq2_to_the_letter() -> None:
-    for points in range(1, 7):
+    for early in range(6):
         for iteration in range(30):
             number = iteration + 1  # Eq. 2 counts from one
-            expected = [i for i in range(1, points) if number % i == 0]
-            assert active_exits(MODULO, iteration, points) == expected
+            expected = [i for i in range(1, early + 1) if number % i == 0]
+            assert active_exits(MODULO, iteration, early) == expected
 
 
 @pytest.mark.parametrize("schedule", [ROUND_ROBIN, MODULO])
 def test_a_network_without_early_points_has_no_early_exits(schedule: str) -> None:
-    assert active_exits(schedule, 5, points=1) == []
+    assert active_exits(schedule, 5, early=0) == []
 
 
 # ---- What an iteration trains
@@ -83,6 +83,23 @@ def test_an_iteration_of_stage_1_trains_body_head_and_one_early_head(
         heads = {n for n, t in before[1].items() if not torch.equal(t, after[1][n])}
         assert any(name.startswith(f"heads.{trained}.") for name in heads)
         assert not any(name.startswith(f"heads.{idle}.") for name in heads)
+
+
+@pytest.mark.parametrize("schedule", [ROUND_ROBIN, MODULO])
+def test_points_too_narrow_for_a_head_have_no_early_one(
+    make_config: MakeConfig, schedule: str
+) -> None:
+    """The U-Net's first features have two channels, of which there is no candidate."""
+    _, stage = pretraining(
+        make_config(
+            backbone={"name": "small_unet", "options": {"width": 2}},
+            exits={"points": ["down1", "down2", "up3"], "crm": [1], "max_exit_cost": 99},
+            training={"stage1": {"exit_dropout": schedule}},
+        )
+    )
+    trained = [set(stage.step(*batch("stage1", i), i)) - {FINAL} for i in range(2)]
+    round_robin = schedule == ROUND_ROBIN
+    assert trained == ([{"p2"}, {"p3"}] if round_robin else [{"p2"}, {"p2", "p3"}])
 
 
 def test_heads_can_learn_at_a_rate_of_their_own(make_config: MakeConfig) -> None:

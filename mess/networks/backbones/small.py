@@ -41,8 +41,6 @@ def small_unet(num_classes: int, *, weights: str = "none", width: int = 16) -> B
     _require_none(weights, "small_unet")
     channels = [each * width for each in (1, 2, 4, 6)]
     blocks: dict[str, nn.Module | Block] = {
-        # No residual block: torch's backward of a 1×1 convolution at stride 2 from three channels
-        # ends the process (2.14, CPU, channels last).
         "down1": nn.Sequential(_convolution(3, width, stride=2), _convolution(width, width))
     }
     for number, (inputs, outputs) in enumerate(pairwise(channels), start=2):
@@ -97,10 +95,16 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride > 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
             )
         self.relu = nn.ReLU(inplace=True)
+        self._stride = stride
 
     def forward(self, features: Tensor) -> Tensor:
+        beside = features
+        if self._stride > 1:
+            # Not by the convolution: torch's backward of a 1×1 one at stride 2 from fewer than
+            # eight channels ends the process (2.14, CPU, channels last).
+            beside = features[:, :, :: self._stride, :: self._stride]
         # In place on the sum, which is no one else's: exits read the block's input.
-        return self.relu(self.body(features) + self.shortcut(features))
+        return self.relu(self.body(features) + self.shortcut(beside))

@@ -11,7 +11,7 @@ from mess.common.seeds import derive
 from mess.compute.processes import ALONE, Processes
 from mess.config import Config, Stage1Config
 from mess.exits import FINAL, ExitArchitecture
-from mess.networks.heads import SkipExit
+from mess.networks.heads import MIN_HEAD_CHANNELS, SkipExit
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
 from mess.training.checkpoint import under
 from mess.training.losses import Mixture, SoftTarget, cross_entropy
@@ -48,8 +48,9 @@ class ExitAwarePretraining:
         self._network = network
         self._config = config
         self._class_weights = class_weights(config, num_classes, device)
-        # The last point has the network's own head.
+        # The last point has the network's own head; one too narrow for a head has no exits either.
         points = sorted(channels)[:-1] if early else []
+        points = [point for point in points if channels[point] >= MIN_HEAD_CHANNELS]
         self._heads = nn.ModuleDict(
             {
                 f"p{point}": seeded_exit(
@@ -82,9 +83,10 @@ class ExitAwarePretraining:
         with precision(self.settings, images.device):
             features, names = self._network.features(images), self._network.point_names
             logits = {FINAL: self._network.logits(FINAL, features)}
-            points = len(names) if self._heads else 1
-            for point in active_exits(self.settings.exit_dropout, iteration, points):
-                logits[f"p{point}"] = self._heads[f"p{point}"](features[names[point - 1]])
+            heads = list(self._heads)
+            for number in active_exits(self.settings.exit_dropout, iteration, len(heads)):
+                name = heads[number - 1]
+                logits[name] = self._heads[name](features[names[_point(name) - 1]])
         share = self._together.share(labels)
         logits = {name: values.float() for name, values in logits.items()}
         losses = {
@@ -109,7 +111,7 @@ class ExitAwarePretraining:
     def _start_exits(self) -> None:
         """Give plain exits the weights of the early heads, which are the same network."""
         for name, head in self._heads.items():
-            point = int(name.removeprefix("p"))
+            point = _point(name)
             for architecture in (ExitArchitecture(), ExitArchitecture(skip=True)):
                 exit_id = architecture.exit_id(point)
                 if exit_id in self._network.exits:
@@ -126,15 +128,19 @@ class ExitAwarePretraining:
         self._optimiser.restore("momentum", state)
 
 
-def active_exits(exit_dropout: str, iteration: int, points: int) -> list[int]:
-    """Early exits (1-based) that iteration `iteration` (0-based) of stage 1 trains.
+def _point(name: str) -> int:
+    """The exit point (1-based) of an early head."""
+    return int(name.removeprefix("p"))
+
+
+def active_exits(exit_dropout: str, iteration: int, early: int) -> list[int]:
+    """Which of `early` exits (1-based) iteration `iteration` (0-based) of stage 1 trains.
 
     "round-robin" is the text of §4.3, one exit in turn; "modulo" is Eq. 2 to the letter, under
     which exit i takes part whenever i divides the iteration's number and exit 1 always does.
     """
-    early = points - 1
     if early == 0:
         return []
     if exit_dropout == "round-robin":
         return [iteration % early + 1]
-    return [point for point in range(1, points) if (iteration + 1) % point == 0]
+    return [number for number in range(1, early + 1) if (iteration + 1) % number == 0]
