@@ -152,6 +152,15 @@ def test_a_classifier_s_file_fills_the_blocks(tmp_path: Path, model: str, first:
     assert all(torch.equal(a, b) for a, b in zip(loaded.values(), kept, strict=True))
 
 
+def test_weights_whose_statistics_are_far_from_new_ones_are_taken(tmp_path: Path) -> None:
+    """The check puts other weights in: with the statistics of the old ones they overflow."""
+    state = timm.create_model("resnet10t").state_dict()
+    for name, tensor in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.fill_(-1e30 if name.endswith("mean") else 1e-12)
+    assert build("resnet10t", saved(tmp_path, state))
+
+
 def test_files_of_another_model_are_refused(tmp_path: Path) -> None:
     file = saved(tmp_path, timm.create_model("mobilenetv3_small_050").state_dict())
     with pytest.raises(WeightsError, match=r"'blocks\.0\.0\.conv_pw\.weight' has shape \[8, 16, "):

@@ -120,6 +120,44 @@ def test_a_layer_that_cannot_be_traced_is_taken_whole() -> None:
         from_module(model, ["0", "1.body"])
 
 
+class Gate(nn.Module):
+    """A layer that is told a function, and has a step that depends on the size."""
+
+    def forward(self, features: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(features) if features.shape[2] > 1 else features
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.body = Gate(), convolution(4, 4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(self.gate(features, F.relu))
+
+
+class Scaling(nn.Module):
+    """A constant that is made anew each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = convolution(4, 4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(features) * torch.tensor(2.0)
+
+
+@pytest.mark.parametrize("layer", [Gated(), Scaling()])
+def test_a_layer_that_makes_what_no_graph_holds_is_taken_whole(layer: nn.Module) -> None:
+    model = filled(nn.Sequential(convolution(3, 4, 2), layer, nn.Conv2d(4, CLASSES, 1)))
+    names = list(vars(model))
+    backbone = from_module(copy.deepcopy(model), ["0", "1"])
+    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(image), model(image))
+    assert list(vars(model)) == names
+
+
 # ---- Refusals
 
 
@@ -134,6 +172,14 @@ class Own(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         return self._forward(self, image)
+
+
+class Told(Own):
+    """A gate that the model itself tells a function."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda model, image: model.head(model.gate(model.one(image), F.relu)))
+        self.gate = Gate()
 
 
 class Needy(Ladder):
@@ -162,6 +208,26 @@ def _in_place(model: Own, image: Tensor) -> Tensor:
     return model.head(model.two(features.mul_(2)))
 
 
+def _asks(model: Own, image: Tensor) -> Tensor:
+    # Of a tensor, and not of what stands for it in a graph.
+    if torch.is_tensor(image):
+        image = image * 2 - 1
+    return model.head(model.two(model.one(image)))
+
+
+def _asks_before_upsampling(model: Own, image: Tensor) -> Tensor:
+    return F.interpolate(_asks(model, image), image.shape[2:], mode="bilinear")
+
+
+def _asks_for_the_end(model: Own, image: Tensor) -> Any:
+    logits = _plain(model, image)
+    return logits.shape if torch.is_tensor(image) else logits
+
+
+def _makes(model: Own, image: Tensor) -> Tensor:
+    return model.head(model.two(model.one(image * torch.tensor([0.5]))))
+
+
 def _plain(model: Own, image: Tensor) -> Tensor:
     return model.head(model.two(model.one(image)))
 
@@ -178,6 +244,11 @@ def _plain(model: Own, image: Tensor) -> Tensor:
         (Own(_shares), ["two"], "'one\\.0' runs in two of the parts"),
         (Own(_flat), ["one", "two"], r"no logits \(B, classes, h, w\), but a tensor \[1, 5\]"),
         (Own(_in_place), ["one", "two"], "'two' changes its input in place"),
+        (Own(_asks), ["one", "two"], r"no chain .* give logits that are off by up to \d"),
+        (Own(_asks_before_upsampling), ["one", "two"], r"give logits that are off by up to \d"),
+        (Own(_asks_for_the_end), ["one", "two"], "returns no logits .*, but int"),
+        (Own(_makes), ["one", "two"], r"fails with a constant .* keep it as a buffer"),
+        (Told(), ["one"], "its own forward fails with argument of type"),
         (Own(_plain), ["one", "tow"], "no layer 'tow' .*did you mean 'two'"),
         (Own(_plain), ["two", "one"], "'one' does not run behind the block before it"),
         (Own(_plain), ["one", "two", "head"], "nothing is left for the head"),

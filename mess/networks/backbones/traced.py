@@ -46,7 +46,8 @@ def from_module(model: nn.Module, blocks: Sequence[str]) -> Backbone:
     title = type(model).__name__
     graph = _graph(model, title)
     known = _known(model, graph, title)
-    nodes = _needed(graph, _logits(graph, known, title))
+    result, logits = _logits(graph, known, title)
+    nodes = _needed(graph, logits)
     parts = _parts(nodes, blocks, known, title)
     _require_apart(parts, title)
 
@@ -56,16 +57,14 @@ def from_module(model: nn.Module, blocks: Sequence[str]) -> Backbone:
         )
         return Backbone(dict(zip(blocks, body, strict=True)), Block(head.module, head.reads))
 
-    whole = _Part(
-        [node for node in nodes if node.op != "placeholder"],
-        {IMAGE: next(node for node in nodes if node.op == "placeholder")},
-        {"logits": nodes[-1]},
-    )
-
     def answer(module: nn.Module, image: Tensor) -> Tensor:
-        return whole.module(module)(image)
+        return _chosen(module(image))
 
-    return checked_backbone(model, cut, answer, title, _OTHERWISE)
+    def wide(logits: Tensor) -> Tensor:
+        return F.interpolate(logits, size=TRIAL, mode="bilinear", align_corners=False)
+
+    left_out = wide if result is not logits else None
+    return checked_backbone(model, cut, answer, title, _OTHERWISE, left_out=left_out)
 
 
 # ---- The graph
@@ -82,10 +81,22 @@ class _Tracer(fx.Tracer):
         plain = super().is_leaf_module(m, module_qualified_name)
         return plain or module_qualified_name in self._whole
 
+    def get_fresh_qualname(self, prefix: str) -> str:
+        # fx would keep it as an attribute of the user's model.
+        raise ValueError(
+            "a constant that it makes, such as torch.tensor(...), which a graph cannot hold; keep "
+            "it as a buffer (register_buffer)"
+        )
+
     @property
     def layer(self) -> str:
-        """The innermost layer that is being traced; "" for the model itself."""
-        return next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+        """The innermost layer whose own code is being traced; "" for the model itself."""
+        names = (name for name, _ in reversed(self.module_stack.values()))
+        return next((n for n in names if not self.is_leaf_module(self._module(n), n)), "")
+
+    def _module(self, name: str) -> nn.Module:
+        assert isinstance(self.root, nn.Module)
+        return self.root.get_submodule(name)
 
 
 def _graph(model: nn.Module, title: str) -> fx.Graph:
@@ -156,13 +167,18 @@ def _known(model: nn.Module, graph: fx.Graph, title: str) -> dict[fx.Node, Any]:
     return known
 
 
-def _logits(graph: fx.Graph, known: dict[fx.Node, Any], title: str) -> fx.Node:
-    """The node of the logits, before upsampling to the image where that comes last."""
-    (result,) = next(node for node in graph.nodes if node.op == "output").args
-    if isinstance(result, dict):
-        result = result.get("out", next(iter(result.values()), None))
-    elif isinstance(result, list | tuple):
-        result = result[0] if result else None
+def _chosen(returned: Any) -> Any:
+    """The logits of what a model returns: them alone, "out" of a dictionary, or the first."""
+    if isinstance(returned, dict):
+        return returned.get("out", next(iter(returned.values()), None))
+    if isinstance(returned, list | tuple):
+        return returned[0] if returned else None
+    return returned
+
+
+def _logits(graph: fx.Graph, known: dict[fx.Node, Any], title: str) -> tuple[fx.Node, fx.Node]:
+    """The nodes of the model's answer, and of it before upsampling where that comes last."""
+    result = _chosen(next(node for node in graph.nodes if node.op == "output").args[0])
     if not isinstance(result, fx.Node) or not _is_map(known[result]):
         raise ConfigError(
             f"{title} returns no logits (B, classes, h, w), but {_described(known, result)}. "
@@ -173,10 +189,11 @@ def _logits(graph: fx.Graph, known: dict[fx.Node, Any], title: str) -> fx.Node:
         and result.target is F.interpolate
         and result.kwargs.get("mode") == "bilinear"
         and not result.kwargs.get("align_corners")
+        and not result.kwargs.get("antialias")
         and tuple(known[result].shape[2:]) == TRIAL
     )
     first = result.args[0] if is_upsampling and result.args else None
-    return first if isinstance(first, fx.Node) else result
+    return result, first if isinstance(first, fx.Node) else result
 
 
 def _needed(graph: fx.Graph, logits: fx.Node) -> list[fx.Node]:
