@@ -117,6 +117,78 @@ def changing(num_classes: int, *, weights: str = "none") -> Backbone:
     return Backbone(blocks, nn.Conv2d(4, num_classes, 1))
 
 
+def dropping(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A block that begins with dropout in place, which leaves features alone but in training."""
+    assert weights == "none"
+    second = nn.Sequential(nn.Dropout2d(0.5, inplace=True), nn.Conv2d(4, 4, 1))
+    blocks = {"first": nn.Conv2d(3, 4, 3, stride=2, padding=1), "second": second}
+    return Backbone(blocks, nn.Conv2d(4, num_classes, 1))
+
+
+class Naming(nn.Module):
+    """Logits in a dictionary."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(4, num_classes, 1)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {"out": self.body(features)}
+
+
+def naming(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A head that returns no tensor."""
+    assert weights == "none"
+    return Backbone({"first": nn.Conv2d(3, 4, 3, stride=2, padding=1)}, Naming(num_classes))
+
+
+class Sized(nn.Module):
+    """Features, and their size."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, torch.Size]:
+        return features, features.shape
+
+
+def sized(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A block that gives something else than tensors."""
+    assert weights == "none"
+    return Backbone({"first": Block(Sized(), gives=("size",))}, nn.Conv2d(3, num_classes, 1))
+
+
+class Alone(nn.Module):
+    """Features in a tuple."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor]:
+        return (features,)
+
+
+def alone(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A block that gives a tuple of one."""
+    assert weights == "none"
+    return Backbone({"first": Alone()}, nn.Conv2d(3, num_classes, 1))
+
+
+class Looking(nn.Module):
+    """Features plus rows of a table, by indices that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(3, 4))
+        self.register_buffer("at", torch.tensor([[2, 0, 1, 2]]), persistent=False)
+        self.register_buffer("kept", torch.tensor([[0, 1], [2, 2]]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows = self.table[self.get_buffer("at")].mean(1) + self.table[self.get_buffer("kept")].sum()
+        return features + rows[..., None, None]
+
+
+def looking(num_classes: int, *, weights: str = "none") -> Backbone:
+    """A block with indices among its buffers."""
+    assert weights == "none"
+    blocks = {"first": nn.Conv2d(3, 4, 3, stride=8, padding=1), "second": Looking()}
+    return Backbone(blocks, nn.Conv2d(4, num_classes, 1))
+
+
 class Deciding(nn.Module):
     """A step that depends on a value, which runs everywhere and can be written as no program."""
 

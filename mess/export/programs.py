@@ -98,17 +98,17 @@ def require_exportable(signals: Iterable[Signal], size: tuple[int, int], classes
 def require_exportable_backbone(config: Config, num_classes: int) -> None:
     """Try the blocks and the head of a backbone of the user's own, before they are trained.
 
-    By torch.export, from which every program is written, with whatever weights memory holds.
-    Raises ConfigError that names the block. Tests hold the built-in ones to it.
+    By torch.export, from which every program is written, newly initialised. Raises ConfigError
+    that names the block. Tests hold the built-in ones to it.
     """
     name = config.backbone.name
     if name in BACKBONES:
         return
-    with torch.device("meta"):
-        bare = config.backbone.model_copy(update={"weights": "none"})
+    bare = config.backbone.model_copy(update={"weights": "none"})
+    # Not on the meta device, where candidates have run: branches on values show on real ones, and
+    # buffers may be indices.
+    with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(bare, num_classes).eval()
-    # Not on the meta device, where candidates have run: branches on values show on real ones.
-    backbone = backbone.to_empty(device="cpu")
     tensors = {IMAGE: torch.zeros(1, 3, *config.data.size)}
     parts = [*zip(backbone.names, backbone.blocks, backbone.reads, backbone.gives, strict=True)]
     for block, module, reads, gives in [

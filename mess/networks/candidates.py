@@ -107,7 +107,7 @@ class _Point:
     """Of the features, (1, channels, h, w)."""
     alive: Mapping[str, Shape]
     """Shapes of the tensors that the network reads behind the point, by name."""
-    finest: float
+    finest: int
     """Most rows that features may have which an exit reads besides."""
     before: Mapping[str, Shape]
     """Shapes of what the blocks up to the point give, by name."""
@@ -206,8 +206,9 @@ def require_early_exit(rows: Sequence[Candidate]) -> None:
 
     Raises ConfigError that says what excluded them.
     """
-    left_out = [row for row in rows if row.architecture is not None and row.status != KEPT]
-    if rows[-1].point == 1 or len(left_out) < len(rows) - 1:
+    last = rows[-1].point
+    left_out = [row for row in rows if row.point < last]
+    if any(row.status == KEPT for row in left_out) or not left_out:
         return
     causes: dict[str, list[str]] = {}
     for row in left_out:
@@ -220,7 +221,8 @@ def require_early_exit(rows: Sequence[Candidate]) -> None:
         for told in causes.values()
     )
     raise ConfigError(
-        f"none of {len(left_out)} candidate exits is left to train, {'; '.join(nearest_misses)}. "
+        f"none of {len(left_out)} candidate exits before the last point is left to train, "
+        f"{'; '.join(nearest_misses)}. "
         "Raise the limit or offer cheaper exits; exits.points = 1 has the final exit alone."
     )
 
@@ -288,7 +290,8 @@ def _points(config: Config, backbone: Backbone, costs: _Costs) -> list[_Point]:
             params=sum(params[: index + 1]),
             shape=shapes[backbone.names[index]],
             alive={n: shapes[n] for n in backbone.alive(index, last, backbone.head_reads)},
-            finest=config.data.size[0] / config.exits.skip_stride,
+            # Strided convolutions round up.
+            finest=math.ceil(config.data.size[0] / config.exits.skip_stride),
             before={name: shapes[name] for given in backbone.gives[: index + 1] for name in given},
         )
         for number, index in enumerate(indices, start=1)
@@ -376,7 +379,7 @@ def _row(
 ) -> Candidate:
     skip = point.skip if architecture is not None and architecture.skip else {}
     # Logits have the size of the finest features that are read.
-    rows = max(shape[2] for shape in (point.shape, *skip.values()))
+    *_, rows, columns = max((point.shape, *skip.values()), key=lambda shape: shape[2])
     return Candidate(
         exit_id=exit_id,
         point=point.number,
@@ -389,8 +392,7 @@ def _row(
         backbone_macs=point.macs,
         params=params,
         backbone_params=point.params,
-        # Strides are powers of two, heights need not be multiples of them.
-        output_stride=2 ** round(math.log2(config.data.size[0] / rows)),
+        output_stride=_output_stride(config.data.size, (rows, columns)),
         channels=point.shape[1],
         skip=tuple(skip),
         skip_channels=tuple(shape[1] for shape in skip.values()),
@@ -398,3 +400,18 @@ def _row(
         rates=_rates(config.exits, architecture, point),
         status=status,
     )
+
+
+def _output_stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """The stride at which images of `size` (height, width) have features of `grid` positions.
+
+    Most are powers of two, and rounded up, as by strided convolutions; those of patches are rounded
+    down. Where none fits exactly it is the nearest to the height's.
+    """
+    sides = range(1, max(size) + 1)
+    powers = [2**exponent for exponent in range(max(size).bit_length() + 1)]
+    for strides, rounded in ((powers, math.ceil), (powers, math.floor), (sides, math.ceil)):
+        for stride in strides:
+            if all(rounded(side / stride) == n for side, n in zip(size, grid, strict=True)):
+                return stride
+    return max(round(size[0] / grid[0]), 1)

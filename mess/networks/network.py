@@ -128,6 +128,7 @@ def build_network(
             raise ValueError("a network with backbone.outputs needs the names of the classes")
         backbone.select_outputs(channels_of(outputs, class_names))
     blocks = {row.point: backbone.names.index(row.block) for row in rows}
+    built = [row for row in rows if row.status in (KEPT, TRAINED)]
     exits = {
         row.exit_id: seeded_exit(
             config,
@@ -138,11 +139,11 @@ def build_network(
             rates=row.rates,
             skip_channels=row.skip_channels,
         )
-        for row in rows
-        if row.architecture is not None and row.status in (KEPT, TRAINED)
+        for row in built
+        if row.architecture is not None
     }
     points = [blocks[point] for point in sorted(blocks)]
-    skips = {row.point: row.skip for row in rows if row.skip}
+    skips = {row.point: row.skip for row in built if row.skip}
     network = OverprovisionedNetwork(backbone, points, exits, skips)
     return fast_layout(network)
 

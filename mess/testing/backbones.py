@@ -48,8 +48,15 @@ class BackboneContract:
 
     def test_blocks_leave_their_inputs_as_they_are(self) -> None:
         """Exits read them too."""
-        backbone = filled(self._on_meta())
-        image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        self._require_inputs_left(filled(self._on_meta()))
+
+    def test_blocks_leave_their_inputs_as_they_are_in_training(self) -> None:
+        """Dropout in place changes nothing in eval mode."""
+        self._require_inputs_left(filled(self._on_meta()).train())
+
+    def _require_inputs_left(self, backbone: Backbone) -> None:
+        # Two: in training, features of one position have no deviation.
+        images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
         before: dict[str, Tensor] = {}
 
         def compare(block: str, tensors: Mapping[str, Tensor]) -> None:
@@ -59,7 +66,7 @@ class BackboneContract:
                 assert same, f"{block} changes {name!r} in place"
 
         with torch.inference_mode():
-            tensors = run_in_turn(backbone, image, compare)
+            tensors = run_in_turn(backbone, images, compare)
             backbone.head(*(tensors[name] for name in backbone.head_reads))
             compare("the head", tensors)
 
@@ -94,7 +101,8 @@ def filled(module: M) -> M:
     """A module from the meta device with cheap, tame, reproducible weights, in eval mode."""
     module = module.to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in module.state_dict().items():
+    # Those that are in no state dict, too.
+    for name, tensor in (module.state_dict() | dict(module.named_buffers())).items():
         _fill(name, tensor, generator)
     return module
 
@@ -102,10 +110,13 @@ def filled(module: M) -> M:
 def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
     if name.endswith(("running_var", "num_batches_tracked")):
         tensor.fill_(1)
+    elif not tensor.is_floating_point():
+        # What is an index is a valid one.
+        tensor.zero_()
     elif tensor.dim() > 1:
         # A uniform variable up to this bound has a variance of 1 / fan-in, so that features neither
         # vanish nor blow up over the blocks.
         bound = (3 / tensor[0].numel()) ** 0.5
         tensor.uniform_(-bound, bound, generator=generator)
-    elif tensor.is_floating_point():
+    else:
         tensor.uniform_(0.0, 1.0, generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mess.networks import macs
 from mess.networks.backbones.heads import HeadOptions
 from mess.networks.candidates import (
     Candidate,
+    _output_stride,
     candidates,
     equidistant_points,
     named_points,
@@ -215,14 +217,16 @@ def test_too_few_channels_exclude_and_say_so(make_config: MakeConfig) -> None:
 def test_early_points_without_a_candidate_are_refused_with_what_excluded_them() -> None:
     limits = {"crm": [1, 256], "blocks": [0, 1], "heads": ["fcn"], "max_exit_cost": 0.3}
     rows = candidates(mobilenet(points=2, **limits), 11)
+    # Exits at the last point are not early.
+    rows = [replace(row, status="kept") if row.point == 2 else row for row in rows]
     cheapest = min(row.path_macs for row in rows if "max_exit_cost" in row.status)
     with pytest.raises(ConfigError) as refusal:
         require_early_exit(rows)
     message = str(refusal.value)
-    assert "none of 12 candidate exits" in message
-    assert f"6 as p1-crm1-b0-fcn: its path costs {cheapest / rows[-1].path_macs:.2f}" in message
+    assert "none of 6 candidate exits before the last point" in message
+    assert f"3 as p1-crm1-b0-fcn: its path costs {cheapest / rows[-1].path_macs:.2f}" in message
     assert "max_exit_cost is 0.3" in message
-    assert "6 as p1-crm256-b0-fcn: channel reduction by 256 leaves 0 channels" in message
+    assert "3 as p1-crm256-b0-fcn: channel reduction by 256 leaves 0 channels" in message
 
 
 @pytest.mark.parametrize("points", [1, ()])
@@ -261,6 +265,29 @@ def test_the_output_stride_of_a_point_is_that_of_its_features(
     )
     rows = candidates(config, 11)
     assert [row.output_stride for row in rows[:-1]] == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "expected"),
+    [
+        *(((height, 96), 3, 32, 1, 32) for height in (64, 65, 67, 96, 97)),
+        ((33, 48), 3, 32, 1, 32),
+        ((20, 20), 3, 8, 1, 8),
+        # One position is that of every stride above the side.
+        ((20, 20), 3, 32, 1, 32),
+        ((90, 120), 3, 6, 1, 6),
+        ((224, 224), 14, 14, 0, 14),
+        # Patches round down.
+        ((90, 122), 4, 4, 0, 4),
+        ((96, 96), 5, 1, 0, 1),
+    ],
+)
+def test_output_strides_are_those_of_the_layers(
+    size: tuple[int, int], kernel: int, stride: int, padding: int, expected: int
+) -> None:
+    layer = nn.Conv2d(3, 4, kernel, stride, padding, device="meta")
+    _, _, rows, columns = layer(torch.empty(1, 3, *size, device="meta")).shape
+    assert _output_stride(size, (rows, columns)) == expected
 
 
 def test_laying_a_network_out_draws_no_random_numbers(tiny: Config) -> None:

@@ -18,6 +18,7 @@ from mess.config import Config
 from mess.errors import ConfigError
 from mess.exits import FINAL, ExitArchitecture, parse_exit_id
 from mess.export.bundle import PlannedExit, export_bundle
+from mess.export.programs import require_exportable_backbone
 from mess.export.segments import Segment, native_shapes
 from mess.networks.backbones import Backbone
 from mess.networks.backbones.base import IMAGE, Block
@@ -32,11 +33,12 @@ from mess.signals.measure import measure
 from mess.testing import BackboneContract
 from mess.testing.backbones import filled
 from tests.conftest import MakeConfig
-from tests.forked import Forked, backbone_of, forked
+from tests.forked import Forked, backbone_of, dropping, forked, looking
 from tests.upsampling import upsampled
 
 CLASSES = 6
 SIZE = (32, 48)
+SHARED = nn.Conv2d(3, 3, 1)
 EXITS = {
     "points": ["half", "beside", "eighth", "up"],
     "crm": [1],
@@ -83,6 +85,22 @@ class TestForked(BackboneContract):
 
     def build(self, num_classes: int) -> Backbone:
         return forked(num_classes)
+
+
+class TestLooking(BackboneContract):
+    def build(self, num_classes: int) -> Backbone:
+        return looking(num_classes)
+
+
+class Dropping(BackboneContract):
+    def build(self, num_classes: int) -> Backbone:
+        return dropping(num_classes)
+
+
+def test_the_contract_knows_training() -> None:
+    Dropping().test_blocks_leave_their_inputs_as_they_are()
+    with pytest.raises(AssertionError, match="second changes 'first' in place"):
+        Dropping().test_blocks_leave_their_inputs_as_they_are_in_training()
 
 
 # ---- The network
@@ -150,6 +168,12 @@ def test_a_chain_has_one_tensor_at_a_time() -> None:
             "two tensors of a backbone are named 'a'",
         ),
         ({"image": nn.Identity()}, nn.Identity(), "two tensors of a backbone are named 'image'"),
+        (
+            {"a": SHARED, "b": nn.ReLU(), "c": nn.Sequential(SHARED)},
+            nn.Identity(),
+            r"'blocks\.0\.weight' and 'blocks\.2\.0\.weight' of a backbone are the same tensor",
+        ),
+        ({"a": SHARED}, SHARED, r"'blocks\.0\.weight' and 'head\.weight' of a backbone are"),
     ],
 )
 def test_wiring_that_cannot_be_is_refused(
@@ -186,6 +210,33 @@ def test_an_exit_of_a_chain_has_finer_features_kept_for_it(chain: Overprovisione
     # Nothing is kept for an exit that is not run.
     assert chain.alive(2, last, [FINAL]) == ("block2",)
     assert not chain.is_chain
+
+
+def test_nothing_is_kept_for_an_exit_that_is_not_built(make_config: MakeConfig) -> None:
+    config = make_config(
+        data={"kind": "shapes", "size": SIZE},
+        backbone={"name": "small_resnet", "options": {"width": 4}},
+        exits=EXITS | {"points": ["block1", "block2"], "max_exit_cost": 1e-9},
+    )
+    rows = candidates(config, CLASSES)
+    assert any(row.skip for row in rows)
+    network = build_network(config, rows, CLASSES)
+    assert network.is_chain
+    with torch.inference_mode():
+        found = network.eval().features(torch.zeros(1, 3, *SIZE))
+    assert list(found) == list(network.point_names)
+
+
+def test_features_of_just_the_stride_are_read_at_odd_sizes(make_config: MakeConfig) -> None:
+    """Strided convolutions round up: 23 rows of 90 are at stride 4."""
+    config = make_config(
+        data={"kind": "shapes", "size": (90, 122)},
+        backbone={"name": "small_resnet", "options": {"width": 4}},
+        exits=EXITS | {"points": ["block1", "block4"], "skip_stride": 4},
+    )
+    rows = {row.exit_id: row for row in candidates(config, CLASSES)}
+    assert rows["p2-crm1-b0-fcn-skip"].skip == ("block1",)
+    assert rows["p2-crm1-b0-fcn-skip"].output_stride == 4
 
 
 def test_an_identifier_tells_the_skip() -> None:
@@ -339,12 +390,40 @@ def test_a_head_of_other_classes_is_told_without_training(make_config: MakeConfi
         candidates(config, CLASSES)
 
 
-def test_a_block_that_changes_its_input_is_told_without_training(make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("name", ["changing", "dropping"])
+def test_a_block_that_changes_its_input_is_told_without_training(
+    make_config: MakeConfig, name: str
+) -> None:
     """Counting hands inputs of plain rectifiers on, so it would not notice."""
-    backbone = {"name": "tests.forked:changing", "options": {}}
+    backbone = {"name": f"tests.forked:{name}", "options": {}}
     config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
     with pytest.raises(ConfigError, match="block 'second' changes its input in place"):
         candidates(config, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("naming", r"the head does not return logits \(B, classes, h, w\), but dict"),
+        ("sized", r"'first' does not return features \(B, C, h, w\) and 1 tensors"),
+        ("alone", r"'first' does not return features \(B, C, h, w\)\."),
+    ],
+)
+def test_parts_that_return_no_tensors_are_told_without_training(
+    make_config: MakeConfig, name: str, message: str
+) -> None:
+    backbone = {"name": f"tests.forked:{name}", "options": {}}
+    config = make_config(data={"size": SIZE, "crop": 1.0}, backbone=backbone)
+    with pytest.raises(ConfigError, match=message):
+        candidates(config, CLASSES)
+
+
+def test_indices_among_buffers_are_a_backbone_s_own(make_config: MakeConfig) -> None:
+    """Memory that nobody wrote to would hold any."""
+    config = make_config(backbone={"name": "tests.forked:looking", "options": {}})
+    drawn = torch.get_rng_state()
+    require_exportable_backbone(config, CLASSES)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 @pytest.mark.parametrize("command", ["exits", "train"])

@@ -105,6 +105,7 @@ class Backbone(nn.Module):
         self._check_names()
         self.blocks = nn.ModuleList(block.module for block in wired)
         self.head = end.module
+        self._require_own_tensors()
         self.original_names: Mapping[str, str] = {}
         self._outputs: SelectedChannels | None = None
 
@@ -129,6 +130,17 @@ class Backbone(nn.Module):
                 f"two tensors of a backbone are named {repeated[0]!r}; rename the block, or what a "
                 "block gives beside its features."
             )
+
+    def _require_own_tensors(self) -> None:
+        """Refuse a tensor under two names, of which a file of weights could hold one alone."""
+        seen: dict[int, str] = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if (other := seen.setdefault(id(tensor), name)) != name:
+                raise ConfigError(
+                    f"{other!r} and {name!r} of a backbone are the same tensor: a module stands in "
+                    "two places, which weights cannot be saved of. Give each place a module of its "
+                    "own."
+                )
 
     def select_outputs(self, channels: Sequence[int]) -> None:
         """Have the logits be these channels of the head's, in this order."""
