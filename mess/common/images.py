@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 THUMBNAIL = 8
 """Rows and columns of a thumbnail."""
 
-PREPROCESSING = 1
+PREPROCESSING = 2
 """Raise it with any change here that changes a number; fingerprints of images hold it."""
 
 _ORIENTATION = 0x0112
