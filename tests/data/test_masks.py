@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mess.common.images import PREPROCESSING
 from mess.config import DataConfig, load_config
 from mess.data import SegmentationData, open_split
 from mess.data.mask_encoding import MaskEncoding
@@ -227,15 +228,15 @@ def test_ignore_index_means_nothing_beside_values(tmp_path: Path) -> None:
 # ---- Fingerprints
 
 
-def test_fingerprints_of_plain_data_sets_are_those_of_before(tmp_path: Path) -> None:
-    """By the definition that they had: sha256 over those of header, void value, image, mask."""
+def test_fingerprints_of_plain_data_sets_are_of_nothing_else(tmp_path: Path) -> None:
+    """By their definition: sha256 over those of header, void value, image, mask."""
     write_classes(tmp_path, {}, {}, {}, ignore_index=7)
     write_pair(tmp_path, "a", np.array([[0, 7]]))
 
     def sha256(content: bytes) -> bytes:
         return hashlib.sha256(content).digest()
 
-    header = json.dumps([1, [8, 8], list(NAMES)]).encode()
+    header = json.dumps([PREPROCESSING, [8, 8], list(NAMES)]).encode()
     files = [(tmp_path / "train" / kind / "a.png").read_bytes() for kind in ("images", "masks")]
     parts = b"".join(map(sha256, [header, bytes([7]), *files]))
     assert train(tmp_path).image_fingerprints() == {"a": sha256(parts).hex()}

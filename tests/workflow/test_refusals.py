@@ -96,7 +96,7 @@ def test_unknown_backbone(refuse: Callable[..., str]) -> None:
 def test_limits_that_leave_no_exit(refuse: Callable[..., str], tmp_path: Path, verb: str) -> None:
     place = ["--run", tmp_path / "run"] if verb == "train-overprovisioned" else []
     message = refuse(verb, "shapes", *place, "--set", "exits.max_exit_cost=0.01")
-    assert "none of 8 candidate exits" in message
+    assert "none of 6 candidate exits before the last point" in message
     assert "max_exit_cost is 0.01" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
