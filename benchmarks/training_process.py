@@ -18,7 +18,7 @@ from mess.commands.train import train_network
 from mess.common.progress import Silent, Task
 from mess.compute.processes import torchrun_processes
 from mess.config import load_config
-from mess.runs.run import begin_run
+from mess.runs.run import Run, begin_run
 
 
 class Clock(Silent):
@@ -44,8 +44,10 @@ def main() -> None:
     run, config, stage, file, *settings = sys.argv[1:]
     clock = Clock(stage)
     with torchrun_processes() as processes:
-        place = begin_run(Path(run), load_config(config, settings), "run")
+        if processes.is_first:
+            begin_run(Path(run), load_config(config, settings), "run")
         processes.wait()
+        place = Run(Path(run))
         train_network(place, "cpu", clock, processes)
         if processes.is_first:
             Path(file).write_text(str(clock.ends[-1] - clock.ends[0]), encoding="utf-8")
