@@ -52,7 +52,7 @@ _COMMON = {
     "exits.rdi": [False],
     "exits.heads": ["fcn"],
     "exits.skips": [False],  # the early heads of stage 1 have none either
-    "exits.max_exit_cost": 100.0,
+    "exits.max_exit_cost": 0.999,  # early exits alone: the final one has its own head
     "exits.max_exit_share": 100.0,
     "training.stage1.iterations": NETWORK,
     "training.stage2.iterations": EXITS,
@@ -81,8 +81,8 @@ def _exits(name: str, start: str, **settings: Any) -> Arm:
 
 
 def _branches(count: int) -> Arm:
-    """DeepLab branches on a trained network; rates in the paper's proportions."""
-    points = {0: [], 2: ["down2", "down4"], 5: _COMMON["exits.points"]}[count]
+    """DeepLab branches on a trained network, one at its last point; rates in proportion."""
+    points = {0: [], 3: ["down2", "down4"], 6: _COMMON["exits.points"]}[count]
     return Arm(
         f"{count} branches",
         {
@@ -117,16 +117,16 @@ ARMS = {
         _exits("two-stage, KD", "exit-aware", **{"training.loss": "kd"}),
         _exits("two-stage, CE + KD", "exit-aware", **{"training.loss": "self-distill"}),
         _exits("two-stage, PFD", "exit-aware", **{"training.loss": "pfd"}),
-        *(_branches(count) for count in (0, 2, 5)),
+        *(_branches(count) for count in (0, 3, 6)),
     )
 }
 
 TABLES = {
     "schemes": ("plain", "e2e", "e2e, longer", "exit-aware", "frozen", "two-stage, CE"),
     "losses": ("two-stage, CE", "two-stage, KD", "two-stage, CE + KD", "two-stage, PFD"),
-    "branches": ("0 branches", "2 branches", "5 branches"),
+    "branches": ("0 branches", "3 branches", "6 branches"),
 }
-FINAL_ALONE = {"plain", "0 branches", "2 branches", "5 branches"}
+FINAL_ALONE = {"plain", "0 branches", "3 branches", "6 branches"}
 """Arms whose early exits are not what their table is about."""
 
 
