@@ -115,9 +115,9 @@ def test_what_a_killed_writer_of_a_folder_left_goes_after_an_hour(tmp_path: Path
 
 def test_an_error_or_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "made" / "old").mkdir(parents=True)
-    with pytest.raises(MessError, match=r"made cannot be written: there is no room"):  # noqa: SIM117
-        with atomic_folder(tmp_path / "made"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    no_room = pytest.raises(MessError, match=r"made cannot be written: there is no room")
+    with no_room, atomic_folder(tmp_path / "made"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert contents(tmp_path) == ["made"]
     assert contents(tmp_path / "made") == ["old"]
 
