@@ -205,6 +205,9 @@ class Stage1Config(StageConfig):
     """Which early exits an iteration trains: one in turn, or Eq. 2 to the letter."""
     early_distillation: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of what early heads learn from the final one, beside their cross-entropy."""
+    lovasz: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the Lovász-Softmax that the final exit learns from beside its cross-entropy, at
+    the label pixels of `stage2.pixel_stride`. Of the two-stage schemes."""
 
 
 class Stage2Config(StageConfig):

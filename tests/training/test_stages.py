@@ -13,8 +13,9 @@ from mess.config import Config
 from mess.errors import ConfigError
 from mess.exits import FINAL
 from mess.networks.network import OverprovisionedNetwork
-from mess.training.losses import SoftTarget, mixture, upsample
+from mess.training.losses import LovaszSoftmax, SoftTarget, mixture, upsample
 from mess.training.stages import ExitAwarePretraining, ExitTraining
+from mess.training.stages.exits import pixel_grid
 from mess.training.stages.pretraining import active_exits
 from mess.training.stages.recipes import stages_of
 from tests.conftest import MakeConfig
@@ -139,6 +140,40 @@ def test_early_heads_learn_from_the_final_one_by_a_weight(make_config: MakeConfi
     assert divergence > 0.01
     torch.testing.assert_close(distilled - plain, 0.7 * divergence, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(same_final, final)
+
+
+def test_the_final_exit_can_learn_by_lovasz_softmax_beside_cross_entropy(
+    make_config: MakeConfig,
+) -> None:
+    found = {}
+    for weight in (0.0, 0.7):
+        config = make_config(training={"stage1": {"lovasz": weight}, "stage2": {"pixel_stride": 2}})
+        network, stage = pretraining(config)
+        without_dropout(stage._heads)
+        images, labels = batch("stage1", 0)
+        with torch.no_grad():
+            logits = network.logits(FINAL, network.features(images))
+        term = LovaszSoftmax(labels, pixel_grid(config, 0)).loss(logits)
+        network, stage = pretraining(config)  # batch statistics have moved
+        without_dropout(stage._heads)
+        losses = stage.step(stage.see(images, labels), 0)
+        found[weight] = losses[FINAL], losses["p1"], term
+    (plain, early, term), (both, same_early, _) = found[0.0], found[0.7]
+    assert term > 0.01
+    torch.testing.assert_close(both - plain, 0.7 * term, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(same_early, early)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [("e2e", "lovasz"), ("e2e", "early_distillation"), ("frozen", "early_distillation")],
+)
+def test_settings_that_a_scheme_has_no_use_for_are_refused(
+    make_config: MakeConfig, tmp_path: Path, scheme: str, name: str
+) -> None:
+    config = make_config(training={"scheme": scheme, "stage1": {name: 0.5}})
+    with pytest.raises(ConfigError, match=f"training.stage1.{name} = 0.5 .* '{scheme}'"):
+        run_training(config, tmp_path)
 
 
 @pytest.mark.parametrize("start", ["seed", "stage1"])

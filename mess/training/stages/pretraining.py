@@ -14,9 +14,10 @@ from mess.exits import FINAL, ExitArchitecture
 from mess.networks.heads import MIN_HEAD_CHANNELS, SkipExit
 from mess.networks.network import OverprovisionedNetwork, fast_layout, seeded_exit
 from mess.training.checkpoint import under
-from mess.training.losses import Mixture, SoftTarget, cross_entropy
+from mess.training.losses import LovaszSoftmax, Mixture, SoftTarget, cross_entropy
 from mess.training.stage import Seen, TrainedUnit
 from mess.training.stages.data_parallel import DataParallel
+from mess.training.stages.exits import pixel_grid
 from mess.training.stages.optimiser import ScheduledOptimiser, class_weights, precision
 
 
@@ -93,6 +94,10 @@ class ExitAwarePretraining:
             name: share * self._loss(name, values, labels, logits[FINAL])
             for name, values in logits.items()
         }
+        if self.settings.lovasz:
+            # Like all that is no mean over pixels, each process's own of its part of the batch.
+            term = LovaszSoftmax(labels, pixel_grid(self._config, iteration))
+            losses[FINAL] = losses[FINAL] + share * self.settings.lovasz * term.loss(logits[FINAL])
         torch.stack(list(losses.values())).sum().backward()
         return self._together.step(iteration, losses)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +68,7 @@ def stages_of(
     rows = list(rows)
     recipe = RECIPES[config.training.scheme]
     _require_early_heads(config, recipe)
+    _require_of_use(config, recipe)
     loss = config.training.loss or recipe.loss
     if recipe.pretraining == "joint":
         return [JointTraining(network, config, num_classes, device, loss=loss, processes=processes)]
@@ -85,6 +86,24 @@ def stages_of(
         for name, exits in _exit_groups(rows, network, config.training.stage2.groups).items()
     ]  # fmt: skip
     return [pretraining, *exit_trainings]
+
+
+_NOT_USED: Mapping[str, tuple[str, ...]] = {
+    "exit-aware": (),
+    "plain": ("early_distillation",),
+    "joint": ("early_distillation", "lovasz"),
+}
+"""Settings of stage 1 by the pretraining that has no use for them."""
+
+
+def _require_of_use(config: Config, recipe: Recipe) -> None:
+    """That nothing is set that the scheme would pass over without a word."""
+    for name in _NOT_USED[recipe.pretraining]:
+        if value := getattr(config.training.stage1, name):
+            raise ConfigError(
+                f"training.stage1.{name} = {value:g} is of no use to training.scheme = "
+                f"{config.training.scheme!r}. Set it to 0, or take another scheme."
+            )
 
 
 def _require_early_heads(config: Config, recipe: Recipe) -> None:
