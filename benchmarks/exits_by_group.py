@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from mess.common.metrics import mean_iou
 from mess.runs.groups import groups_of
 from mess.runs.run import find_run
-from mess.runtime.manifest import BundleExit, RunManifest, read_manifest
+from mess.runtime.format import BundleExit
+from mess.runtime.manifest import facts_of, read_manifest
 from mess.search.problem.tables import Tables
 from mess.signals.decision import answering_exit
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("groups")
     parser.add_argument("--cache", default="test")
     options = parser.parse_args()
-    manifest = read_manifest(options.bundle, RunManifest)
+    manifest = facts_of(read_manifest(options.bundle), options.bundle)
     run = find_run(options.bundle.resolve().parents[1])
     cache = run.open_cache(options.cache)
     tables, ids = cache.tables, list(cache.image_fingerprints)

@@ -402,7 +402,7 @@ def _program(module: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], An
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.onnx"
         write_program(module, inputs, ["output"], path, "onnx")
-        program = OnnxProgram(path, 1)
+        program = OnnxProgram(path.read_bytes(), 1)
     values = [program.to_value(value.numpy()) for value in inputs.values()]
     return lambda: program(*values)
 

@@ -299,6 +299,7 @@ def evaluate(
     images: Path | None = None,
     labels: str | None = None,
     threads: int = 1,
+    trust: bool = False,
     reporter: Reporter = _SILENT,
 ) -> dict[str, Any]:
     """Run a bundle for real on a split, in turns with the network run to its end.
@@ -306,14 +307,15 @@ def evaluate(
     `bundle` is the newest of the run by default, `split` is "test". In its place `images` may be a
     folder of pictures without masks; `labels`, "final", says that they are counted against the
     network run to its end. On the images that were searched the report says how far the bundle
-    agrees with what the search predicted.
+    agrees with what the search predicted. A bundle from elsewhere of a format that is code is run
+    with `trust` alone.
     """
     from mess.commands.evaluate import evaluate_bundle
     from mess.runs.bundles import run_of
 
     require_labels(images, labels, split=split)
     place = find_run(run_of(bundle) if run is None and bundle is not None else run)
-    return evaluate_bundle(place, bundle, split or "test", threads, reporter, images)
+    return evaluate_bundle(place, bundle, split or "test", threads, reporter, images, trust=trust)
 
 
 @_with_keywords_of(CertifyOptions)
@@ -339,15 +341,31 @@ def certify(
 
 
 def predict(
-    bundle: Path, images: Sequence[Path], *, output: Path, threads: int = 1
+    bundle: Path,
+    images: Sequence[Path],
+    *,
+    output: Path,
+    threads: int = 1,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Write the label map of every image to `output` as a palette PNG of the image's own size.
 
-    Returns, per image, the file, the exit taken and its signal.
+    Returns, per image, the file, the exit taken and its signal. A bundle of a format that is code
+    is run with `trust` alone.
     """
     from mess.commands.predict import predict_images
 
-    return predict_images(bundle, images, output, threads)
+    return predict_images(bundle, images, output, threads, trust=trust)
+
+
+def verify(bundle: Path, *, digest: str | None = None) -> dict[str, Any]:
+    """Check that a bundle is what was exported, and where given has `digest`, without running it.
+
+    Returns what it is; raises BundleError that names what is wrong.
+    """
+    from mess.commands.verify import verify_bundle
+
+    return verify_bundle(bundle, digest)
 
 
 def report(run: Path | None = None) -> Path:

@@ -28,6 +28,7 @@ from mess.cli.options import (
     Setting,
     Target,
     ThreadsOption,
+    TrustOption,
     parse_size,
 )
 from mess.cli.progress import reporter
@@ -46,6 +47,7 @@ from mess.cli.tables import (
 from mess.cli.terminal import be_quiet, complain, print_json, say
 from mess.errors import InterruptedWork, MessError
 from mess.runtime.registry import DEFAULT_RUNTIME
+from mess.sentences.bundles import verified_lines
 from mess.sentences.certificates import certified_lines
 
 app = typer.Typer(
@@ -349,6 +351,7 @@ def export(
     with reporter() as listener:
         path = workflow.export(run, search=search, format=format, output=output, reporter=listener)
     say(f"Bundle: {path}")
+    say(f"Digest: {workflow.verify(path)['digest']}")
 
 
 @app.command()
@@ -359,6 +362,7 @@ def evaluate(
     images: ImagesOption = None,
     labels: LabelsOption = None,
     threads: ThreadsOption = 1,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a bundle on a split, in turns with the network run to its end."""
@@ -370,6 +374,7 @@ def evaluate(
             images=images,
             labels=labels,
             threads=threads,
+            trust=trust,
             reporter=listener,
         )
     if as_json:
@@ -392,13 +397,14 @@ def certify(
     split: Annotated[str, typer.Option(help="Of images that chose nothing.")] = "test",
     root: Annotated[Path | None, typer.Option("--data", help="Folder of another data set.")] = None,
     threads: ThreadsOption = 1,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Certify bundles by running them on fresh images; exit code 1 where the first fails."""
     with reporter() as listener:
         report = workflow.certify(
             bundles or (), run=run, max_error=max_error, min_miou=min_miou, confidence=confidence,
-            split=split, root=root, threads=threads, reporter=listener,
+            split=split, root=root, threads=threads, trust=trust, reporter=listener,
         )  # fmt: skip
     if as_json:
         print_json(report)
@@ -415,14 +421,32 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Images of any size.")],
     output: Annotated[Path, typer.Option(help="Folder of the label maps.")] = Path("predictions"),
     threads: ThreadsOption = 1,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the label maps of images as palette PNGs."""
-    rows = workflow.predict(bundle, images, output=output, threads=threads)
+    rows = workflow.predict(bundle, images, output=output, threads=threads, trust=trust)
     if as_json:
         print_json(rows)
         return
     print_predictions(rows)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    digest: Annotated[
+        str | None, typer.Option(help="It must have; `mess export` tells it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a bundle is what was exported, without running it."""
+    found = workflow.verify(bundle, digest=digest)
+    if as_json:
+        print_json(found)
+        return
+    for line in verified_lines(found):
+        say(line)
 
 
 @app.command()

@@ -56,6 +56,10 @@ ThreadsOption = Annotated[
     int, typer.Option(min=1, max=MOST_THREADS, help="Threads within an operator.")
 ]
 
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Run it even where its programs are code (torch).")
+]
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 

@@ -24,6 +24,7 @@ from mess.runs.bundles import (
     exit_rates_of,
     load_baseline,
     newest_bundle,
+    open_bundle,
     require_input,
 )
 from mess.runs.data_sets import require_trained_classes
@@ -36,13 +37,14 @@ from mess.runs.near_identical import (
     in_other_groups,
     thumbnails_of,
 )
-from mess.runs.plans import RESULT, Plan, bundle_digest, confidence_together, settling
+from mess.runs.plans import RESULT, Plan, confidence_together, settling
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
-from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.bundle import Bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
-from mess.runtime.manifest import MANIFEST, Manifest, read_manifest
+from mess.runtime.format import MANIFEST
+from mess.runtime.manifest import read_manifest, sealed
 from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
@@ -70,12 +72,12 @@ def certify_bundles(
     was found in its manifest. A plan that was carried out before is not carried out again.
     """
     bundles = [
-        load_bundle(path, threads=options.threads) for path in paths or [newest_bundle(place)]
+        open_bundle(place, path, options.threads, trust=options.trust)
+        for path in paths or [newest_bundle(place)]
     ]
     baselines = []
     for bundle in bundles:
         require_input(place, bundle)
-        _require_sealed(bundle)
         _require_masks(bundle)
         # Of bundles of several formats the first one's runtime runs the network to its end.
         baselines.append(load_baseline(place, bundle, options.threads))
@@ -86,7 +88,7 @@ def certify_bundles(
     images = data.image_fingerprints()
     groups = distinct_groups(place.config.data, images)
     plan = Plan(
-        tested=[bundle_digest(bundle.manifest) for bundle in bundles],
+        tested=[bundle.digest for bundle in bundles],
         limits=limits,
         confidence=options.confidence,
         split=options.split,
@@ -94,7 +96,7 @@ def certify_bundles(
         images=images,
         groups=[groups.names[group] for group in groups.of_image],
     )
-    _require_others(place, bundles, plan, data)
+    _require_others(place, bundles, plan, data, reporter)
     strength = _strength(place, bundles, groups, data.ids, reporter)
     labelled_pixels(data)  # refuses what can certify nothing before it is used
     with settling(place):
@@ -198,10 +200,14 @@ def _searched_limits(place: Run, bundle: Bundle) -> dict[str, float]:
 
 
 def _require_others(
-    place: Run, bundles: Sequence[Bundle], plan: Plan, data: SegmentationData
+    place: Run,
+    bundles: Sequence[Bundle],
+    plan: Plan,
+    data: SegmentationData,
+    reporter: Reporter,
 ) -> None:
     """Raise DataError for images that chose what they would certify, or that it was trained on."""
-    chose = {"trained on": training_images(place)}
+    chose = {"trained on": training_images(place, reporter)}
     for bundle in bundles:
         source = bundle.facts["source"]
         cache = place.open_cache(source.get("name", CALIBRATION))
@@ -299,31 +305,17 @@ def _judge(
     ]
 
 
-def _require_sealed(bundle: Bundle) -> None:
-    """Raise BundleError for a bundle of an earlier version, of which nobody can tell what it was.
-
-    With its certificate it would get a digest, whatever was edited before.
-    """
-    if DIGEST not in bundle.manifest:
-        raise BundleError(
-            f"{bundle.path} was exported without a digest, so nothing tells whether it was altered "
-            "since. Export it again."
-        )
-
-
 def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> None:
     """What was found of a bundle goes where it goes, also that it does not hold.
 
     Raises BundleError where another bundle lies there by now.
     """
     for bundle, told in zip(bundles, report["tested"], strict=False):
-        now = read_manifest(bundle.path, Manifest)
-        if bundle_digest(now) != bundle_digest(bundle.manifest):
+        if read_manifest(bundle.path)[DIGEST] != bundle.digest:
             raise BundleError(
                 f"{bundle.path} was exported again while it was certified. What was found of the "
                 "one before is in RUN/certificates; certify the new one, too."
             )
         certificate = {name: value for name, value in told.items() if name != "bundle"}
         certificate["confidence_together"] = report["confidence_together"]
-        manifest = with_digest({**bundle.manifest, "certificate": certificate})
-        write_json(bundle.path / MANIFEST, manifest)
+        write_json(bundle.path / MANIFEST, sealed(bundle.manifest, certificate))

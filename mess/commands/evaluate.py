@@ -21,6 +21,7 @@ from mess.runs.bundles import (
     exit_rates_of,
     load_baseline,
     newest_bundle,
+    open_bundle,
     require_input,
 )
 from mess.runs.data_sets import require_trained_classes
@@ -29,9 +30,9 @@ from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit, is_of_cache
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
-from mess.runtime.bundle import Bundle, load_bundle
+from mess.runtime.bundle import Bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
-from mess.runtime.manifest import RunManifest
+from mess.runtime.format import RunManifest
 from mess.search.problem.settings import find_setting
 from mess.signals.decision import answering_exit
 
@@ -43,6 +44,8 @@ def evaluate_bundle(
     threads: int,
     reporter: Reporter,
     images: Path | None = None,
+    *,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Run a bundle and the baseline in turns; the report of `mess evaluate`.
 
@@ -51,7 +54,7 @@ def evaluate_bundle(
 
     An anytime bundle is run up to each of its exits as well.
     """
-    bundle = load_bundle(path or newest_bundle(place), threads=threads)
+    bundle = open_bundle(place, path or newest_bundle(place), threads, trust=trust)
     require_input(place, bundle)
     baseline = load_baseline(place, bundle, threads)
     source = ImageSource(split, None) if images is None else ImageSource(None, images.resolve())

@@ -23,13 +23,8 @@ from mess.runs.network import trained_network
 from mess.runs.policies import observed_signals
 from mess.runs.results import ChosenExit, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
-from mess.runtime.manifest import (
-    InstanceSource,
-    RunManifest,
-    input_of,
-    read_manifest,
-    require_files,
-)
+from mess.runtime.format import InstanceSource
+from mess.runtime.manifest import facts_of, input_of, read_manifest, require_files
 from mess.runtime.registry import runtime_of
 from mess.search.problem.settings import FinalOnly
 from mess.signals.registry import PAIR_SIGNALS, signal_from_json
@@ -113,7 +108,7 @@ def _baseline(result: SearchResult) -> _Instance:
 def _is_there(place: Run, directory: Path, source: InstanceSource) -> bool:
     """Whether a whole bundle lies there that was made of the same."""
     try:
-        manifest = read_manifest(directory, RunManifest)
+        manifest = facts_of(read_manifest(directory), directory)
         require_files(manifest, directory)
         data = place.config.data
         is_taken = input_of(manifest, directory) == (data.framing, data.normalisation)
@@ -142,8 +137,6 @@ def _export(
         "palette": [list(color) for color in table.colors],
         "ignore_index": table.ignore_index,
     }
-    if instance.certificate is not None:
-        facts["certificate"] = instance.certificate
     return export_bundle(
         network,
         _planned(place, cache, instance),
@@ -152,6 +145,7 @@ def _export(
         normalisation=place.config.data.normalisation,
         format_=format_,
         facts=facts,
+        certificate=instance.certificate,
         reporter=reporter,
     )
 

@@ -62,7 +62,7 @@ def require_untrained(place: Run, name: str, reporter: Reporter) -> None:
     if source["split"] is None:
         return
     try:
-        trained = training_images(place)
+        trained = training_images(place, reporter)
     except DataError as error:
         reporter.message(
             f"Whether images of the cache {name!r} were trained on, too, cannot be told: {error}"
@@ -77,11 +77,17 @@ def require_untrained(place: Run, name: str, reporter: Reporter) -> None:
         )
 
 
-def training_images(place: Run) -> set[str]:
+def training_images(place: Run, reporter: Reporter) -> set[str]:
     """Fingerprints of all images that the network was trained on; changed files are read."""
     names = TRAINED_ON if place.config.data.holdout else TRAINED_ON[:1]
     hashes = FileHashes(place.path / "cache" / "training-hashes.json")
-    splits = (ImageSource(name, None).open(place) for name in names)
+    splits = [ImageSource(name, None).open(place) for name in names]
+    if not hashes.record.is_file():
+        # Of a hundred thousand images it takes minutes, once.
+        reporter.message(
+            f"Reading {sum(map(len, splits)):,} training images, to tell whether any is among "
+            "those to certify on."
+        )
     found = {
         print_
         for split in splits

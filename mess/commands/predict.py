@@ -16,7 +16,7 @@ from mess.runtime.bundle import Answer, Bundle, load_bundle
 
 
 def predict_images(
-    bundle: Path, images: Sequence[Path], output: Path, threads: int
+    bundle: Path, images: Sequence[Path], output: Path, threads: int, *, trust: bool = False
 ) -> list[dict[str, Any]]:
     """Write one palette PNG an image to `output`, at the image's own size.
 
@@ -38,7 +38,7 @@ def predict_images(
                 f"the label map of {image} would replace {given[target.resolve()]}, which is one "
                 "of the images. Choose another folder with --output."
             )
-    loaded = load_bundle(bundle, threads=threads)
+    loaded = load_bundle(bundle, threads=threads, trust=trust)
     palette = [value for color in loaded.facts["palette"] for value in color]
     rows = []
     for image in images:

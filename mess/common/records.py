@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -84,6 +85,53 @@ def _is_figure(value: object) -> bool:
     return _is_plain(value, float) and abs(cast(float, value)) <= sys.float_info.max
 
 
+def read_strictly(
+    path: Path, most_bytes: int, again: str, error: type[MessError] = MessError
+) -> dict[str, Any]:
+    """The object in a JSON file that nobody vouches for.
+
+    Raises `error` for a file that is larger, or no JSON object, or that readers could understand
+    differently: with a key twice, NaN or infinity; FileNotFoundError where there is none.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise error(f"{path} is larger than {most_bytes:,} bytes. {again}")
+    try:
+        value = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_distinct_keys,
+            parse_constant=_refused_constant,
+            parse_float=_finite,
+        )
+    # Deep nesting exhausts the parser's recursion.
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{path} is damaged: {fault}. {again}") from fault
+    if not isinstance(value, dict):
+        raise error(f"{path} is damaged: it is no JSON object. {again}")
+    return value
+
+
+def _distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return value
+
+
+def _refused_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is larger than any number")
+    return value
+
+
 def as_record(
     content: object,
     kind: type[_Record],
@@ -125,6 +173,25 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
 def digest_of(content: Mapping[str, Any]) -> str:
     """sha256 over JSON content, whatever the order of its keys and the file's layout."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def unknown_key(value: object, kind: Any, where: str = "") -> str | None:
+    """The first key of a record that `kind` does not name, such as "exits[0].speed"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_typeddict(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        parts = [(item, hints.get(key), f"{where}.{key}") for key, item in value.items()]
+    elif origin is dict and isinstance(value, dict):
+        parts = [(item, arguments[-1], f"{where}.{key}") for key, item in value.items()]
+    elif origin is list and isinstance(value, list):
+        parts = [(item, arguments[-1], f"{where}[{i}]") for i, item in enumerate(value)]
+    else:
+        return None
+    for item, inner, place in parts:
+        unknown = place if inner is None else unknown_key(item, inner, place)
+        if unknown:
+            return unknown.removeprefix(".")
+    return None
 
 
 def _fault(value: object, kind: Any, where: str) -> str | None:

@@ -16,12 +16,12 @@ from mess.common.files import atomic_folder, sha256, write_json
 from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Reporter
-from mess.common.records import with_digest
 from mess.errors import BundleError
 from mess.export.programs import write_program
 from mess.export.segments import LabelMap, Segment, native_shape, tensor_shapes
 from mess.networks.network import OverprovisionedNetwork
-from mess.runtime.manifest import BUNDLE_VERSION, MANIFEST, BundleExit
+from mess.runtime.format import BUNDLE_VERSION, MANIFEST, BundleExit, BundleFile, Histogram
+from mess.runtime.manifest import sealed
 from mess.runtime.registry import runtime_of
 from mess.signals.measure import SignalModule
 from mess.signals.signal import Signal
@@ -53,12 +53,14 @@ def export_bundle(
     normalisation: Normalisation = IMAGENET,
     format_: str,
     facts: Mapping[str, Any],
+    certificate: Mapping[str, Any] | None = None,
     reporter: Reporter,
 ) -> Path:
     """Write the bundle of `exits` to `directory` and return it.
 
     `facts` are further keys of the manifest: setting, classes, palette, predicted figures, where
-    the instance came from. The folder appears whole or not at all; an older bundle is replaced.
+    the instance came from; `certificate` is what was certified of it. The folder appears whole or
+    not at all; an older bundle is replaced.
     """
     # "." has no name to build beside, and where a link leads is replaced, not the link.
     directory = directory.resolve()
@@ -77,9 +79,9 @@ def export_bundle(
             },
             **facts,
             # Before the manifest is written, which cannot hold a hash of itself.
-            "files": {file.name: sha256(file) for file in sorted(building.iterdir())},
+            "files": {file.name: _file(file) for file in sorted(building.iterdir())},
         }
-        write_json(building / MANIFEST, with_digest(manifest))
+        write_json(building / MANIFEST, sealed(manifest, certificate))
     return directory
 
 
@@ -187,7 +189,11 @@ def _needed(
     return network.alive(point, later[-1].point, [planned.exit_id for planned in later])
 
 
-def _histogram(signal: NDArray[np.float32]) -> dict[str, list[float]]:
+def _file(file: Path) -> BundleFile:
+    return {"sha256": sha256(file), "bytes": file.stat().st_size}
+
+
+def _histogram(signal: NDArray[np.float32]) -> Histogram:
     # Most signals are shares; how far others reach shows on the calibration images alone.
     ends = (min(0.0, float(signal.min())), max(1.0, float(signal.max())))
     counts, edges = np.histogram(signal, bins=_HISTOGRAM_BINS, range=ends)

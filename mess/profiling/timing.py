@@ -130,7 +130,7 @@ def _loaded(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"part{runtime.suffix}"
             write_program(part.module, part.inputs, part.outputs, path, runtime.format)
-            loaded = program(path, threads)
+            loaded = program(path.read_bytes(), threads)
         # Copies, since parts share them: each reads memory of its own, as in an instance.
         values = [program.to_value(value.numpy().copy()) for value in part.inputs.values()]
         # Bound as defaults: a plain closure would run the last part every time.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mess.common.files import write_json
-from mess.common.records import DIGEST, digest_of, read_record
+from mess.common.records import digest_of, read_record
 from mess.errors import DataError
 from mess.runs.run import Run
 from mess.search.guarantees.confidence import LEAST_CONFIDENCE
@@ -136,10 +136,3 @@ def search_digest(asked: Mapping[str, Any], depends: Mapping[str, Any], seed: in
     depends: `mess.runs.fronts.dependencies`; seed: of folds, halves and orders.
     """
     return digest_of({"asked": dict(asked), "depends": dict(depends), "seed": seed})
-
-
-def bundle_digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 (hexadecimal) over a bundle's manifest, and so over its files; not its certificate."""
-    # The manifest's own digest is of the certificate, too.
-    left_out = ("certificate", DIGEST)
-    return digest_of({name: manifest[name] for name in manifest if name not in left_out})

@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from mess.cache.predictions.store import CacheManifest
 from mess.common.records import Figures
-from mess.runtime.manifest import InstanceSource
+from mess.runtime.format import InstanceSource
 
 CALIBRATION = "calibration"
 """The split that is searched, and the name of its cache."""

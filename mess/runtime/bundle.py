@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +20,16 @@ from numpy.typing import NDArray
 from mess.common.framing import Frame, stitched
 from mess.common.images import read_image
 from mess.errors import BundleError, MessError
-from mess.runtime.manifest import (
-    BundleExit,
+from mess.runtime.format import (
+    LABELS,
+    LOGITS,
+    NEXT,
+    PREVIOUS_LABELS,
+    SIGNAL,
     Manifest,
     RunManifest,
-    checked_manifest,
-    input_of,
-    read_manifest,
-    require_files,
 )
+from mess.runtime.manifest import AGAIN, facts_of, file_content, input_of, read_manifest
 from mess.runtime.program import Program, require_threads
 from mess.runtime.registry import runtime_of
 from mess.signals.decision import leaves
@@ -49,10 +51,6 @@ class Answer:
     """Of a bundle of tiles, how many left at each exit; the exit above is then the deepest one."""
 
 
-_NEXT = "next_"
-"""Before the name, in its outputs, of what a program gives to later ones."""
-
-
 class _Found(NamedTuple):
     """What a segment gave; `alive` is what later ones may take, by the names of their inputs."""
 
@@ -68,23 +66,31 @@ class Bundle:
     stops at the first exit whose signal reaches its threshold, every other runs to its last exit.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, threads: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, threads: int, *, trust: bool) -> None:
         self.path = path
         self.manifest = manifest
         self.framing, self.normalisation = input_of(manifest, path)
-        program = _program(path, manifest["format"])
+        self._threads, self._trust = threads, trust
         self._exits = manifest["exits"]
-        self._inputs = _inputs_of(self._exits)
-        self._segments = [program(path / exit_["segment"], threads) for exit_ in self._exits]
+        self._inputs = [exit_["inputs"] for exit_ in self._exits]
         # Exits with logits of one size share a program.
-        self._answers = {
-            name: program(path / name, threads) for name in {e["answer"] for e in self._exits}
-        }
+        programs = _programs(path, manifest, threads, trust)
+        self._segments = [programs[exit_["segment"]] for exit_ in self._exits]
+        self._answers = {exit_["answer"]: programs[exit_["answer"]] for exit_ in self._exits}
 
-    @property
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process, which opens the files itself: programs are of this one.
+        return _reopened, (self.path, self.digest, self._threads, self._trust)
+
+    @cached_property
     def facts(self) -> RunManifest:
         """The manifest with what `mess export` tells of the run; BundleError where it does not."""
-        return checked_manifest(self.manifest, self.path, RunManifest)
+        return facts_of(self.manifest, self.path)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that the bundle is, its programs with it; the same wherever it lies."""
+        return self.manifest["digest"]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,9 +123,12 @@ class Bundle:
 
     def _pixels(self, image: Path | str | NDArray[np.uint8]) -> NDArray[np.uint8]:
         array = read_image(Path(image)) if isinstance(image, str | Path) else image
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        if not isinstance(array, np.ndarray):
+            raise BundleError(f"an image is a path or a NumPy array, got {type(array).__name__}.")
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
             raise BundleError(
-                f"an image is RGB of shape (H, W, 3), uint8; got {array.shape}, {array.dtype}."
+                "an image is RGB of shape (H, W, 3) with at least one pixel, uint8; got "
+                f"{array.shape}, {array.dtype}."
             )
         return array
 
@@ -186,29 +195,50 @@ class Bundle:
         return {self._inputs[0][0]: self._segments[0].to_value(image_3HW[None])}
 
     def _segment(self, index: int, alive: Mapping[str, Any]) -> _Found:
-        program = self._segments[index]
+        program, name = self._segments[index], self._exits[index]["segment"]
         # By the names in the manifest: what one segment gives depends on what later ones take.
-        values = program(*(alive[name] for name in self._inputs[index]))
+        values = self._run(program, name, *(alive[name] for name in self._inputs[index]))
         outputs = dict(zip(self._exits[index]["outputs"], values, strict=True))
-        signal = outputs.get("signal")
+        signal = outputs.get(SIGNAL)
         given = {
-            name.removeprefix(_NEXT): value
+            name.removeprefix(NEXT): value
             for name, value in outputs.items()
-            if name.startswith(_NEXT)
+            if name.startswith(NEXT)
         }
-        if "labels" in outputs:
-            given["previous_labels"] = outputs["labels"]
+        if LABELS in outputs:
+            given[PREVIOUS_LABELS] = outputs[LABELS]
         later = {name for names in self._inputs[index + 1 :] for name in names}
         return _Found(
-            logits=outputs["logits"],
-            signal=None if signal is None else float(program.to_array(signal)[0]),
+            logits=outputs[LOGITS],
+            signal=None if signal is None else self._signal(program.to_array(signal), name),
             # Features that only a later segment reads are kept for it, others let go.
             alive={name: value for name, value in {**alive, **given}.items() if name in later},
         )
 
+    def _run(self, program: Program, name: str, *values: Any) -> Sequence[Any]:
+        try:
+            return program(*values)
+        except Exception as error:  # whatever its library raises
+            raise _not_run(self.path / name, error) from error
+
+    def _signal(self, signal: NDArray[Any], name: str) -> float:
+        if signal.size != 1:
+            raise BundleError(
+                f"{self.path / name} gives a signal of shape {signal.shape}, and an image has one. "
+                f"{AGAIN}"
+            )
+        return float(signal.item())
+
     def _answer(self, index: int, found: _Found) -> Answer:
-        program = self._answers[self._exits[index]["answer"]]
-        label_map = program.to_array(program(found.logits)[0])[0]
+        name = self._exits[index]["answer"]
+        program = self._answers[name]
+        labels_1HW = program.to_array(self._run(program, name, found.logits)[0])
+        if labels_1HW.shape != (1, *self.size) or labels_1HW.dtype != np.uint8:
+            raise BundleError(
+                f"{self.path / name} gives {labels_1HW.shape}, {labels_1HW.dtype}, and a label map "
+                f"is {(1, *self.size)}, uint8. {AGAIN}"
+            )
+        label_map = labels_1HW[0]
         return Answer(
             label_map=label_map,
             exit_id=self._exits[index]["exit_id"],
@@ -217,34 +247,63 @@ class Bundle:
         )
 
 
-def load_bundle(path: Path | str, *, threads: int = 1) -> Bundle:
-    """Load a bundle after checking that no file of it was altered.
+def load_bundle(path: Path | str, *, threads: int = 1, trust: bool = False) -> Bundle:
+    """Load a bundle after checking that nothing of it was altered.
 
     `threads` is the number of threads within an operator; the predicted latencies hold for the
-    number they were measured with. Raises BundleError that names the file at fault, MessError for
-    a number of threads that cannot be.
+    number they were measured with. Programs of the torch format are code and run only with `trust`;
+    ONNX graphs are data. Raises BundleError that names the file at fault, MessError for a number of
+    threads that cannot be.
     """
     require_threads(threads)
     path = Path(path)
-    manifest = read_manifest(path, Manifest)
-    require_files(manifest, path)
-    return Bundle(path, manifest, threads)
+    return Bundle(path, read_manifest(path), threads, trust=trust)
 
 
-def _inputs_of(exits: Sequence[BundleExit]) -> list[list[str]]:
-    """Names of what the program of each exit takes."""
-    names = []
-    compares = False
-    for exit_ in exits:
-        # Version 1 had chains alone, and did not name what they take.
-        chain = ["features", "previous_labels"] if compares else ["features"]
-        names.append(exit_.get("inputs", chain))
-        compares = "labels" in exit_["outputs"]
-    return names
+def _reopened(path: Path, digest: str, threads: int, trust: bool) -> Bundle:
+    """The bundle that was pickled; raises BundleError where another lies there by now."""
+    bundle = load_bundle(path, threads=threads, trust=trust)
+    if bundle.digest != digest:
+        raise BundleError(
+            f"{path} is another bundle than the one that was pickled: digest {bundle.digest}, it "
+            f"was {digest}."
+        )
+    return bundle
 
 
-def _program(path: Path, format_: str) -> type[Program]:
+def _programs(path: Path, manifest: Manifest, threads: int, trust: bool) -> dict[str, Program]:
+    """Every program of a bundle by its file's name."""
     try:
-        return runtime_of(format_).load()
+        runtime = runtime_of(manifest["format"])
+        kind = runtime.load()
     except MessError as error:
         raise BundleError(f"bundle {path} cannot be run: {error}") from error
+    if runtime.is_code and not trust:
+        raise BundleError(
+            f"bundle {path} is of format {runtime.format!r}, whose programs are code and may do "
+            "anything when they are loaded. If you trust who made it, load it with trust=True, on "
+            "the command line --trust."
+        )
+    takes = {exit_["answer"]: (1, 1) for exit_ in manifest["exits"]}
+    for exit_ in manifest["exits"]:
+        takes[exit_["segment"]] = len(exit_["inputs"]), len(exit_["outputs"])
+    programs = {}
+    for name in manifest["files"]:
+        content = file_content(manifest, path, name)
+        try:
+            program = kind(content, threads)
+        except Exception as error:  # whatever its library raises
+            raise _not_run(path / name, error) from error
+        if (program.inputs, program.outputs) != takes[name]:
+            raise BundleError(
+                f"{path / name} takes {program.inputs} values and gives {program.outputs}; the "
+                f"manifest says {takes[name][0]} and {takes[name][1]}. {AGAIN}"
+            )
+        programs[name] = program
+    return programs
+
+
+def _not_run(file: Path, error: Exception) -> BundleError:
+    # The first line: libraries add where in their own code it was.
+    told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return BundleError(f"{file} cannot be run: {told[:500]} {AGAIN}")

@@ -1,135 +1,126 @@
-"""The manifest of a bundle."""
+"""Reading and sealing the manifest of a bundle, and reading the files it names."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any
 
-from mess.common.files import sha256
-from mess.common.framing import OVERLAP, Framing, as_fit
-from mess.common.normalisation import IMAGENET, Normalisation, as_channels
-from mess.common.records import Figures, as_record, require_unaltered
+from mess.common.framing import Framing, as_fit
+from mess.common.normalisation import Normalisation, as_channels
+from mess.common.records import (
+    DIGEST,
+    as_record,
+    digest_of,
+    read_strictly,
+    require_unaltered,
+    unknown_key,
+    with_digest,
+)
 from mess.errors import BundleError
+from mess.runtime.format import BUNDLE_VERSION, MANIFEST, Manifest, RunManifest
+from mess.runtime.soundness import faults, faults_of_facts
 
-MANIFEST = "manifest.json"
-BUNDLE_VERSION = 2
+MOST_MANIFEST_BYTES = 2**24
+"""Tens of times what the largest bundles need, and read in an instant."""
 
-_READ_VERSIONS = (1, BUNDLE_VERSION)
-"""Of 1 the network takes stretched images, RGB in [0, 1]; its `input` says no more."""
+AGAIN = "Export the bundle again."
 
-_AGAIN = "Export the bundle again."
-
-
-class Input(TypedDict):
-    """How an image is prepared: the fields of a `Framing`, and those of a `Normalisation`."""
-
-    size: list[int]
-    mean: list[float]
-    std: list[float]
-    channels: NotRequired[str]
-    range: NotRequired[float]
-    fit: NotRequired[str]
-    overlap: NotRequired[float]
+CERTIFICATE = "certificate"
+_NOT_IN_DIGEST = (CERTIFICATE, DIGEST)
 
 
-class BundleExit(TypedDict):
-    """One exit of an instance, in order of depth."""
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the bundle at `path`; raises BundleError, which names what is wrong.
 
-    exit_id: str
-    segment: str
-    """File of the program that ends with this exit."""
-    inputs: NotRequired[list[str]]
-    """What it takes, in order: `previous_labels`, or what programs before it gave as `next_NAME`.
-
-    Bundles of version 1 lack it: of a chain, each takes the features of the one before.
+    Nothing in it has another type, another range or another content than what was written.
     """
-    outputs: list[str]
-    answer: str
-    """File of the program that turns its logits into the label map."""
-    signal: dict[str, Any] | None
-    threshold: float | None
-    exit_rate: float | None
-    macs: float
-    """Of an image this exit answers."""
-
-
-class InstanceSource(TypedDict):
-    """Where an instance comes from; `search` is None for the network run to its end."""
-
-    search: str | None
-    weights: str
-    data: str
-    name: NotRequired[str]
-    """Of the cache that was searched."""
-    labels: NotRequired[str]
-    """What `predicted` is measured against: `masks`, or `final` for the final exit's label maps."""
-
-
-class Manifest(TypedDict):
-    """What every bundle says."""
-
-    bundle_version: int
-    format: str
-    input: Input
-    exits: list[BundleExit]
-    histograms: dict[str, dict[str, list[float]]]
-    """Of the signals of the calibration images, by exit."""
-    files: dict[str, str]
-    """sha256 of every other file."""
-    digest: NotRequired[str]
-    """Of all the rest of the manifest, by which a change is noticed (`mess.common.records`)."""
-
-
-class RunManifest(Manifest):
-    """What `mess export` writes besides."""
-
-    setting: str
-    policy: NotRequired[str | None]
-    predicted: Figures
-    baseline: Figures
-    source: InstanceSource
-    classes: list[str]
-    palette: list[list[int]]
-    ignore_index: int
-    certificate: NotRequired[dict[str, Any]]
-    """What was last certified, or not, of new images: by its search, or by running it."""
-
-
-_Kind = TypeVar("_Kind", Manifest, RunManifest)
-
-
-def read_manifest(path: Path, kind: type[_Kind]) -> _Kind:
-    """The manifest of the bundle at `path`; raises BundleError, which names what is wrong."""
     file = path / MANIFEST
+    if file.is_symlink():
+        raise BundleError(f"{file} is a symbolic link, and a bundle's files lie in its folder.")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_strictly(file, MOST_MANIFEST_BYTES, AGAIN, BundleError)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}.") from None
-    except ValueError as error:
-        raise BundleError(f"{file} is damaged: {error}. {_AGAIN}") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{file} is damaged: it is no JSON object. {_AGAIN}")
     # Before the keys: another version may have others.
     version = manifest.get("bundle_version")
-    if version not in _READ_VERSIONS:
+    if version != BUNDLE_VERSION or isinstance(version, bool):
+        newer = isinstance(version, int) and version > BUNDLE_VERSION
+        move = "Update mess, or export" if newer else "Export"
         raise BundleError(
-            f"{file} has bundle version {version}, this version of mess reads "
-            f"{' and '.join(map(str, _READ_VERSIONS))}. Export it again with this version."
+            f"{file} has bundle version {version!r}, this version of mess reads {BUNDLE_VERSION}. "
+            f"{move} it again with this version."
         )
-    found = checked_manifest(manifest, path, kind)
-    require_unaltered(found, file, _AGAIN, BundleError)
+    found = as_record(manifest, Manifest, file, AGAIN, BundleError)
+    if key := unknown_key(manifest, RunManifest):
+        raise BundleError(f"{file} has the key {key!r}, which format {version} has not. {AGAIN}")
+    if found[DIGEST] != manifest_digest(manifest):
+        raise BundleError(
+            f"{file} was altered after it was written: its digest is not of what it says. {AGAIN}"
+        )
+    for fault in faults(found):
+        raise BundleError(f"{file} {fault}. {AGAIN}")
+    input_of(found, path)
+    if certificate := manifest.get(CERTIFICATE):
+        _require_certificate(certificate, manifest, file)
     return found
+
+
+def facts_of(manifest: Manifest, path: Path) -> RunManifest:
+    """The manifest with what `mess export` tells; BundleError where it lacks or misstates that."""
+    facts = as_record(manifest, RunManifest, path / MANIFEST, AGAIN, BundleError)
+    for fault in faults_of_facts(facts):
+        raise BundleError(f"{path / MANIFEST} {fault}. {AGAIN}")
+    return facts
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 (hexadecimal) over a manifest, and so over its files; not over its certificate."""
+    return digest_of({key: manifest[key] for key in manifest if key not in _NOT_IN_DIGEST})
+
+
+def sealed(manifest: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A manifest with its digest and, where there is one, the certificate of that bundle."""
+    kept = {key: manifest[key] for key in manifest if key not in _NOT_IN_DIGEST}
+    # Through JSON, which makes lists of tuples.
+    whole = with_digest(kept)
+    if certificate is not None:
+        whole[CERTIFICATE] = with_digest({**certificate, "bundle": whole[DIGEST]})
+    return whole
+
+
+def _require_certificate(
+    certificate: Mapping[str, Any], manifest: Mapping[str, Any], file: Path
+) -> None:
+    again = "Certify the bundle again."
+    if certificate.get("bundle") != manifest[DIGEST] or DIGEST not in certificate:
+        raise BundleError(f"{file} has the certificate of another bundle. {again}")
+    require_unaltered(certificate, file, again, BundleError)
 
 
 def require_files(manifest: Manifest, path: Path) -> None:
     """Raise BundleError for the first file of the bundle at `path` that is gone or was altered."""
-    for name, digest in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"bundle {path} lacks {name}. {_AGAIN}")
-        if sha256(file) != digest:
-            raise BundleError(f"bundle file {file} was altered after its export. {_AGAIN}")
+    for name in manifest["files"]:
+        file_content(manifest, path, name)
+
+
+def file_content(manifest: Manifest, path: Path, name: str) -> bytes:
+    """The content of a file of the bundle at `path`, which is what the manifest says.
+
+    Raises BundleError for a file that is gone, was altered, or lies elsewhere.
+    """
+    file, said = path / name, manifest["files"][name]
+    if file.is_symlink():
+        raise BundleError(f"{file} is a symbolic link, and a bundle's files lie in its folder.")
+    if not file.is_file():
+        raise BundleError(f"bundle {path} lacks {name}. {AGAIN}")
+    # The size first, and no byte more: what is too large is not read.
+    with file.open("rb") as opened:
+        content = opened.read(said["bytes"] + 1)
+    if len(content) != said["bytes"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
+        raise BundleError(f"bundle file {file} was altered after its export. {AGAIN}")
+    return content
 
 
 def input_of(manifest: Manifest, path: Path) -> tuple[Framing, Normalisation]:
@@ -137,22 +128,13 @@ def input_of(manifest: Manifest, path: Path) -> tuple[Framing, Normalisation]:
     given = manifest["input"]
     try:
         height, width = given["size"]
-        framing = Framing(
-            size=(height, width),
-            fit=as_fit(given.get("fit", "stretch")),
-            overlap=given.get("overlap", OVERLAP),
-        )
+        framing = Framing(size=(height, width), fit=as_fit(given["fit"]), overlap=given["overlap"])
         normalisation = Normalisation(
             mean=tuple(given["mean"]),
             std=tuple(given["std"]),
-            channels=as_channels(given.get("channels", IMAGENET.channels)),
-            range=given.get("range", IMAGENET.range),
+            channels=as_channels(given["channels"]),
+            range=given["range"],
         )
         return framing, normalisation
     except ValueError as error:
-        raise BundleError(f"{path / MANIFEST} has input = {given}: {error}. {_AGAIN}") from error
-
-
-def checked_manifest(manifest: object, path: Path, kind: type[_Kind]) -> _Kind:
-    """A manifest that has what `kind` names; raises BundleError that names what is missing."""
-    return as_record(manifest, kind, path / MANIFEST, _AGAIN, BundleError)
+        raise BundleError(f"{path / MANIFEST} has input = {given}: {error}. {AGAIN}") from error

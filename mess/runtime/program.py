@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -23,7 +22,17 @@ def require_threads(threads: int) -> None:
 class Program(Protocol):
     """A loaded program; values are the runtime's own, so features are not copied between two."""
 
-    def __init__(self, path: Path, threads: int) -> None: ...
+    inputs: int
+    """How many values it takes."""
+    outputs: int
+    """How many it gives."""
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        """From the content of its file, which was checked: the file could change meanwhile.
+
+        Raises whatever its library does where it is none.
+        """
+        ...
 
     def __call__(self, *values: Any) -> Sequence[Any]: ...
 

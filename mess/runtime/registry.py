@@ -25,6 +25,8 @@ class Runtime:
     """Of its programs' files."""
     program: str
     """The `Program` that runs one, as module:Class."""
+    is_code: bool = False
+    """Whether loading a program may run whatever who wrote it wants, instead of a graph alone."""
 
     def load(self) -> type[Program]:
         """The class of its programs; raises MessError where the library is not installed."""
@@ -52,6 +54,7 @@ RUNTIMES: dict[str, Runtime] = {
             format="torch",
             suffix=".pt2",
             program="mess.runtime.torch_program:TorchProgram",
+            is_code=True,  # torch.export.load unpickles
         ),
     )
 }

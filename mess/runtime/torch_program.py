@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor
 class TorchProgram:
     """A program written by torch.export, on the CPU."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, content: bytes, threads: int) -> None:
         # torch has one setting for the whole process.
         torch.set_num_threads(threads)
-        self._module = torch.export.load(path).module()
+        program = torch.export.load(io.BytesIO(content))
+        signature = program.graph_signature
+        self.inputs, self.outputs = len(signature.user_inputs), len(signature.user_outputs)
+        self._module = program.module()
 
     def __call__(self, *values: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode():

@@ -48,8 +48,7 @@ class ProgramContract:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"program{self.runtime.suffix}"
             write_program(module, {"image": image}, outputs, path, self.runtime.format)
-            # The file goes with its folder: a program holds all that it needs.
-            return self.runtime.load()(path, threads)
+            return self.runtime.load()(path.read_bytes(), threads)
 
 
 class TwoOutputs(nn.Module):

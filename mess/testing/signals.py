@@ -61,7 +61,7 @@ class SignalContract:
             path = Path(folder) / "signal.onnx"
             write_program(module, {"logits": some[:1]}, ["signal"], path, "onnx")
             # One image at a time: programs are written for batch 1.
-            program = OnnxProgram(path, 1)
+            program = OnnxProgram(path.read_bytes(), 1)
             found = [
                 program.to_array(program(program.to_value(each[None].numpy()))[0]) for each in some
             ]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mess.errors import DataError
-from mess.runs.plans import PLAN, Plan, bundle_digest, confidence_together, settling
+from mess.runs.plans import PLAN, Plan, confidence_together, settling
 from mess.runs.run import Run
 
 A_PLAN = Plan(
@@ -111,9 +111,3 @@ def test_an_altered_plan_is_refused(change: dict[str, Any], tmp_path: Path) -> N
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(DataError, match="was altered after it was written.*must be known"):
         confidence_together(Run(tmp_path), A_PLAN)
-
-
-def test_a_bundle_is_known_apart_from_its_certificate() -> None:
-    manifest = {"files": {"segment-1.onnx": "0"}, "exits": [1]}
-    assert bundle_digest(manifest | {"certificate": {}}) == bundle_digest(manifest)
-    assert bundle_digest(manifest | {"exits": [2]}) != bundle_digest(manifest)

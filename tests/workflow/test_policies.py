@@ -141,7 +141,7 @@ def test_an_exit_in_the_middle_compares_and_is_compared_with(
         network, planned, tmp_path / "bundle", framing=framing, format_=format_, facts={},
         reporter=SILENT,
     )  # fmt: skip
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, trust=True)
     data = open_split(run.config.data, "calibration", run.config.seed)
     compared = []
     for image in (data.sized(i)[0] for i in range(0, len(data), 8)):
