@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -23,6 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 import mess.export.bundle
+import mess.runtime.bundle
+from mess import workflow
 from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Silent
@@ -35,6 +41,7 @@ from mess.runtime.bundle import Answer, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.manifest import read_manifest, require_files, sealed
 from mess.runtime.onnx_program import OnnxProgram
+from mess.sentences.bundles import verified_lines
 from mess.signals.builtin import ConfidentShare
 from mess.signals.decision import threshold_between
 from mess.signals.maps import PixelMaps
@@ -386,6 +393,9 @@ def test_threads_that_no_machine_has_are_refused(exported: Path, threads: int) -
         (np.zeros((32, 48), np.uint8), r"\(32, 48\)"),
         (np.zeros((32, 48, 4), np.uint8), r"\(32, 48, 4\)"),
         (np.zeros((32, 48, 3), np.float32), "float32"),
+        (np.zeros((0, 48, 3), np.uint8), "at least one pixel"),
+        (None, "a path or a NumPy array, got NoneType"),
+        ([[[0, 0, 0]]], "got list"),
     ],
 )
 def test_what_is_no_rgb_image_is_refused(exported: Path, image: Any, named: str) -> None:
@@ -582,3 +592,152 @@ def test_a_failed_export_leaves_the_older_bundle_and_nothing_else(
         written(instance, path)
     assert (path / "manifest.json").read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+# ---- Bundles that nobody vouches for
+
+
+def program_of(path: Path, change: Any) -> None:
+    """Change the first program as ONNX, and seal the bundle again as who means harm would."""
+    file = path / "segment-1.onnx"
+    graph = onnx.load(file)
+    change(graph)
+    file.write_bytes(graph.SerializeToString())
+    resealed(path, file.name)
+
+
+def resealed(path: Path, name: str) -> None:
+    content = (path / name).read_bytes()
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    said = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    edit_manifest(path, files=files | {name: said})
+
+
+def test_weights_in_another_file_are_never_read(bundle_path: Path) -> None:
+    def outside(graph: Any) -> None:
+        weight = graph.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="../../etc/passwd")
+
+    program_of(bundle_path, outside)
+    with pytest.raises(BundleError, match="segment-1.onnx cannot be run: .* in another file"):
+        load_bundle(bundle_path)
+
+
+def test_a_program_of_other_inputs_than_the_manifest_says_is_refused(bundle_path: Path) -> None:
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    outputs = [name for name in exits[1]["outputs"] if name != "signal"]
+    second = exits[1] | {"outputs": outputs, "signal": None, "threshold": None}
+    edit_manifest(bundle_path, exits=[exits[0], second, exits[2]])
+    with pytest.raises(BundleError, match="segment-2.onnx takes 1 values and gives 3; .* 1 and 2"):
+        load_bundle(bundle_path)
+
+
+def test_a_size_that_programs_were_not_made_for_is_one_line(bundle_path: Path) -> None:
+    edit_manifest(bundle_path, input=json_input(bundle_path) | {"size": [48, 64]})
+    bundle = load_bundle(bundle_path)
+    with pytest.raises(BundleError, match="segment-1.onnx cannot be run: "):
+        bundle(pictures()[0])
+
+
+def json_input(path: Path) -> dict[str, Any]:
+    return json.loads((path / "manifest.json").read_text())["input"]
+
+
+def test_an_answer_of_another_size_is_refused(bundle_path: Path) -> None:
+    """Programs of other exits, swapped and sealed again: nothing of them reaches a label map."""
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    for exit_ in exits:
+        exit_["answer"], exit_["segment"] = exit_["segment"], exit_["answer"]
+    edit_manifest(bundle_path, exits=exits)
+    with pytest.raises(BundleError):
+        load_bundle(bundle_path)(pictures()[0])
+
+
+def test_files_are_read_once_and_run_as_they_were_checked(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is swapped between the check and the run is not run."""
+    checked = mess.runtime.bundle.file_content
+
+    def swapped(manifest: Any, path: Path, name: str) -> bytes:
+        content = checked(manifest, path, name)
+        (path / name).write_bytes(b"other")
+        return content
+
+    expected = [answer.signal for answer in map(load_bundle(bundle_path), pictures())]
+    monkeypatch.setattr(mess.runtime.bundle, "file_content", swapped)
+    bundle = load_bundle(bundle_path)
+    assert [bundle(picture).signal for picture in pictures()] == expected
+    with pytest.raises(BundleError, match="was altered"):
+        load_bundle(bundle_path)
+
+
+def test_a_bundle_goes_to_other_processes(bundle_path: Path) -> None:
+    bundle = load_bundle(bundle_path)
+    again = pickle.loads(pickle.dumps(bundle))
+    for picture in pictures():
+        assert again(picture).signal == bundle(picture).signal
+    pickled = pickle.dumps(bundle)
+    exits = json.loads((bundle_path / "manifest.json").read_text())["exits"]
+    edit_manifest(bundle_path, exits=[exits[0] | {"threshold": 0.0}, *exits[1:]])
+    with pytest.raises(BundleError, match="another bundle than the one that was pickled"):
+        pickle.loads(pickled)
+
+
+def test_damaged_bundles_are_refused_or_run_as_they_were(exported: Path, bundle_path: Path) -> None:
+    """One byte of one file changed, sealed again or not, 100 times."""
+    rng = random.Random(seeded(0))
+    names = sorted(file.name for file in exported.iterdir())
+    expected = [answer.exit_id for answer in map(load_bundle(exported), pictures())]
+    refused = 0
+    for number in range(100):
+        name = rng.choice(names)
+        content = bytearray((exported / name).read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        (bundle_path / name).write_bytes(content)
+        try:
+            if number % 2 and name != "manifest.json":
+                resealed(bundle_path, name)
+            elif name == "manifest.json" and number % 2:
+                edit_manifest(bundle_path)
+            bundle = load_bundle(bundle_path)
+            for picture in pictures()[:2]:
+                answer = bundle(picture)
+                assert answer.label_map.shape == SIZE
+                assert answer.exit_id in expected or number % 2
+        except BundleError as error:
+            refused += 1
+            assert "\n" not in str(error)  # noqa: PT017
+        except ValueError:  # a manifest that is no JSON cannot be sealed
+            assert name == "manifest.json"
+        for each in names:
+            shutil.copyfile(exported / each, bundle_path / each)
+    assert refused >= 50
+
+
+# ---- mess verify
+
+
+def test_verify_tells_what_a_bundle_is(exported: Path, bundle_path: Path) -> None:
+    found = workflow.verify(exported, digest=load_bundle(exported).digest.upper())
+    assert found["exits"] == list(EXITS)
+    assert found["files"] == len(list(exported.iterdir())) - 1
+    assert "is what was exported: 3 exits" in verified_lines(found)[0]
+    assert verified_lines(found)[-1] == "It carries no certificate."
+    told = {"holds": True, "confidence": 0.9}
+    file = bundle_path / "manifest.json"
+    file.write_text(json.dumps(sealed(json.loads(file.read_text()), told)))
+    certified = workflow.verify(bundle_path, digest=found["digest"])
+    assert verified_lines(certified)[-1] == (
+        "It carries a certificate that holds at 90%, unaltered."
+    )
+
+
+def test_verify_refuses_another_bundle_and_altered_files(bundle_path: Path) -> None:
+    with pytest.raises(BundleError, match="not 00: it is another bundle"):
+        workflow.verify(bundle_path, digest="00")
+    (bundle_path / "segment-1.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="segment-1.onnx was altered"):
+        workflow.verify(bundle_path)
