@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -50,6 +51,7 @@ from tests.conftest import MakeConfig
 from tests.seeds import seeded
 from tests.upsampling import assert_classes
 
+ROOT = Path(__file__).parents[2]
 CLASSES = 4
 SIZE = (32, 48)
 EXITS = ("p1-crm1-b0-dlb", "p2-crm1-b0-fcn", "final")
@@ -413,6 +415,7 @@ def test_a_normalised_image_of_another_shape_is_refused_with_both(exported: Path
 
 def test_the_manifest_says_what_the_bundle_is(exported: Path, instance: Instance) -> None:
     manifest = load_bundle(exported).manifest
+    jsonschema.validate(manifest, json.loads((ROOT / "docs/bundle.schema.json").read_text()))
     assert manifest["bundle_version"] == 3
     assert manifest["format"] == "onnx"
     assert manifest["input"] == {

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +99,11 @@ FACTS: dict[str, Any] = {
 }
 
 
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "docs" / "bundle.schema.json").read_text())
+)
+
+
 def read(content: bytes) -> Manifest:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / MANIFEST).write_bytes(content)
@@ -119,6 +125,21 @@ def changed(change: Callable[[dict[str, Any]], None], of: dict[str, Any] = WHOLE
 
 def test_what_was_written_is_read() -> None:
     assert read(as_written(WHOLE | FACTS)) == sealed(WHOLE | FACTS, None)
+
+
+def test_the_digest_is_the_one_of_the_description() -> None:
+    """docs/bundle.md, by hand: a driver in another language computes it likewise."""
+    manifest = read(as_written(WHOLE | {"format": "\u00fc \u2713"}, {"holds": True}))
+    rest = {key: manifest[key] for key in sorted(manifest) if key not in ("digest", "certificate")}
+    text = json.dumps(rest, sort_keys=True, separators=(", ", ": "), ensure_ascii=True)
+    assert hashlib.sha256(text.encode("ascii")).hexdigest() == manifest["digest"]
+
+
+def test_the_schema_says_what_readers_check() -> None:
+    SCHEMA.check_schema(SCHEMA.schema)
+    SCHEMA.validate(json.loads(as_written(WHOLE | FACTS, {"holds": True})))
+    for change in (inputs(size=[0, 48]), exits(0, macs=-1), files(bytes=0), renamed("../out")):
+        assert not SCHEMA.is_valid(json.loads(as_written(changed(change))))
 
 
 def test_a_certificate_is_of_its_bundle_and_leaves_its_digest() -> None:
@@ -238,6 +259,7 @@ def test_an_edit_with_a_new_digest_is_refused_in_words_or_read_as_it_is(
     content, refused = as_written(manifest), None
     try:
         assert facts_of(read(content), Path("bundle")) == json.loads(content)
+        SCHEMA.validate(json.loads(content))  # takes all that a reader takes
     except BundleError as error:
         refused = str(error)
     assert refused is None or "xport" in refused
