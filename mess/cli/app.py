@@ -44,7 +44,8 @@ from mess.cli.tables import (
     print_tuning,
     print_verification,
 )
-from mess.cli.terminal import be_quiet, complain, print_json, say
+from mess.cli.terminal import be_quiet, complain, note, print_json, say
+from mess.common.plugins import LISTENERS
 from mess.errors import InterruptedWork, MessError
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.sentences.bundles import verified_lines
@@ -463,6 +464,8 @@ def main() -> None:
     # Read from the environment: to ask torch would load it for every command.
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         be_quiet()
+    if note not in LISTENERS:
+        LISTENERS.append(note)
     try:
         app()
     # Before MessError, of which it is a kind; 128 + N is what shells report after signal N.

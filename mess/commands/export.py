@@ -151,8 +151,8 @@ def _export(
 
 
 def _planned(place: Run, cache: RunCache, instance: _Instance) -> list[PlannedExit]:
-    known = {signal["name"]: signal_from_json(signal) for signal in cache.manifest["signals"]}
-    known |= PAIR_SIGNALS
+    known = {signal["name"]: signal for signal in cache.manifest["signals"]}
+    known |= {name: signal.to_json() for name, signal in PAIR_SIGNALS.items()}
     rows = {row["exit_id"]: row for row in place.exit_rows}
     planned = []
     heads = 0
@@ -165,7 +165,9 @@ def _planned(place: Run, cache: RunCache, instance: _Instance) -> list[PlannedEx
                 exit_id=chosen["exit_id"],
                 point=row["point"],
                 macs=row["backbone_macs"] + heads,
-                signal=None if chosen["signal"] is None else known[chosen["signal"]],
+                signal=None
+                if chosen["signal"] is None
+                else signal_from_json(known[chosen["signal"]]),
                 threshold=chosen["threshold"],
                 exit_rate=chosen["exit_rate"],
                 calibration_signal=signal,

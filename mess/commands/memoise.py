@@ -178,7 +178,7 @@ def _identity(place: Run, data: SegmentationData, source: ImageSource) -> Identi
         classes=data.classes.names,
         exits=exit_fingerprints(place.weights, known["exits"], config),
         images=images,
-        signals=tuple(known["signals"]),
+        signals=tuple(signal.to_json() for signal in configured_signals(config.memoise)),
         weights=known["weights"],
         pipeline=known["pipeline"],
         data=fingerprint_of(images),

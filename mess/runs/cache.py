@@ -9,25 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from mess.cache.predictions.store import PredictionStore, Snapshot
+from mess.cache.predictions.store import CacheManifest, PredictionStore, Snapshot
+from mess.config import MemoiseConfig
 from mess.search.problem.tables import Tables
+from mess.signals.registry import expected_signals
 
 
 class RunCache(Snapshot):
     """A cache of a run that is complete and was made for its weights, exits and signals.
 
-    `expected` are the items its manifest has to have, `points` gives the point of every exit.
+    `expected` are the items its manifest has to have beside the signals of `memoise`, `points`
+    gives the point of every exit. Nothing that a configuration names is imported to read one.
     """
 
     def __init__(
-        self, directory: Path, expected: Mapping[str, Any], points: Mapping[str, int]
+        self,
+        directory: Path,
+        expected: Mapping[str, Any],
+        memoise: MemoiseConfig,
+        points: Mapping[str, int],
     ) -> None:
         super().__init__(PredictionStore(directory), expected)
         self.points = points
+        self._memoise = memoise
 
     @property
     def name(self) -> str:
         return self.store.directory.name
+
+    @cached_property
+    def manifest(self) -> CacheManifest:
+        signals = expected_signals(self._memoise, self.store.manifest()["signals"])
+        return self.store.checked_manifest({**(self._expected or {}), "signals": signals})
 
     @cached_property
     def tables(self) -> Tables:

@@ -16,7 +16,7 @@ from mess.runs.pair_signals import pair_signals
 from mess.runs.results import ChosenExit
 from mess.search.exact.workers import Team
 from mess.search.problem.tables import Tables
-from mess.signals.registry import PAIR_SIGNALS, names_by_policy, signal_from_json
+from mess.signals.registry import PAIR_SIGNALS, names_by_policy
 
 ANY = "any"
 """Every signal of the exits together: each early exit has the one that serves best."""
@@ -30,9 +30,10 @@ PREFERRED = ("share", ANY)
 
 def known_policies(manifest: CacheManifest) -> dict[str, tuple[str, ...]]:
     """The signals of every policy that a cache can be searched with, by the policy's name."""
-    own = [signal_from_json(signal) for signal in manifest["signals"]]
-    every = {ANY: tuple(signal.name for signal in own)}
-    return names_by_policy([*own, *PAIR_SIGNALS.values()]) | every
+    own = manifest["signals"]
+    every = {ANY: tuple(signal["name"] for signal in own)}
+    pairs = [signal.to_json() for signal in PAIR_SIGNALS.values()]
+    return names_by_policy([*own, *pairs]) | every
 
 
 def policy_tables(

@@ -210,19 +210,20 @@ class Run:
 
     @cached_property
     def expected_identity(self) -> dict[str, Any]:
-        """The part of a cache's identity that can be known without the data."""
+        """The part of a cache's identity that can be known without data and signals."""
         return {
             "weights": self.weights_sha256,
             "pipeline": pipeline_fingerprint(self.config),
             "exits": [row["exit_id"] for row in self.exit_rows],
-            "signals": [signal.to_json() for signal in configured_signals(self.config.memoise)],
         }
 
     def open_cache(self, name: str) -> RunCache:
         """The cache of this name, which is refused where it is not of this run as it is now."""
         if name not in self._caches:
             points = {row["exit_id"]: row["point"] for row in self.exit_rows}
-            self._caches[name] = RunCache(self.cache(name), self.expected_identity, points)
+            self._caches[name] = RunCache(
+                self.cache(name), self.expected_identity, self.config.memoise, points
+            )
         return self._caches[name]
 
     def result(self, search_id: str) -> SearchResult:

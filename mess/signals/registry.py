@@ -54,18 +54,40 @@ def configured_signals(config: MemoiseConfig) -> list[Signal]:
 
 def signal_from_json(value: Mapping[str, Any]) -> Signal:
     """The inverse of `Signal.to_json`."""
-    settings = {key: setting for key, setting in value.items() if key not in ("name", "kind")}
+    told = ("name", "kind", "policies")
+    settings = {key: setting for key, setting in value.items() if key not in told}
     if value["kind"] in PAIR_SIGNALS:
         return PAIR_SIGNALS[value["kind"]]
     return _class(value["kind"])(**settings)
 
 
-def names_by_policy(signals: Iterable[Signal]) -> dict[str, tuple[str, ...]]:
-    """Names of the signals that make up each policy, by the policy's name."""
+def expected_signals(
+    config: MemoiseConfig, known: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What a cache of this configuration says of its signals; nothing is imported.
+
+    A user's own are as `known`, what the cache says, has them.
+    """
+    found: list[dict[str, Any]] = []
+    for kind in config.signals:
+        if kind in SIGNALS:
+            found += [signal.to_json() for signal in SIGNALS[kind].configured(config)]
+        else:
+            found += [dict(signal) for signal in known if signal.get("kind") == kind]
+    return found
+
+
+def names_by_policy(signals: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Names of the signals that make up each policy, by the policy's name; nothing is imported.
+
+    signals: as `Signal.to_json` has them.
+    """
     members: dict[str, list[str]] = {}
     for signal in signals:
-        for policy in signal.policies:
-            members.setdefault(policy, []).append(signal.name)
+        # Only those of a user's own say so themselves.
+        own = signal.get("policies")
+        for policy in signal_from_json(signal).policies if own is None else own:
+            members.setdefault(policy, []).append(signal["name"])
     return {policy: tuple(names) for policy, names in members.items()}
 
 

@@ -79,7 +79,9 @@ class Signal(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """As the manifests of caches and bundles hold it."""
-        return {"name": self.name, "kind": self.kind, **asdict(self)}
+        told = {"name": self.name, "kind": self.kind, **asdict(self)}
+        # Of a user's own, so that nothing is imported to read what was memoised.
+        return told | {"policies": list(self.policies)} if self.is_own else told
 
     def _at_resolution(self, name: str) -> str:
         return name if self.resolution == NATIVE else f"{name}-{self.resolution}"

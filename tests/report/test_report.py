@@ -117,11 +117,12 @@ def trained(bare: Run) -> Run:
 def memoised(trained: Run) -> Run:
     """With a cache: the early exit confuses two classes, `final` is right everywhere."""
     known = Run(trained.path).expected_identity
+    signals = tuple(signal.to_json() for signal in configured_signals(trained.config.memoise))
     identity = Identity(
         classes=CLASSES,
         exits=dict.fromkeys(known["exits"], "exit-fingerprint"),
         images={f"image-{i}": "image-fingerprint" for i in range(IMAGES)},
-        signals=tuple(known["signals"]),
+        signals=signals,
         weights=known["weights"],
         pipeline=known["pipeline"],
         data="data-fingerprint",
@@ -129,7 +130,6 @@ def memoised(trained: Run) -> Run:
         label_maps=True,
         confidence_maps=(),
     )
-    signals = len(known["signals"])
 
     def predict(exit_id: str, image_id: str) -> dict[str, Any]:
         early, image = exit_id == EARLY, int(image_id.removeprefix("image-"))
@@ -138,7 +138,7 @@ def memoised(trained: Run) -> Run:
             "predicted": [60, 20, 20] if early else [60, 30, 10],
             "agreement": 90 if early else 100,
             "lost": 10 if early else 0,
-            "signals": [image / IMAGES] * signals,
+            "signals": [image / IMAGES] * len(signals),
             "label_map": compress(np.full(SHAPE, image % 3, np.uint8)),
             "confidence_map": None,
         }

@@ -383,7 +383,8 @@ def test_neighbouring_thresholds_have_names_of_their_own() -> None:
 
 def test_policies_are_groups_of_signals() -> None:
     config = MemoiseConfig(pixel_thresholds=(0.5,), confidences=("top1", "entropy"))
-    found = names_by_policy([*configured_signals(config), *PAIR_SIGNALS.values()])
+    every = [*configured_signals(config), *PAIR_SIGNALS.values()]
+    found = names_by_policy(signal.to_json() for signal in every)
     assert len(found["share"]) == 4
     assert found["share-top1"] == ("share-top1-0.5", "share-top1-0.5-edges")
     assert found["share-entropy-edges"] == ("share-entropy-0.5-edges",)

@@ -34,11 +34,11 @@ def blocks(document: Path, language: str) -> list[str]:
 def commands() -> list[str]:
     """Every `mess ...` line of the documents' shell blocks."""
     return [
-        line
+        line.removeprefix("PYTHONPATH=. ")
         for document in DOCUMENTS
         for block in blocks(document, "bash")
         for line in block.splitlines()
-        if line.startswith("mess ")
+        if line.removeprefix("PYTHONPATH=. ").startswith("mess ")
     ]
 
 
@@ -141,7 +141,9 @@ def test_the_backbone_examples_work(
     for snippet in blocks(OWN_BACKBONE, "python"):
         (tmp_path / snippet.splitlines()[0].removeprefix("# ")).write_text(snippet)
     monkeypatch.chdir(tmp_path)
-    command = shlex.split(line)
+    if line != (bare := line.removeprefix("PYTHONPATH=. ")):
+        monkeypatch.syspath_prepend(tmp_path)
+    command = shlex.split(bare)
     monkeypatch.setattr("sys.argv", [*command, "--set", "data.shapes=[4,4,4]", "--json"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -155,7 +157,7 @@ def test_a_signal_of_ones_own_goes_all_the_way(
     """The document's class, memoised, searched and exported; nothing else is written."""
     snippet, _ = blocks(POLICIES, "python")
     (tmp_path / "my_signals.py").write_text(snippet)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     name = "my_signals:LeastConfident"
     text = run.config_file.read_text()
     changed = re.sub(r"signals = \[[^]]*\]", f'signals = ["share", "{name}"]', text)
@@ -184,3 +186,16 @@ def test_a_signal_of_ones_own_goes_all_the_way(
     for i in range(0, len(data), 8):
         first, _ = bundle.stream(data.sized(i)[0])
         assert first.signal == pytest.approx(float(observed[i]), abs=1e-5)
+    # To read what is there nothing is imported: an unpacked run may name anything.
+    monkeypatch.setattr("mess.signals.registry.imported", None)
+    monkeypatch.setattr("mess.networks.backbones.imported", None)
+    again = workflow.search(run.path, policy="any", target="macs", max_error=0.1)
+    assert name in again["search"]["space"]["signals"]
+    assert workflow.search(run.path, policy=name, target="macs", max_error=0.1, fresh=True)
+    workflow.report(run.path)
+    workflow.evaluate(bundle.path)
+    workflow.certify([bundle.path], max_error=0.99)
+    assert [cache["name"] for cache in workflow.cache_info(run.path)] == ["calibration"]
+    workflow.cache_verify(run.path)
+    with pytest.raises(TypeError):
+        workflow.memoise(run.path)

@@ -27,6 +27,7 @@ from mess.cache.predictions.writer import CacheWriter, Identity
 from mess.cli.app import main
 from mess.common import files
 from mess.common.progress import Silent, Task
+from mess.config import MemoiseConfig
 from mess.errors import CacheError
 from mess.runs import pair_signals as pairing
 from mess.runs.cache import RunCache
@@ -141,7 +142,7 @@ class Listener(Silent):
 
 
 def opened(run: Run) -> RunCache:
-    return RunCache(run.cache("made"), {}, POINTS)
+    return RunCache(run.cache("made"), {}, MemoiseConfig.model_construct(signals=()), POINTS)
 
 
 def update(run: Run, wanted: np.ndarray | None = None) -> tuple[np.ndarray, int]:
