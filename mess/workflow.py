@@ -307,8 +307,8 @@ def evaluate(
     `bundle` is the newest of the run by default, `split` is "test". In its place `images` may be a
     folder of pictures without masks; `labels`, "final", says that they are counted against the
     network run to its end. On the images that were searched the report says how far the bundle
-    agrees with what the search predicted. A bundle from elsewhere of a format that is code is run
-    with `trust` alone.
+    agrees with what the search predicted. A bundle of a format that is code is run with `trust`
+    alone.
     """
     from mess.commands.evaluate import evaluate_bundle
     from mess.runs.bundles import run_of

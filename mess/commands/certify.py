@@ -24,7 +24,6 @@ from mess.runs.bundles import (
     exit_rates_of,
     load_baseline,
     newest_bundle,
-    open_bundle,
     require_input,
 )
 from mess.runs.data_sets import require_trained_classes
@@ -41,7 +40,7 @@ from mess.runs.plans import RESULT, Plan, confidence_together, settling
 from mess.runs.results import CALIBRATION
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
-from mess.runtime.bundle import Bundle
+from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.format import MANIFEST
 from mess.runtime.manifest import read_manifest, sealed
@@ -72,7 +71,7 @@ def certify_bundles(
     was found in its manifest. A plan that was carried out before is not carried out again.
     """
     bundles = [
-        open_bundle(place, path, options.threads, trust=options.trust)
+        load_bundle(path, threads=options.threads, trust=options.trust)
         for path in paths or [newest_bundle(place)]
     ]
     baselines = []

@@ -15,7 +15,7 @@ class CertifyOptions:
 
     max_error, min_miou: by default those that the first bundle's search was asked for.
     split, root: of the images; root is another data set's, with the run's classes.
-    trust: whether bundles from elsewhere may be of a format that is code.
+    trust: whether bundles may be of a format that is code.
     """
 
     max_error: float | None = None

@@ -21,7 +21,6 @@ from mess.runs.bundles import (
     exit_rates_of,
     load_baseline,
     newest_bundle,
-    open_bundle,
     require_input,
 )
 from mess.runs.data_sets import require_trained_classes
@@ -30,7 +29,7 @@ from mess.runs.policies import observed_signals
 from mess.runs.results import CALIBRATION, ChosenExit, is_of_cache
 from mess.runs.run import Run
 from mess.runs.sources import ImageSource
-from mess.runtime.bundle import Bundle
+from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.format import RunManifest
 from mess.search.problem.settings import find_setting
@@ -54,7 +53,7 @@ def evaluate_bundle(
 
     An anytime bundle is run up to each of its exits as well.
     """
-    bundle = open_bundle(place, path or newest_bundle(place), threads, trust=trust)
+    bundle = load_bundle(path or newest_bundle(place), threads=threads, trust=trust)
     require_input(place, bundle)
     baseline = load_baseline(place, bundle, threads)
     source = ImageSource(split, None) if images is None else ImageSource(None, images.resolve())

@@ -45,15 +45,6 @@ def _exported(bundle: Path) -> tuple[int, str]:
     return max((file.stat().st_mtime_ns for file in programs), default=0), bundle.name
 
 
-def open_bundle(place: Run, path: Path, threads: int, *, trust: bool = False) -> Bundle:
-    """The bundle at `path`, ready to run.
-
-    One of the run's own may be of a format that is code: so is the run, and it was opened.
-    """
-    own = path.resolve().parent == (place.path / "exports").resolve()
-    return load_bundle(path, threads=threads, trust=trust or own)
-
-
 def run_of(bundle: Path) -> Path | None:
     """The run a bundle lies in, where it lies in one."""
     # RUN/exports/ID; with --output a bundle lies elsewhere.
@@ -84,7 +75,8 @@ def load_baseline(place: Run, bundle: Bundle, threads: int) -> Bundle:
     path = bundle_path(place, BASELINE, bundle.manifest["format"])
     if not path.is_dir():
         raise BundleError(f"{path} is missing. Run {place.command('export')} to write it again.")
-    baseline = open_bundle(place, path, threads)
+    # Of the same format: who runs the one as code runs the other.
+    baseline = load_bundle(path, threads=threads, trust=bundle.trust)
     if bundle.facts["source"]["weights"] != baseline.facts["source"]["weights"]:
         raise BundleError(
             f"bundle {bundle.path} was exported from other weights than run {place.path} holds. "

@@ -70,7 +70,9 @@ class Bundle:
         self.path = path
         self.manifest = manifest
         self.framing, self.normalisation = input_of(manifest, path)
-        self._threads, self._trust = threads, trust
+        self._threads = threads
+        self.trust = trust
+        """Whether its programs may be code."""
         self._exits = manifest["exits"]
         self._inputs = [exit_["inputs"] for exit_ in self._exits]
         # Exits with logits of one size share a program.
@@ -80,7 +82,7 @@ class Bundle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To another process, which opens the files itself: programs are of this one.
-        return _reopened, (self.path, self.digest, self._threads, self._trust)
+        return _reopened, (self.path, self.digest, self._threads, self.trust)
 
     @cached_property
     def facts(self) -> RunManifest:

@@ -17,7 +17,7 @@ from mess.cache.parquet import read_rows
 from mess.cache.predictions.store import PredictionStore
 from mess.cache.schema import EXITS
 from mess.common.progress import Silent, Task
-from mess.errors import MessError
+from mess.errors import BundleError, MessError
 from mess.runs.run import Run
 from tests.seeds import seeded
 
@@ -109,6 +109,11 @@ def test_a_torch_bundle_answers_as_the_onnx_one(run: Run, searched: Callable[...
     ours, theirs = load_bundle(onnx)(image), load_bundle(torch, trust=True)(image)
     assert ours.exit_id == theirs.exit_id
     assert np.mean(ours.label_map == theirs.label_map) > 0.999
+    # Its programs are code, and to evaluate one of the run's own is no more to trust it.
+    with pytest.raises(BundleError, match="--trust"):
+        workflow.evaluate(torch)
+    report = workflow.evaluate(torch, trust=True)
+    assert report["bundle"] == str(torch)
 
 
 def test_evaluation_reports_the_network_run_to_its_end(
