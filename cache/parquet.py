@@ -72,7 +72,10 @@ def read_table(
 
 def read_rows(path: Path, schema: pa.Schema, later: Sequence[str] = ()) -> list[dict[str, Any]]:
     """All rows of a small file; see `read_table`."""
-    return read_table(path, schema, later=later).to_pylist()
+    table = read_table(path, schema, later=later)
+    # Texts are decoded here.
+    with _readable(path):
+        return table.to_pylist()
 
 
 def read_facts(path: Path) -> dict[str, Any]:

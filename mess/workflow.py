@@ -2,7 +2,7 @@
 
 Functions that need torch import it when they run: `mess search` and `mess --help` start without.
 
-May import: errors, config, cache, commands, common, compute, data, export, networks,
+May import: errors, config, commands, common, compute, data, export, networks,
 networks.backbones, report, runs, runtime, search.exact, signals.
 """
 
@@ -16,13 +16,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mess.cache.parquet import read_facts
 from mess.commands.certify_options import CertifyOptions
 from mess.commands.search_options import SearchOptions
 from mess.common.progress import Once, Reporter, Silent
 from mess.config import Config, load_config
 from mess.errors import CacheError
 from mess.runs.part_costs import DEFAULT_PROFILE
+from mess.runs.profiles import read_profile
 from mess.runs.run import RUNS, Run, begin_run, find_run
 from mess.runs.sources import require_labels
 from mess.runtime.registry import DEFAULT_RUNTIME
@@ -422,7 +422,7 @@ def _absolute(config: Config) -> Config:
 def _profile_is_current(place: Run) -> bool:
     path = place.latency(DEFAULT_PROFILE)
     try:
-        facts = read_facts(path)
+        _, facts = read_profile(path)
     except CacheError:
         return False  # none yet, or a damaged one
     wanted = [*configured_signals(place.config.memoise), *PAIR_SIGNALS.values()]

@@ -150,12 +150,14 @@ class PredictionStore:
         content = {"schema_version": SCHEMA_VERSION, **json.loads(json.dumps(content))}
         write_json(self.directory / MANIFEST, {**content, "checksum": digest_of(content)})
 
-    def checked_manifest(self, expected: Mapping[str, Any]) -> CacheManifest:
+    def checked_manifest(
+        self, expected: Mapping[str, Any], manifest: CacheManifest | None = None
+    ) -> CacheManifest:
         """The manifest of a complete cache that agrees with `expected`, some of its items.
 
-        Raises CacheError that names what differs.
+        `manifest` where it was read before. Raises CacheError that names what differs.
         """
-        manifest = self.manifest()
+        manifest = manifest or self.manifest()
         stale = [name for name in expected if manifest.get(name) != expected[name]]
         if stale:
             raise CacheError(

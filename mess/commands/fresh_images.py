@@ -20,6 +20,10 @@ TRAINED_ON = ("train", "holdout")
 """Splits that training reads."""
 
 
+_MANY = 1000
+"""Images that take seconds to hash; a hundred thousand take minutes."""
+
+
 def cache_groups(place: Run, cache: str) -> Groups:
     """The groups of a cache's images as the run names them, whether or not they hold copies."""
     return groups_of(place.config.data, list(place.open_cache(cache).image_fingerprints))
@@ -82,11 +86,11 @@ def training_images(place: Run, reporter: Reporter) -> set[str]:
     names = TRAINED_ON if place.config.data.holdout else TRAINED_ON[:1]
     hashes = FileHashes(place.path / "cache" / "training-hashes.json")
     splits = [ImageSource(name, None).open(place) for name in names]
-    if not hashes.record.is_file():
-        # Of a hundred thousand images it takes minutes, once.
+    images = sum(map(len, splits))
+    if images > _MANY and not hashes.record.is_file():
         reporter.message(
-            f"Reading {sum(map(len, splits)):,} training images, to tell whether any is among "
-            "those to certify on."
+            f"Reading {images:,} training images once, to tell whether any is among those to "
+            "certify on."
         )
     found = {
         print_

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from mess.cache.parquet import write_rows
-from mess.cache.schema import LATENCY
 from mess.common.progress import Reporter
 from mess.errors import MessError
 from mess.profiling.machine import machine_facts
 from mess.profiling.timing import profile
 from mess.runs.network import trained_network
 from mess.runs.part_costs import profile_name
+from mess.runs.profiles import write_profile
 from mess.runs.run import Run
 from mess.runtime.program import require_threads
 from mess.runtime.registry import DEFAULT_RUNTIME
@@ -60,7 +59,7 @@ def measure_run(
         "signals": [signal.name for signal in signals],
         "size": list(config.data.size),
     }
-    write_rows(path, [vars(timing) for timing in timings], LATENCY, facts)
+    write_profile(path, map(vars, timings), facts)
     reporter.message(f"Measured {len(timings)} parts, written to {path}.")
     parts = [timing for timing in timings if timing.kind in ("segment", "exit")]
     unsteady = [timing for timing in parts if timing.p90_ms > _UNSTEADY * timing.median_ms]

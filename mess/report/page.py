@@ -16,8 +16,6 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from mess import __version__
-from mess.cache.parquet import read_facts, read_rows
-from mess.cache.schema import LATENCY
 from mess.common.files import write_text
 from mess.common.metrics import MASKS, mean_iou
 from mess.common.records import read_log
@@ -29,6 +27,7 @@ from mess.report.instance import examples, instance_of, path_latencies, threshol
 from mess.report.templates import templates
 from mess.runs.cache import RunCache
 from mess.runs.part_costs import DEFAULT_PROFILE
+from mess.runs.profiles import read_profile
 from mess.runs.results import CALIBRATION, SearchResult, cache_of, is_of_cache
 from mess.runs.run import Run
 from mess.search.problem.settings import find_setting
@@ -261,9 +260,10 @@ def _profiles(run: Run, weights: str | None) -> list[dict[str, Any]]:
 def _profile(file: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Rows by kind, and the facts."""
     kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in read_rows(file, LATENCY):
+    rows, facts = read_profile(file)
+    for row in rows:
         kinds.setdefault(row["kind"], []).append(row)
-    return kinds, read_facts(file)
+    return kinds, facts
 
 
 def _count(value: float | None) -> str:

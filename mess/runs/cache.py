@@ -39,8 +39,9 @@ class RunCache(Snapshot):
 
     @cached_property
     def manifest(self) -> CacheManifest:
-        signals = expected_signals(self._memoise, self.store.manifest()["signals"])
-        return self.store.checked_manifest({**(self._expected or {}), "signals": signals})
+        found = self.store.manifest()
+        signals = expected_signals(self._memoise, found["signals"])
+        return self.store.checked_manifest({**(self._expected or {}), "signals": signals}, found)
 
     @cached_property
     def tables(self) -> Tables:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mess.cache.parquet import read_facts, read_rows
-from mess.cache.schema import LATENCY
 from mess.errors import CacheError, nearest
 from mess.runs.cache import RunCache
+from mess.runs.profiles import read_profile
 from mess.runs.run import Run
 from mess.runtime.registry import DEFAULT_RUNTIME
 from mess.search.problem.costs import Cost
@@ -90,10 +89,10 @@ class _Times(dict[tuple[str, str], float]):
 
 def _measured(run: Run, name: str, cache: RunCache, tables: Tables) -> Cost:
     path, command = run.latency(name), run.command("profile")
-    facts = read_facts(path)
+    rows, facts = read_profile(path)
     if facts.get("weights") != run.weights_sha256:
         raise CacheError(f"{path} was measured for other weights. Run {command} again.")
-    medians = {(row["kind"], row["name"]): row["median_ms"] for row in read_rows(path, LATENCY)}
+    medians = {(row["kind"], row["name"]): row["median_ms"] for row in rows}
     times = _Times(path, medians, command)
     last = tables.points
     prefix = [0.0] + [times["segment", f"0-{point}"] for point in range(1, last + 1)]

@@ -93,10 +93,9 @@ def sealed(manifest: Mapping[str, Any], certificate: Mapping[str, Any] | None) -
 def _require_certificate(
     certificate: Mapping[str, Any], manifest: Mapping[str, Any], file: Path
 ) -> None:
-    again = "Certify the bundle again."
     if certificate.get("bundle") != manifest[DIGEST] or DIGEST not in certificate:
-        raise BundleError(f"{file} has the certificate of another bundle. {again}")
-    require_unaltered(certificate, file, again, BundleError)
+        raise BundleError(f"{file} has the certificate of another bundle. {AGAIN}")
+    require_unaltered(certificate, file, AGAIN, BundleError)
 
 
 def require_files(manifest: Manifest, path: Path) -> None:

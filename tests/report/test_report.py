@@ -24,6 +24,7 @@ from mess.config import Config
 from mess.report import figures
 from mess.report.figures import Unit
 from mess.report.page import write_report
+from mess.runs import profiles
 from mess.runs.run import Run
 from mess.signals.registry import configured_signals
 from tests.caches import fill
@@ -212,7 +213,7 @@ def write_profile(run: Run, weights: str) -> None:
         for kind, name, ms in parts
     ]
     facts = {"processor": "Analytical Engine", "threads": 1, "weights": weights, "size": [32, 48]}
-    write_rows(run.latency("onnxruntime-1thread"), rows, LATENCY, facts)
+    profiles.write_profile(run.latency("onnxruntime-1thread"), rows, facts)
 
 
 def read(run: Run) -> _Page:
@@ -401,7 +402,10 @@ def without_facts(run: Run) -> None:
 def with_facts(facts: Any) -> Damage:
     def damage(run: Run) -> None:
         path = run.latency("onnxruntime-1thread")
-        write_rows(path, read_rows(path, LATENCY), LATENCY, facts)
+        if isinstance(facts, dict):
+            profiles.write_profile(path, read_rows(path, LATENCY), facts)
+        else:
+            write_rows(path, read_rows(path, LATENCY), LATENCY, facts)
 
     return damage
 

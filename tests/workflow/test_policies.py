@@ -14,8 +14,6 @@ import torch
 from skimage.metrics import variation_of_information
 
 from mess import load_bundle, workflow
-from mess.cache.parquet import read_facts, read_rows, write_rows
-from mess.cache.schema import LATENCY
 from mess.common.progress import Silent
 from mess.data import open_split
 from mess.errors import CacheError, ConfigError, MessError
@@ -23,6 +21,7 @@ from mess.export.bundle import PlannedExit, export_bundle
 from mess.runs.network import trained_network
 from mess.runs.part_costs import load_costs
 from mess.runs.policies import known_policies, observed_signals, policy_tables
+from mess.runs.profiles import read_profile, write_profile
 from mess.runs.run import Run
 from mess.search.problem.costs import to_ticks
 from mess.search.problem.definition import Choice, evaluate
@@ -239,8 +238,8 @@ def test_signals_that_were_not_measured_stop_only_what_asks_for_latency(run: Run
     before = workflow.search(run.path, policy="ne", target="macs", max_error=0.1)
     assert before["predicted"]["latency_ms"] is not None
     path = run.latency("onnxruntime-1thread")
-    rows = [row for row in read_rows(path, LATENCY) if not row["name"].startswith("ne@")]
-    write_rows(path, rows, LATENCY, read_facts(path))
+    rows, facts = read_profile(path)
+    write_profile(path, [row for row in rows if not row["name"].startswith("ne@")], facts)
     heard = Heard()
     found = workflow.search(run.path, policy="ne", target="macs", max_error=0.1, reporter=heard)
     assert found["predicted"]["macs"] == before["predicted"]["macs"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from mess.cache.schema import LATENCY
 from mess.cli.app import main
 from mess.common.records import with_digest
 from mess.errors import CacheError, MessError
+from mess.runs.profiles import read_profile, write_profile
 from mess.runs.run import Run
+from tests.seeds import seeded
 
 
 def refused(
@@ -323,6 +327,25 @@ def test_a_cache_of_another_folder_is_not_searched(refuse: Callable[..., str], r
     assert "a cache's name" in message
 
 
+def test_a_flipped_bit_of_a_profile_is_told(run: Run) -> None:
+    """Wherever it is, whatever it would have made of a latency."""
+    path = run.latency("onnxruntime-1thread")
+    whole, rng = path.read_bytes(), random.Random(seeded(0))
+    expected = read_profile(path)
+    for _ in range(300):
+        content = bytearray(whole)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        with suppress(CacheError):
+            # Some bits mean nothing, such as those of names that nobody reads.
+            assert read_profile(path) == expected
+    rows, facts = expected
+    write_rows(path, [rows[0] | {"median_ms": 1.0}, *rows[1:]], LATENCY, facts)
+    with pytest.raises(CacheError, match="was altered, or an earlier version"):
+        workflow.search(run.path, target="latency", max_error=0.05)
+    path.write_bytes(whole)
+
+
 @pytest.mark.parametrize("facts", [None, {}, {"signals": 3}])
 def test_a_damaged_profile_is_measured_again(
     run: Run, facts: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
@@ -331,7 +354,7 @@ def test_a_damaged_profile_is_measured_again(
     if facts is None:
         path.write_bytes(b"")
     else:
-        write_rows(path, read_rows(path, LATENCY), LATENCY, facts)
+        write_profile(path, read_rows(path, LATENCY), facts)
         with pytest.raises(CacheError, match="measured for other weights"):
             workflow.search(run.path, target="latency", max_error=0.05)
     measured = []

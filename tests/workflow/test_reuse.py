@@ -21,7 +21,7 @@ from mess.cache.parquet import read_facts, read_rows, write_rows
 from mess.cache.predictions.parts import read_rows_of, write_part
 from mess.cache.predictions.store import PredictionStore, Snapshot
 from mess.cache.predictions.writer import Identity
-from mess.cache.schema import EXITS, FRONT, LATENCY
+from mess.cache.schema import EXITS, FRONT
 from mess.commands import search as searching
 from mess.common.files import sha256, write_text
 from mess.common.progress import Silent
@@ -30,6 +30,7 @@ from mess.data import open_split
 from mess.errors import InfeasibleError
 from mess.runs import fronts as reuse
 from mess.runs.fingerprints import pipeline_fingerprint
+from mess.runs.profiles import read_profile, write_profile
 from mess.runs.run import Run
 from mess.signals.registry import configured_signals
 from tests.caches import fill
@@ -154,7 +155,7 @@ def measure(run: Run, config: Config, name: str, seed: int) -> None:
     names = [spec.name for spec in configured_signals(config.memoise)]
     rows = timings(np.random.default_rng(seeded(seed)), exits, names)
     facts = {"weights": sha256(run.weights), "signals": names}
-    write_rows(run.latency(name), rows, LATENCY, facts)
+    write_profile(run.latency(name), rows, facts)
 
 
 @pytest.fixture(scope="module")
@@ -345,8 +346,8 @@ def change_weights(run: Run) -> None:
     run.weights.write_bytes(b"others")
     change_manifest(run, weights=sha256(run.weights))
     for path in (run.path / "latency").iterdir():
-        facts = read_facts(path) | {"weights": sha256(run.weights)}
-        write_rows(path, read_rows(path, LATENCY), LATENCY, facts)
+        rows, facts = read_profile(path)
+        write_profile(path, rows, facts | {"weights": sha256(run.weights)})
 
 
 def change_manifest(run: Run, **changes: Any) -> None:
@@ -368,9 +369,9 @@ def change_predictions(run: Run) -> None:
 
 def change_latency(run: Run) -> None:
     path = run.latency("onnxruntime-1thread")
-    rows, facts = read_rows(path, LATENCY), read_facts(path)
+    rows, facts = read_profile(path)
     rows[0]["median_ms"] += 1e-6
-    write_rows(path, rows, LATENCY, facts)
+    write_profile(path, rows, facts)
 
 
 def change_exits(run: Run, **changes: Any) -> None:
