@@ -423,7 +423,7 @@ def other_exit(run: Run) -> None:
         (spoil("classes.json", b"{"), "classes.json"),
         (spoil("exits.parquet", b""), "exits.parquet is damaged"),
         (spoil("latency/onnxruntime-1thread.parquet", b""), "1thread.parquet is damaged"),
-        (without_facts, "lacks the facts about its making"),
+        (without_facts, "was altered, or an earlier version"),
         (with_facts([1]), "facts that are no JSON object"),
         (with_facts({"size": None, "more": {"a": 1}}), "more a"),
         (lambda run: write_search(run, "second", setting="odd"), "unknown setting 'odd'"),
