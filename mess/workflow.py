@@ -358,6 +358,13 @@ def predict(
     return predict_images(bundle, images, output, threads, trust=trust)
 
 
+def bundle_digest(bundle: Path) -> str:
+    """The digest of a bundle, as its manifest says it; `verify` reads all of its files."""
+    from mess.runtime.manifest import read_manifest
+
+    return read_manifest(bundle)["digest"]
+
+
 def verify(bundle: Path, *, digest: str | None = None) -> dict[str, Any]:
     """Check that a bundle is what was exported, and where given has `digest`, without running it.
 

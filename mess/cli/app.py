@@ -352,7 +352,7 @@ def export(
     with reporter() as listener:
         path = workflow.export(run, search=search, format=format, output=output, reporter=listener)
     say(f"Bundle: {path}")
-    say(f"Digest: {workflow.verify(path)['digest']}")
+    say(f"Digest: {workflow.bundle_digest(path)}")
 
 
 @app.command()

@@ -277,15 +277,16 @@ def _programs(path: Path, manifest: Manifest, threads: int, trust: bool) -> dict
     """Every program of a bundle by its file's name."""
     try:
         runtime = runtime_of(manifest["format"])
+        # Before its library is loaded, which may take seconds.
+        if runtime.is_code and not trust:
+            raise MessError(
+                f"it is of format {runtime.format!r}, whose programs are code and may do anything "
+                "when they are loaded. If you trust who made it, load it with trust=True, on the "
+                "command line --trust."
+            )
         kind = runtime.load()
     except MessError as error:
         raise BundleError(f"bundle {path} cannot be run: {error}") from error
-    if runtime.is_code and not trust:
-        raise BundleError(
-            f"bundle {path} is of format {runtime.format!r}, whose programs are code and may do "
-            "anything when they are loaded. If you trust who made it, load it with trust=True, on "
-            "the command line --trust."
-        )
     takes = {exit_["answer"]: (1, 1) for exit_ in manifest["exits"]}
     for exit_ in manifest["exits"]:
         takes[exit_["segment"]] = len(exit_["inputs"]), len(exit_["outputs"])

@@ -62,7 +62,7 @@ def read_manifest(path: Path) -> Manifest:
     for fault in faults(found):
         raise BundleError(f"{file} {fault}. {AGAIN}")
     input_of(found, path)
-    if certificate := manifest.get(CERTIFICATE):
+    if (certificate := manifest.get(CERTIFICATE)) is not None:
         _require_certificate(certificate, manifest, file)
     return found
 

@@ -146,6 +146,8 @@ def test_a_certificate_is_of_its_bundle_and_leaves_its_digest() -> None:
     plain = read(as_written(WHOLE))
     certified = read(as_written(WHOLE, {"holds": True}))
     assert certified["digest"] == plain["digest"]
+    with pytest.raises(BundleError, match="certificate of another bundle"):
+        read(json.dumps(plain | {"certificate": {}}).encode())
     told = certified.get("certificate", {})
     assert told["holds"] is True
     for key, value in (("holds", False), ("bundle", "0" * 64), ("digest", None)):
