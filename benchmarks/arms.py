@@ -76,7 +76,7 @@ class Arm:
     """Whether the network of `start` is trained once more, the same, before the exits."""
 
 
-def exits_alone(name: str, start: str, **settings: Any) -> Arm:
+def exits_alone(name: str, start: str, settings: Mapping[str, Any]) -> Arm:
     """Exits on the frozen backbone of another arm."""
     own = {"training.scheme": "frozen", "training.stage1.iterations": 0, **settings}
     return Arm(name, own, start, rate="training.stage2.learning_rate")

@@ -11,6 +11,7 @@ each of its exits with the best plain one, on the calibration split, that costs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from arms import EXITS, Arm, Study, exits_alone, run_study, spread
@@ -34,26 +35,26 @@ _UNCHANGED = {"data.crop": 1.0, "data.scale": [1.0, 1.0], "data.jitter": 0.0}
 _LONG = {"training.stage2.iterations": 3 * EXITS}
 
 
-def _idea(name: str, start: str = NETWORK_OF, **settings: object) -> Arm:
-    return exits_alone(name, start, **{**_PLAIN, **settings})
+def _idea(name: str, settings: Mapping[str, Any], start: str = NETWORK_OF) -> Arm:
+    return exits_alone(name, start, {**_PLAIN, **settings})
 
 
 ARMS = (
     Arm(NETWORK_OF, _OWN, judged="all"),
     Arm("distilled heads", {**_OWN, "training.stage1.early_distillation": 1.0}, judged="all"),
     Arm("Lovász in stage 1", {**_OWN, "training.stage1.lovasz": 1.0}, judged="all"),
-    _idea(PLAIN),
+    _idea(PLAIN, {}),
     # What the paper's space has anyway: widths and extra blocks.
-    _idea("plain, all shapes", **_SHAPES),
-    _idea("separable DeepLab", **{**_DEEPLAB, "exits.heads": ["sdlb"]}),
-    _idea("DeepLab", **_DEEPLAB),
-    _idea("DeepLab, the papers' rates", **_DEEPLAB, **{"exits.dlb_rates": "papers"}),
-    _idea("LR-ASPP", **{"exits.heads": ["lraspp"]}),
-    _idea("skips", **{"exits.skips": [True]}),
-    _idea("every pixel's label", **{"training.stage2.pixel_stride": 1}),
-    _idea("whole images, no jitter", **_UNCHANGED),
-    _idea("three times as long", **_LONG),
-    _idea("three times, best epoch", **_LONG, **{"training.keep": "best"}),
+    _idea("plain, all shapes", _SHAPES),
+    _idea("separable DeepLab", {**_DEEPLAB, "exits.heads": ["sdlb"]}),
+    _idea("DeepLab", _DEEPLAB),
+    _idea("DeepLab, the papers' rates", {**_DEEPLAB, "exits.dlb_rates": "papers"}),
+    _idea("LR-ASPP", {"exits.heads": ["lraspp"]}),
+    _idea("skips", {"exits.skips": [True]}),
+    _idea("every pixel's label", {"training.stage2.pixel_stride": 1}),
+    _idea("whole images, no jitter", _UNCHANGED),
+    _idea("three times as long", _LONG),
+    _idea("three times, best epoch", {**_LONG, "training.keep": "best"}),
     Arm(
         "from stage 1's heads",
         {**_PLAIN, "training.scheme": "two-stage", "training.stage2.start": "stage1"},
@@ -61,8 +62,8 @@ ARMS = (
         rate="training.stage2.learning_rate",
         again=True,
     ),
-    _idea("after distilled heads", "distilled heads"),
-    _idea("after Lovász in stage 1", "Lovász in stage 1"),
+    _idea("after distilled heads", {}, "distilled heads"),
+    _idea("after Lovász in stage 1", {}, "Lovász in stage 1"),
 )
 
 TABLES = {

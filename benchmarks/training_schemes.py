@@ -50,11 +50,11 @@ ARMS = (
     Arm("exit-aware", {"training.scheme": "two-stage", **_HEADS}, judged="all"),
     Arm("e2e", _JOINT, judged="all"),
     Arm("e2e, longer", {**_JOINT, "training.stage1.iterations": NETWORK + EXITS}, judged="all"),
-    exits_alone("frozen", "plain"),
-    exits_alone("two-stage, CE", "exit-aware"),
-    exits_alone("two-stage, KD", "exit-aware", **{"training.loss": "kd"}),
-    exits_alone("two-stage, CE + KD", "exit-aware", **{"training.loss": "self-distill"}),
-    exits_alone("two-stage, PFD", "exit-aware", **{"training.loss": "pfd"}),
+    exits_alone("frozen", "plain", {}),
+    exits_alone("two-stage, CE", "exit-aware", {}),
+    exits_alone("two-stage, KD", "exit-aware", {"training.loss": "kd"}),
+    exits_alone("two-stage, CE + KD", "exit-aware", {"training.loss": "self-distill"}),
+    exits_alone("two-stage, PFD", "exit-aware", {"training.loss": "pfd"}),
     *(_branches(count) for count in (0, 3, 6)),
 )
 
