@@ -60,8 +60,24 @@ def _write_onnx(
         )
         if program is None:
             raise RuntimeError("torch.onnx.export gave no program")
+        _forget_the_code(program.model)
         # Weights within: the manifest has one file a program, with one hash.
         program.save(path, external_data=False)
+
+
+def _forget_the_code(model: Any) -> None:
+    """Remove what the exporter notes of the code it traced: where it lies, line by line.
+
+    That is the business of nobody who gets the program, and else the same instance has another
+    digest wherever it is exported.
+    """
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        nodes = list(graph.all_nodes())
+        values = [*graph.inputs, *graph.initializers.values()] if graph is model.graph else []
+        for noted in (*nodes, *values, *(value for node in nodes for value in node.outputs)):
+            noted.metadata_props.clear()
+            noted.doc_string = None
 
 
 WRITERS: dict[str, Writer] = {"onnx": _write_onnx, "torch": _write_torch}

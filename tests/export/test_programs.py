@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -68,3 +69,13 @@ def test_programs_are_written_where_torch_hides_how(
     monkeypatch.setitem(sys.modules, REGISTRATION, None)
     assert_written(tmp_path, 3)
     assert programs._operators() is None
+
+
+def test_programs_do_not_tell_where_the_code_lies(tmp_path: Path) -> None:
+    """So that an instance has the same digest wherever it is exported."""
+    assert_written(tmp_path, 3)
+    content = (tmp_path / "3.onnx").read_bytes()
+    for place in (Path(nn.__file__).parent, Path(programs.__file__).parent, Path(__file__).parent):
+        assert str(place).encode() not in content
+    assert b"stack_trace" not in content
+    assert not any(node.metadata_props for node in onnx.load_from_string(content).graph.node)
