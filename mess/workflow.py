@@ -347,15 +347,18 @@ def predict(
     output: Path,
     threads: int = 1,
     trust: bool = False,
+    public_key: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Write the label map of every image to `output` as a palette PNG of the image's own size.
 
     Returns, per image, the file, the exit taken and its signal. A bundle of a format that is code
-    is run with `trust` alone.
+    is run with `trust` alone; with a `public_key` it must be signed by the other half.
     """
     from mess.commands.predict import predict_images
 
-    return predict_images(bundle, images, output, threads, trust=trust)
+    return predict_images(
+        bundle, images, output, threads=threads, trust=trust, public_key=public_key
+    )
 
 
 def bundle_digest(bundle: Path) -> str:
@@ -365,14 +368,28 @@ def bundle_digest(bundle: Path) -> str:
     return read_manifest(bundle)["digest"]
 
 
-def verify(bundle: Path, *, digest: str | None = None) -> dict[str, Any]:
-    """Check that a bundle is what was exported, and where given has `digest`, without running it.
+def sign(bundle: Path, key: Path) -> dict[str, Any]:
+    """Sign a bundle, and the certificate that it carries, with an Ed25519 key in a PEM file.
 
-    Returns what it is; raises BundleError that names what is wrong.
+    Returns what it is, as `verify` does. Raises BundleError where the bundle was altered, MessError
+    for a file without such a key.
+    """
+    from mess.commands.verify import sign_bundle
+
+    return sign_bundle(bundle, key)
+
+
+def verify(
+    bundle: Path, *, digest: str | None = None, public_key: Path | None = None
+) -> dict[str, Any]:
+    """Check that a bundle is what was exported, without running it.
+
+    Where given, it must have `digest` and be signed by the other half of `public_key`. Returns what
+    it is; raises BundleError that names what is wrong.
     """
     from mess.commands.verify import verify_bundle
 
-    return verify_bundle(bundle, digest)
+    return verify_bundle(bundle, digest, public_key)
 
 
 def report(run: Path | None = None) -> Path:

@@ -21,6 +21,7 @@ from mess.cli.options import (
     JsonOption,
     LabelsOption,
     LatencyStat,
+    PublicKeyOption,
     RunOption,
     RuntimeName,
     Sampler,
@@ -423,10 +424,13 @@ def predict(
     output: Annotated[Path, typer.Option(help="Folder of the label maps.")] = Path("predictions"),
     threads: ThreadsOption = 1,
     trust: TrustOption = False,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the label maps of images as palette PNGs."""
-    rows = workflow.predict(bundle, images, output=output, threads=threads, trust=trust)
+    rows = workflow.predict(
+        bundle, images, output=output, threads=threads, trust=trust, public_key=public_key
+    )
     if as_json:
         print_json(rows)
         return
@@ -439,15 +443,31 @@ def verify(
     digest: Annotated[
         str | None, typer.Option(help="It must have; `mess export` tells it.")
     ] = None,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that a bundle is what was exported, without running it."""
-    found = workflow.verify(bundle, digest=digest)
+    found = workflow.verify(bundle, digest=digest, public_key=public_key)
     if as_json:
         print_json(found)
         return
     for line in verified_lines(found):
         say(line)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    key: Annotated[Path, typer.Option(help="PEM file of an Ed25519 private key.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a bundle and its certificate, for those who have the key's public half."""
+    found = workflow.sign(bundle, key)
+    if as_json:
+        print_json(found)
+        return
+    say(f"Signed: {bundle}")
+    say(f"Digest: {found['digest']}")
 
 
 @app.command()

@@ -60,6 +60,10 @@ TrustOption = Annotated[
     bool, typer.Option("--trust", help="Run it even where its programs are code (torch).")
 ]
 
+PublicKeyOption = Annotated[
+    Path | None, typer.Option(help="PEM file: the bundle must be signed by its other half.")
+]
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 

@@ -43,7 +43,7 @@ from mess.runs.sources import ImageSource
 from mess.runtime.bundle import Bundle, load_bundle
 from mess.runtime.bundle_run import BundleRun, run_in_turns
 from mess.runtime.format import MANIFEST
-from mess.runtime.manifest import read_manifest, sealed
+from mess.runtime.manifest import SIGNATURE, read_manifest, sealed
 from mess.search.guarantees.claims import Claim, Ran
 from mess.search.guarantees.cross_fit import narrowest, outcomes_on
 from mess.search.guarantees.groups import Groups, Strength
@@ -106,7 +106,7 @@ def certify_bundles(
         reporter.message(f"Carried out before: {folder / RESULT}")
         told = {**known, "confidence_together": together}
         # A bundle may have been exported again, or a kill may have come between.
-        _write_manifests(bundles, told)
+        _write_manifests(bundles, told, reporter)
         return told
     runs = [BundleRun(each) for each in [*bundles, baselines[0]]]
     thumbnails: list[bytes] = []
@@ -126,7 +126,7 @@ def certify_bundles(
         }
     )
     write_json(folder / RESULT, report)
-    _write_manifests(bundles, report)
+    _write_manifests(bundles, report, reporter)
     return report
 
 
@@ -304,7 +304,9 @@ def _judge(
     ]
 
 
-def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> None:
+def _write_manifests(
+    bundles: Sequence[Bundle], report: Mapping[str, Any], reporter: Reporter
+) -> None:
     """What was found of a bundle goes where it goes, also that it does not hold.
 
     Raises BundleError where another bundle lies there by now.
@@ -317,4 +319,11 @@ def _write_manifests(bundles: Sequence[Bundle], report: Mapping[str, Any]) -> No
             )
         certificate = {name: value for name, value in told.items() if name != "bundle"}
         certificate["confidence_together"] = report["confidence_together"]
-        write_json(bundle.path / MANIFEST, sealed(bundle.manifest, certificate))
+        before = dict(bundle.manifest)
+        signature, whole = before.pop(SIGNATURE, None), sealed(before, certificate)
+        # What says the same keeps its signature.
+        if whole == before:
+            continue
+        write_json(bundle.path / MANIFEST, whole)
+        if signature is not None:
+            reporter.message(f"{bundle.path} was signed without this certificate: sign it again.")

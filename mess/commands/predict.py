@@ -16,7 +16,13 @@ from mess.runtime.bundle import Answer, Bundle, load_bundle
 
 
 def predict_images(
-    bundle: Path, images: Sequence[Path], output: Path, threads: int, *, trust: bool = False
+    bundle: Path,
+    images: Sequence[Path],
+    output: Path,
+    *,
+    threads: int,
+    trust: bool,
+    public_key: Path | None,
 ) -> list[dict[str, Any]]:
     """Write one palette PNG an image to `output`, at the image's own size.
 
@@ -38,7 +44,7 @@ def predict_images(
                 f"the label map of {image} would replace {given[target.resolve()]}, which is one "
                 "of the images. Choose another folder with --output."
             )
-    loaded = load_bundle(bundle, threads=threads, trust=trust)
+    loaded = load_bundle(bundle, threads=threads, trust=trust, public_key=public_key)
     palette = [value for color in loaded.facts["palette"] for value in color]
     rows = []
     for image in images:

@@ -32,6 +32,7 @@ from mess.runtime.format import (
 from mess.runtime.manifest import AGAIN, facts_of, file_content, input_of, read_manifest
 from mess.runtime.program import Program, require_threads
 from mess.runtime.registry import runtime_of
+from mess.runtime.signature import require_signature
 from mess.signals.decision import leaves
 
 
@@ -249,17 +250,27 @@ class Bundle:
         )
 
 
-def load_bundle(path: Path | str, *, threads: int = 1, trust: bool = False) -> Bundle:
+def load_bundle(
+    path: Path | str,
+    *,
+    threads: int = 1,
+    trust: bool = False,
+    public_key: Path | str | None = None,
+) -> Bundle:
     """Load a bundle after checking that nothing of it was altered.
 
     `threads` is the number of threads within an operator; the predicted latencies hold for the
     number they were measured with. Programs of the torch format are code and run only with `trust`;
-    ONNX graphs are data. Raises BundleError that names the file at fault, MessError for a number of
-    threads that cannot be.
+    ONNX graphs are data. With a `public_key`, a PEM file, the bundle must be signed by its other
+    half; that needs `cryptography`. Raises BundleError that names the file at fault, MessError for
+    a number of threads that cannot be or a file that holds no key.
     """
     require_threads(threads)
     path = Path(path)
-    return Bundle(path, read_manifest(path), threads, trust=trust)
+    manifest = read_manifest(path)
+    if public_key is not None:
+        require_signature(manifest, path, Path(public_key))
+    return Bundle(path, manifest, threads, trust=trust)
 
 
 def _reopened(path: Path, digest: str, threads: int, trust: bool) -> Bundle:

@@ -70,6 +70,13 @@ class InstanceSource(TypedDict):
     """What `predicted` is measured against: `masks`, or `final` for the final exit's label maps."""
 
 
+class Signature(TypedDict):
+    algorithm: str
+    """`ed25519`."""
+    value: str
+    """In base64, of the digests of the manifest and of the certificate."""
+
+
 class Manifest(TypedDict):
     """What every bundle says."""
 
@@ -82,13 +89,14 @@ class Manifest(TypedDict):
     files: dict[str, BundleFile]
     """Every other file of the bundle."""
     digest: str
-    """sha256 of all the rest but the certificate: the bundle's identity."""
+    """sha256 of all the rest but certificate and signature: the bundle's identity."""
     certificate: NotRequired[dict[str, Any]]
     """What was last certified, or not, of new images: by its search, or by running it.
 
     With the `bundle` it is of and a `digest` of its own, since it is renewed without the bundle
     becoming another.
     """
+    signature: NotRequired[Signature]
 
 
 class RunManifest(Manifest):

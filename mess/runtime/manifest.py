@@ -27,8 +27,8 @@ MOST_MANIFEST_BYTES = 2**24
 
 AGAIN = "Export the bundle again."
 
-CERTIFICATE = "certificate"
-_NOT_IN_DIGEST = (CERTIFICATE, DIGEST)
+CERTIFICATE, SIGNATURE = "certificate", "signature"
+_NOT_IN_DIGEST = (CERTIFICATE, SIGNATURE, DIGEST)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -81,7 +81,10 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def sealed(manifest: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A manifest with its digest and, where there is one, the certificate of that bundle."""
+    """A manifest with its digest and, where there is one, the certificate of that bundle.
+
+    A signature it had is of another certificate, and gone.
+    """
     kept = {key: manifest[key] for key in manifest if key not in _NOT_IN_DIGEST}
     # Through JSON, which makes lists of tuples.
     whole = with_digest(kept)

@@ -26,6 +26,8 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """What Windows takes for a device, whatever its suffix."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
+"""64 bytes in base64."""
 
 MOST_EXITS = 64
 MOST_SIDE = 16_384
@@ -41,7 +43,7 @@ LARGEST = 1e18
 
 def faults(manifest: Manifest) -> Iterator[str]:
     """What is wrong with a manifest of the right types, in words that follow its file's name."""
-    for check in (_input, _files, _exits, _wiring, _histograms):
+    for check in (_input, _files, _signature, _exits, _wiring, _histograms):
         yield from check(manifest)
 
 
@@ -94,6 +96,14 @@ def _files(manifest: Manifest) -> Iterator[str]:
     for one, other in pairwise(sorted([*names, MANIFEST], key=str.casefold)):
         if one.casefold() == other.casefold():
             yield f"names both {one} and {other}, which some systems hold for one file"
+
+
+def _signature(manifest: Manifest) -> Iterator[str]:
+    signature = manifest.get("signature")
+    if signature is not None and not _SIGNATURE.fullmatch(signature["value"]):
+        yield f"has signature.value = {signature['value'][:MOST_TEXT]!r}, which is none"
+    if signature is not None and signature["algorithm"] != "ed25519":
+        yield f"has signature.algorithm = {signature['algorithm'][:MOST_TEXT]!r}; it is ed25519"
 
 
 def _exits(manifest: Manifest) -> Iterator[str]:

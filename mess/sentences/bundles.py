@@ -13,6 +13,10 @@ def verified_lines(found: dict[str, Any]) -> list[str]:
         f"{files} {found['format']} programs, {found['bytes'] / 1e6:.1f} MB.",
         f"Digest: {found['digest']}",
     ]
+    if found["signed_by"]:
+        lines.append(f"Signed by the key whose public half is {found['signed_by']}.")
+    elif found["signed"]:
+        lines.append("It is signed; --public-key checks by whom.")
     certificate = found["certificate"]
     if certificate is None:
         return [*lines, "It carries no certificate."]

@@ -30,6 +30,7 @@ from torch import Tensor
 import mess.export.bundle
 import mess.runtime.bundle
 from mess import workflow
+from mess.cli.app import main
 from mess.common.framing import Framing
 from mess.common.normalisation import IMAGENET, Normalisation
 from mess.common.progress import Silent
@@ -48,6 +49,7 @@ from mess.signals.decision import threshold_between
 from mess.signals.maps import PixelMaps
 from mess.signals.measure import measure
 from tests.conftest import MakeConfig
+from tests.keys import write_keys
 from tests.seeds import seeded
 from tests.upsampling import assert_classes
 
@@ -736,6 +738,36 @@ def test_verify_tells_what_a_bundle_is(exported: Path, bundle_path: Path) -> Non
     assert verified_lines(certified)[-1] == (
         "It carries a certificate that holds at 90%, unaltered."
     )
+
+
+def test_a_signed_bundle_runs_for_who_has_the_key(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def said(*words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["mess", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+        return " ".join(capsys.readouterr().out.split())
+
+    (private, public), (_, stranger) = (write_keys(tmp_path / each) for each in ("own", "other"))
+    digest = load_bundle(bundle_path).digest
+    assert f"Digest: {digest}" in said("sign", bundle_path, "--key", private)
+    assert load_bundle(bundle_path, public_key=public).digest == digest
+    assert "Signed by the key whose public half" in said(
+        "verify", bundle_path, "--public-key", public
+    )
+    assert "--public-key checks by whom" in said("verify", bundle_path)
+    with pytest.raises(BundleError, match="not signed by the key of"):
+        load_bundle(bundle_path, public_key=stranger)
+    with pytest.raises(BundleError, match="not signed by the key of"):
+        workflow.predict(
+            bundle_path, [tmp_path / "a.png"], output=tmp_path / "out", public_key=stranger
+        )
+    # What was altered is not signed.
+    (bundle_path / "segment-1.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="segment-1.onnx was altered"):
+        workflow.sign(bundle_path, private)
 
 
 def test_verify_refuses_another_bundle_and_altered_files(bundle_path: Path) -> None:

@@ -18,13 +18,14 @@ from mess.common.files import write_text
 from mess.common.progress import Silent
 from mess.common.records import with_digest
 from mess.config import load_config
-from mess.errors import ConfigError, DataError, MessError
+from mess.errors import BundleError, ConfigError, DataError, MessError
 from mess.runs.run import Run
 from mess.runtime.bundle_run import run_in_turns
 from mess.search.guarantees.claims import counts_of
 from mess.search.guarantees.groups import Groups
 from mess.search.guarantees.sampling_error import error_estimate
 from mess.sentences.certificates import certified_lines
+from tests.keys import write_keys
 from tests.workflow.videos import write_video
 
 SEARCH: dict[str, Any] = {"target": "macs", "max_exits": 2, "max_error": 0.3}
@@ -137,14 +138,15 @@ def test_images_that_are_nearly_the_searched_ones_are_warned_of(
     assert any("20 of 20 images are nearly identical to one that was searched" in s for s in said)
 
 
+class Told(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
 def test_a_plan_is_carried_out_once(run: Run, searched: Callable[..., Path]) -> None:
-    class Told(Silent):
-        def __init__(self) -> None:
-            self.messages: list[str] = []
-
-        def message(self, text: str) -> None:
-            self.messages.append(text)
-
     bundle, told = searched(**SEARCH), Told()
     first = workflow.certify([bundle], max_error=0.9)
     assert workflow.certify([bundle], max_error=0.9, reporter=told) == first
@@ -232,6 +234,25 @@ def test_a_bundle_exported_again_has_its_certificate_again(
     assert "certificate" not in json.loads((bundle / "manifest.json").read_text())
     workflow.certify([bundle], max_error=0.99)
     assert "certificate" in json.loads((bundle / "manifest.json").read_text())
+
+
+def test_a_signed_bundle_is_to_be_signed_again(
+    searched: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where it has another certificate than the one that was signed with it."""
+    bundle, (private, public), told = searched(**SEARCH), write_keys(tmp_path / "keys"), Told()
+    workflow.sign(bundle, private)
+    load_bundle(bundle, public_key=public)
+    workflow.certify([bundle], max_error=0.99, reporter=told)
+    assert any("was signed without this certificate" in message for message in told.messages)
+    with pytest.raises(BundleError, match="is not signed"):
+        load_bundle(bundle, public_key=public)
+    found = workflow.sign(bundle, private)
+    assert found["signed"]
+    assert found["certificate"]["holds"] is True
+    # The same certificate is not written again.
+    workflow.certify([bundle], max_error=0.99)
+    assert workflow.verify(bundle, public_key=public)["signed_by"] == str(public)
 
 
 def test_a_bundle_exported_while_it_is_certified_is_left_alone(
