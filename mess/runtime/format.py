@@ -12,6 +12,9 @@ from mess.common.records import Figures
 MANIFEST = "manifest.json"
 BUNDLE_VERSION = 3
 
+SIGNATURES = "ed25519"
+"""The algorithm of all signatures so far."""
+
 NEXT = "next_"
 """Before the name, in its outputs, of what a program gives to later ones."""
 LOGITS, SIGNAL, LABELS, PREVIOUS_LABELS = "logits", "signal", "labels", "previous_labels"
@@ -72,7 +75,7 @@ class InstanceSource(TypedDict):
 
 class Signature(TypedDict):
     algorithm: str
-    """`ed25519`."""
+    """`SIGNATURES`."""
     value: str
     """In base64, of the digests of the manifest and of the certificate."""
 

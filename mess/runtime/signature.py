@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mess.errors import BundleError, MessError
-from mess.runtime.format import Signature
-
-ALGORITHM = "ed25519"
+from mess.runtime.format import SIGNATURES, Signature
 
 _PURPOSE = b"mess bundle"
 """Else a signature of the same key for something else could pass for one of a bundle."""
@@ -36,7 +34,7 @@ def signature_of(manifest: Mapping[str, Any], private_key: Path) -> Signature:
     if not isinstance(key, Ed25519PrivateKey):
         raise _other_key(private_key, "private")
     value = base64.b64encode(key.sign(_message(manifest))).decode("ascii")
-    return {"algorithm": ALGORITHM, "value": value}
+    return {"algorithm": SIGNATURES, "value": value}
 
 
 def require_signature(manifest: Mapping[str, Any], path: Path, public_key: Path) -> None:

@@ -16,6 +16,7 @@ from mess.runtime.format import (
     NEXT,
     PREVIOUS_LABELS,
     SIGNAL,
+    SIGNATURES,
     Histogram,
     Manifest,
     RunManifest,
@@ -102,8 +103,8 @@ def _signature(manifest: Manifest) -> Iterator[str]:
     signature = manifest.get("signature")
     if signature is not None and not _SIGNATURE.fullmatch(signature["value"]):
         yield f"has signature.value = {signature['value'][:MOST_TEXT]!r}, which is none"
-    if signature is not None and signature["algorithm"] != "ed25519":
-        yield f"has signature.algorithm = {signature['algorithm'][:MOST_TEXT]!r}; it is ed25519"
+    if signature is not None and signature["algorithm"] != SIGNATURES:
+        yield f"has signature.algorithm = {signature['algorithm'][:MOST_TEXT]!r}; it is {SIGNATURES}"
 
 
 def _exits(manifest: Manifest) -> Iterator[str]:
