@@ -104,7 +104,8 @@ def _signature(manifest: Manifest) -> Iterator[str]:
     if signature is not None and not _SIGNATURE.fullmatch(signature["value"]):
         yield f"has signature.value = {signature['value'][:MOST_TEXT]!r}, which is none"
     if signature is not None and signature["algorithm"] != SIGNATURES:
-        yield f"has signature.algorithm = {signature['algorithm'][:MOST_TEXT]!r}; it is {SIGNATURES}"
+        algorithm = signature["algorithm"][:MOST_TEXT]
+        yield f"has signature.algorithm = {algorithm!r}; it is {SIGNATURES}"
 
 
 def _exits(manifest: Manifest) -> Iterator[str]:
