@@ -131,7 +131,8 @@ def _slots(tables: Tables, order_E: Arrays, label_C: Arrays) -> Slots:
     extra_SE -= hits_SE
     return Slots(
         start_I=np.searchsorted(image_S, np.arange(tables.images + 1)),
-        class_S=class_S,
+        # A view of every second number else, which kernels would be compiled for once more.
+        class_S=np.ascontiguousarray(class_S),
         hits_SE=hits_SE,
         extra_SE=extra_SE,
         label_C=label_C[order_C].astype(np.float64),
