@@ -78,7 +78,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parents[1]
     for item in items:
         place = item.path.relative_to(root).as_posix()
-        if place.startswith(NUMERICS) and place not in EXACT:
+        rounds = place.startswith(NUMERICS) and place not in EXACT
+        if rounds and not item.get_closest_marker("one_setting"):
             item.add_marker("numerics")
         if place.startswith(SLOW):
             item.add_marker("slow")
