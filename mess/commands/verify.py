@@ -14,11 +14,10 @@ from mess.runtime.signature import require_signature, signature_of
 
 def sign_bundle(path: Path, private_key: Path) -> dict[str, Any]:
     """Sign the bundle at `path` after checking it; what it is."""
-    manifest = read_manifest(path)
-    require_files(manifest, path)
+    found, manifest = verify_bundle(path, None, None), read_manifest(path)
     signature = signature_of(manifest, private_key)
     write_json(path / MANIFEST, {**manifest, SIGNATURE: signature})
-    return verify_bundle(path, None, None)
+    return {**found, "signed": True}
 
 
 def verify_bundle(path: Path, digest: str | None, public_key: Path | None) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mess.common.records import DIGEST
 from mess.errors import BundleError, MessError
 from mess.runtime.format import SIGNATURES, Signature
+from mess.runtime.manifest import CERTIFICATE, SIGNATURE
 
 _PURPOSE = b"mess bundle"
 """Else a signature of the same key for something else could pass for one of a bundle."""
@@ -50,7 +52,7 @@ def require_signature(manifest: Mapping[str, Any], path: Path, public_key: Path)
     key = _key(public_key, "public", load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
         raise _other_key(public_key, "public")
-    signature = manifest.get("signature")
+    signature = manifest.get(SIGNATURE)
     if signature is None:
         raise BundleError(
             f"bundle {path} is not signed, and {public_key} was to check it. Ask who made it to "
@@ -66,8 +68,8 @@ def require_signature(manifest: Mapping[str, Any], path: Path, public_key: Path)
 
 
 def _message(manifest: Mapping[str, Any]) -> bytes:
-    certificate = manifest.get("certificate")
-    parts = manifest["digest"], "none" if certificate is None else certificate["digest"]
+    certificate = manifest.get(CERTIFICATE)
+    parts = manifest[DIGEST], "none" if certificate is None else certificate[DIGEST]
     return b"\n".join([_PURPOSE, *(part.encode("ascii") for part in parts)])
 
 
@@ -80,7 +82,7 @@ def _require_library() -> None:
 
 
 def _key(file: Path, half: str, read: Callable[[bytes], Any]) -> Any:
-    # Of the library, and not of it alone: OpenSSL has kinds of its own.
+    # What OpenSSL raises for kinds of keys that it does not know.
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
